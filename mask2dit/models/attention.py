@@ -1,0 +1,122 @@
+"""Attention under the dual mask as a few unmasked calls, one for each set of keys that some queries share.
+
+For v2 these are T_i over [T_i, V_i] and V_i over [T_i, V_1 … V_S] ("grouped attention" of the paper), for v5 a single
+call. No mask is built, so every kernel of diffusers' dispatcher (flash, sage, cuDNN, native, …) can run it.
+"""
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import apply_rotary_emb
+
+from mask2dit.models.masks import cross_scene
+from mask2dit.scenes import SceneLayout, Span
+
+
+def attention_groups(layout: SceneLayout, variant: str) -> list[tuple[tuple[Span, ...], tuple[Span, ...]]]:
+    """The attention calls that make up a mask variant.
+
+    Returns:
+        (queries, keys) of each call as spans of the joint sequence. Every token is a query of exactly one call. Spans
+        that touch are merged, so that a contiguous set of tokens is one span, which is a view and not a copy.
+    """
+    cross = cross_scene(variant)
+    queries_by_keys: dict[tuple[Span, ...], list[Span]] = {}
+    for own, sees_text, sees_video in (
+        (layout.text_spans, cross.text_text, cross.text_video),
+        (layout.video_spans, cross.text_video, cross.video_video),
+    ):
+        for scene, span in enumerate(own):
+            texts = layout.text_spans if sees_text else layout.text_spans[scene : scene + 1]
+            videos = layout.video_spans if sees_video else layout.video_spans[scene : scene + 1]
+            queries_by_keys.setdefault(_merge(texts + videos), []).append(span)
+    return [(_merge(queries), keys) for keys, queries in queries_by_keys.items()]
+
+
+def grouped_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: SceneLayout, variant: str, backend=None
+) -> torch.Tensor:
+    """Attention of N tokens under a mask variant.
+
+    Keys and values of a call are concatenated for that call alone: in inference one such pair, at most (N, H, D) each, is
+    alive at a time, and the last scene of v2 needs none, since `[T_S | V_1 … V_S]` is contiguous. In training, autograd
+    keeps the pair of every call until the backward pass: for v2 (S - 1) copies of the video's keys and values a layer,
+    or of one layer only where blocks are checkpointed.
+
+    Args:
+        query, key, value: (B, N, H, D), tokens in the order of `layout`.
+        backend: an attention backend of diffusers; None for the active one.
+
+    Returns:
+        (B, N, H, D).
+    """
+    outputs = []
+    for queries, keys in attention_groups(layout, variant):
+        output = dispatch_attention_fn(_take(query, queries), _take(key, keys), _take(value, keys), backend=backend)
+        outputs += zip(queries, output.split([stop - start for start, stop in queries], dim=1))
+    if len(outputs) == 1:
+        return outputs[0][1]
+    return torch.cat([output for _, output in sorted(outputs, key=lambda item: item[0])], dim=1)
+
+
+class Mask2DiTAttnProcessor:
+    """Joint text and video attention of CogVideoX under the symmetric binary mask.
+
+    Args:
+        variant: the mask variant, "v1" … "v5".
+    """
+
+    _attention_backend = None  # set by `set_attention_backend`, which passes by processors without this attribute
+
+    def __init__(self, variant: str):
+        cross_scene(variant)
+        self.variant = variant
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,  # (B, video tokens, H*D)
+        encoder_hidden_states: torch.Tensor,  # (B, text tokens, H*D)
+        layout: SceneLayout,
+        attention_mask: None = None,  # diffusers' `Attention` always passes one
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,  # (video tokens, D) each
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if attention_mask is not None:
+            raise ValueError("the mask follows from the layout and the variant: attention_mask cannot be given")
+        tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)  # (B, N, H*D)
+        query = attn.to_q(tokens).unflatten(2, (attn.heads, -1))  # (B, N, H, D)
+        key = attn.to_k(tokens).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(tokens).unflatten(2, (attn.heads, -1))
+
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        if attn.norm_k is not None:
+            key = attn.norm_k(key)
+
+        if image_rotary_emb is not None:
+            video = slice(layout.text_length, None)
+            query[:, video] = apply_rotary_emb(query[:, video], image_rotary_emb, sequence_dim=1)
+            key[:, video] = apply_rotary_emb(key[:, video], image_rotary_emb, sequence_dim=1)
+
+        output = grouped_attention(query, key, value, layout, self.variant, self._attention_backend)
+        output = attn.to_out[0](output.flatten(2))
+        output = attn.to_out[1](output)
+        text, video = output.split([layout.text_length, layout.video_length], dim=1)
+        return video, text
+
+
+def _merge(spans: tuple[Span, ...] | list[Span]) -> tuple[Span, ...]:
+    """Joins spans that touch; they come in ascending order."""
+    merged = list(spans[:1])
+    for start, stop in spans[1:]:
+        if start == merged[-1][1]:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    return tuple(merged)
+
+
+def _take(tokens: torch.Tensor, spans: tuple[Span, ...]) -> torch.Tensor:
+    """The tokens of these spans: (B, N, …) -> (B, n, …); a view where it is one span."""
+    parts = [tokens[:, start:stop] for start, stop in spans]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -1,0 +1,133 @@
+"""Reading model folders: trained with this package, released by the authors, or plain CogVideoX.
+
+A folder's weights are checked against the model from the files' headers, before anything is loaded: nothing missing,
+nothing unknown, no other shape. Loading itself is diffusers': each weight goes straight to its dtype and device.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from accelerate import init_empty_weights
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+
+CONFIG_NAME = "config.json"
+
+
+def model_folder(folder: str | os.PathLike, subfolder: str | None, default: str) -> Path:
+    """The folder that holds a model's `config.json`: `folder/subfolder` or, without a subfolder, `folder` itself or its
+    part named `default`.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}: name a local folder with a model's weights")
+    if subfolder is None:
+        subfolder = "" if (folder / CONFIG_NAME).is_file() else default
+    if not (folder / subfolder / CONFIG_NAME).is_file():
+        raise FileNotFoundError(f"there is no {CONFIG_NAME} in {str(folder / subfolder)!r}")
+    return folder / subfolder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weights of one model: what its index names, else every `.safetensors`, else every `.bin`.
+
+    Raises:
+        FileNotFoundError: if there are none, or a file that the index names is missing.
+    """
+    for index in sorted(folder.glob("*.safetensors.index.json")) + sorted(folder.glob("*.bin.index.json")):
+        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise FileNotFoundError(f"{str(index)!r} names weights that are not there: {', '.join(missing)}")
+        return files
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+        raise FileNotFoundError(f"{str(folder)!r} holds no weights: expected .safetensors or .bin files in it")
+    return files
+
+
+def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights in a file, without loading them. Pickled code is never run.
+
+    Raises:
+        ValueError: if the file is corrupt.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as weights:
+                return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}
+        weights = torch.load(file, map_location="meta", weights_only=True)
+        return {name: tuple(weight.shape) for name, weight in weights.items()}
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{str(file)!r} is not a readable weights file ({reason}): fetch it again") from error
+
+
+def check_weights(model: torch.nn.Module, folder: Path, files: list[Path]) -> None:
+    """Compares the weights in files with those that a model (on any device, "meta" too) has.
+
+    Raises:
+        ValueError: naming the weights that are missing, unknown or of another shape.
+    """
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    found = {name: shape for file in files for name, shape in weight_shapes(file).items()}
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name} is not one of its weights" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} has the shape {found[name]} instead of {expected[name]}"
+        for name in expected.keys() & found.keys()
+        if found[name] != expected[name]
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise ValueError(f"the weights in {str(folder)!r} do not fit {type(model).__name__}: {shown}")
+
+
+def load_model(cls: type, from_pretrained: Callable, folder: Path, **kwargs) -> torch.nn.Module:
+    """Loads a diffusers model after checking its files.
+
+    Args:
+        cls: the model's class.
+        from_pretrained: diffusers' `from_pretrained` of that class.
+        folder: the folder with `config.json` and weights.
+        **kwargs: passed on to `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: if there are no weights.
+        ValueError: if a file is corrupt or its weights do not fit the model.
+    """
+    files = weight_files(folder)
+    config = cls.load_config(folder)
+    known = set(cls._get_init_keys(cls))
+    with init_empty_weights():
+        model = cls(**{key: value for key, value in config.items() if key in known})
+    check_weights(model, folder, files)
+    with _diffusers_layout(folder, files) as layout:
+        return from_pretrained(layout, **kwargs)
+
+
+@contextmanager
+def _diffusers_layout(folder: Path, files: list[Path]) -> Iterator[Path]:
+    """The folder itself where diffusers can read it; otherwise a temporary one with links to its files and the index
+    that several files, or files of another name, lack."""
+    base = SAFETENSORS_WEIGHTS_NAME if files[0].suffix == ".safetensors" else WEIGHTS_NAME
+    index_name = f"{base}.index.json"
+    if (folder / index_name).is_file() or [file.name for file in files] == [base]:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        layout = Path(temporary)
+        for file in [folder / CONFIG_NAME, *files]:
+            (layout / file.name).symlink_to(file.resolve())
+        weight_map = {name: file.name for file in files for name in weight_shapes(file)}
+        (layout / index_name).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        yield layout

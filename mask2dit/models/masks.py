@@ -1,0 +1,72 @@
+"""The symmetric binary attention mask: which scene's text and video may see which (method, Sec. 3; variants of Tab. 4).
+
+A scene's own text and video always see each other. The five variants differ in what may cross scenes, and that is three
+relations, each symmetric:
+
+| variant | video-video | text-text | text-video |
+|---------|-------------|-----------|------------|
+| v1      | -           | -         | -          | scenes isolated
+| v2      | yes         | -         | -          | Mask²DiT
+| v3      | yes         | yes       | -          | ShotAdapter's mask
+| v4      | yes         | -         | yes        |
+| v5      | yes         | yes       | yes        | full attention
+
+v2 and v5 are published; v1, v3 and v4 are inferred from the paper's ablation.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from mask2dit.scenes import SceneLayout
+
+
+class CrossScene(NamedTuple):
+    """Which tokens of *different* scenes see each other."""
+
+    video_video: bool
+    text_text: bool
+    text_video: bool
+
+
+MASK_VARIANTS = {
+    "v1": CrossScene(video_video=False, text_text=False, text_video=False),
+    "v2": CrossScene(video_video=True, text_text=False, text_video=False),
+    "v3": CrossScene(video_video=True, text_text=True, text_video=False),
+    "v4": CrossScene(video_video=True, text_text=False, text_video=True),
+    "v5": CrossScene(video_video=True, text_text=True, text_video=True),
+}
+
+
+def cross_scene(variant: str) -> CrossScene:
+    """The relations of a mask variant. Raises `ValueError` for a name that is none."""
+    if variant not in MASK_VARIANTS:
+        raise ValueError(f"mask_variant has to be one of {', '.join(MASK_VARIANTS)}, but is {variant!r}")
+    return MASK_VARIANTS[variant]
+
+
+def dense_mask(layout: SceneLayout, variant: str) -> torch.BoolTensor:
+    """The mask as a matrix: the oracle that tests and benchmarks hold the grouped calls against.
+
+    Args:
+        layout: the N tokens of the sequence.
+        variant: "v1" … "v5".
+
+    Returns:
+        (N, N) bools, True where the query (row) may see the key (column). At full size it would take 2.8 GB, so no
+        production path builds it.
+
+    Raises:
+        ValueError: for an unknown variant.
+    """
+    cross = cross_scene(variant)
+    lengths = torch.tensor(layout.text_lengths + layout.video_lengths)
+    scene = torch.arange(layout.num_scenes).repeat(2).repeat_interleave(lengths)  # (N,)
+    is_text = torch.arange(layout.length) < layout.text_length  # (N,)
+
+    both_text = is_text[:, None] & is_text[None, :]
+    both_video = ~is_text[:, None] & ~is_text[None, :]
+    across = torch.full((layout.length, layout.length), cross.text_video)
+    across[both_text] = cross.text_text
+    across[both_video] = cross.video_video
+    return across | (scene[:, None] == scene[None, :])

@@ -1,0 +1,441 @@
+"""The CogVideoX transformer over several scenes at once.
+
+Shapes: B stories, S scenes, F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene,
+D token width, N tokens of the whole sequence `[T_1 … T_S | V_1 … V_S]`.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.models.embeddings import get_3d_sincos_pos_embed
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
+from diffusers.utils import apply_lora_scale
+from einops import rearrange
+from torch import nn
+
+from mask2dit.models.attention import Mask2DiTAttnProcessor
+from mask2dit.models.positions import grid_positions, rotary_table, sincos_table
+from mask2dit.scenes import SceneLayout
+
+
+class Mask2DiTBlock(CogVideoXBlock):
+    """A CogVideoX block in which every scene is modulated by its own timestep and attention follows the dual mask."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, video tokens, D)
+        encoder_hidden_states: torch.Tensor,  # (B, text tokens, D)
+        temb: torch.Tensor,  # (B, S, time_embed_dim)
+        layout: SceneLayout,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        video, text = hidden_states, encoder_hidden_states
+
+        norm_video, norm_text, video_gates, text_gates = self._modulate(self.norm1, video, text, temb, layout)
+        attn_video, attn_text = self.attn1(
+            hidden_states=norm_video,
+            encoder_hidden_states=norm_text,
+            image_rotary_emb=image_rotary_emb,
+            layout=layout,
+            **(attention_kwargs or {}),
+        )
+        video = _add_gated(video, attn_video, video_gates, layout.video_lengths)
+        text = _add_gated(text, attn_text, text_gates, layout.text_lengths)
+
+        norm_video, norm_text, video_gates, text_gates = self._modulate(self.norm2, video, text, temb, layout)
+        ff_text, ff_video = self.ff(torch.cat([norm_text, norm_video], dim=1)).split(
+            [layout.text_length, layout.video_length], dim=1
+        )
+        video = _add_gated(video, ff_video, video_gates, layout.video_lengths)
+        text = _add_gated(text, ff_text, text_gates, layout.text_lengths)
+        return video, text
+
+    @staticmethod
+    def _modulate(norm, video, text, temb, layout):
+        """Adaptive layer norm of each scene with that scene's time embedding; gates come back as one for each scene."""
+        scenes = zip(video.split(layout.video_lengths, dim=1), text.split(layout.text_lengths, dim=1), temb.unbind(1))
+        videos, texts, video_gates, text_gates = zip(*(norm(*scene) for scene in scenes))
+        return torch.cat(videos, dim=1), torch.cat(texts, dim=1), video_gates, text_gates
+
+
+# Cache hooks of diffusers (first-block cache and others) look blocks up by their exact class.
+TransformerBlockRegistry.register(
+    Mask2DiTBlock, TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1)
+)
+
+
+class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
+    """CogVideoX's transformer with the symmetric binary attention mask and one timestep a scene.
+
+    A scene whose timestep is 0 is context: it stays as given, and the others are generated from it (the segment-level
+    conditional mask). Weights are CogVideoX's own, and with one scene at the base size so are the results.
+
+    Args:
+        mask_variant: which relations between scenes the mask allows, "v1" … "v5"; see `mask2dit.models.masks`.
+
+    All other arguments are those of `diffusers.CogVideoXTransformer3DModel`. `use_learned_positional_embeddings` belongs
+    to CogVideoX's image-to-video model and raises `ValueError`.
+    """
+
+    _no_split_modules = ["Mask2DiTBlock", "CogVideoXPatchEmbed"]
+    _repeated_blocks = ["Mask2DiTBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        num_attention_heads: int = 30,
+        attention_head_dim: int = 64,
+        in_channels: int = 16,
+        out_channels: int | None = 16,
+        flip_sin_to_cos: bool = True,
+        freq_shift: int = 0,
+        time_embed_dim: int = 512,
+        ofs_embed_dim: int | None = None,
+        text_embed_dim: int = 4096,
+        num_layers: int = 30,
+        dropout: float = 0.0,
+        attention_bias: bool = True,
+        sample_width: int = 90,
+        sample_height: int = 60,
+        sample_frames: int = 49,
+        patch_size: int = 2,
+        patch_size_t: int | None = None,
+        temporal_compression_ratio: int = 4,
+        max_text_seq_length: int = 226,
+        activation_fn: str = "gelu-approximate",
+        timestep_activation_fn: str = "silu",
+        norm_elementwise_affine: bool = True,
+        norm_eps: float = 1e-5,
+        spatial_interpolation_scale: float = 1.875,
+        temporal_interpolation_scale: float = 1.0,
+        use_rotary_positional_embeddings: bool = False,
+        use_learned_positional_embeddings: bool = False,
+        patch_bias: bool = True,
+        mask_variant: str = "v2",
+    ):
+        if use_learned_positional_embeddings:
+            raise ValueError(
+                "use_learned_positional_embeddings=True is CogVideoX's image-to-video model, whose table fits one "
+                "scene only: use a text-to-video model"
+            )
+        # CogVideoX without blocks and without a table of positions: both are this class's own.
+        super().__init__(
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            flip_sin_to_cos=flip_sin_to_cos,
+            freq_shift=freq_shift,
+            time_embed_dim=time_embed_dim,
+            ofs_embed_dim=ofs_embed_dim,
+            text_embed_dim=text_embed_dim,
+            num_layers=0,
+            dropout=dropout,
+            attention_bias=attention_bias,
+            sample_width=sample_width,
+            sample_height=sample_height,
+            sample_frames=sample_frames,
+            patch_size=patch_size,
+            patch_size_t=patch_size_t,
+            temporal_compression_ratio=temporal_compression_ratio,
+            max_text_seq_length=max_text_seq_length,
+            activation_fn=activation_fn,
+            timestep_activation_fn=timestep_activation_fn,
+            norm_elementwise_affine=norm_elementwise_affine,
+            norm_eps=norm_eps,
+            spatial_interpolation_scale=spatial_interpolation_scale,
+            temporal_interpolation_scale=temporal_interpolation_scale,
+            use_rotary_positional_embeddings=True,
+            use_learned_positional_embeddings=False,
+            patch_bias=patch_bias,
+        )
+        self.register_to_config(
+            num_layers=num_layers, use_rotary_positional_embeddings=use_rotary_positional_embeddings
+        )
+
+        inner_dim = num_attention_heads * attention_head_dim
+        self.transformer_blocks = nn.ModuleList(
+            Mask2DiTBlock(
+                dim=inner_dim,
+                num_attention_heads=num_attention_heads,
+                attention_head_dim=attention_head_dim,
+                time_embed_dim=time_embed_dim,
+                dropout=dropout,
+                activation_fn=activation_fn,
+                attention_bias=attention_bias,
+                norm_elementwise_affine=norm_elementwise_affine,
+                norm_eps=norm_eps,
+            )
+            for _ in range(num_layers)
+        )
+        self.set_attn_processor(Mask2DiTAttnProcessor(mask_variant))
+
+        if not use_rotary_positional_embeddings:
+            rows, columns = sample_height // patch_size, sample_width // patch_size
+            frames = (sample_frames - 1) // temporal_compression_ratio + 1
+            table = get_3d_sincos_pos_embed(
+                inner_dim, (columns, rows), frames, spatial_interpolation_scale, temporal_interpolation_scale
+            )
+            self.register_buffer("pos_embedding", table.unflatten(1, (rows, columns)), persistent=False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        subfolder: str | None = None,
+        mask_variant: str | None = None,
+        **kwargs,
+    ) -> "Mask2DiTTransformer3DModel":
+        """Reads a trained folder, a released Mask²DiT folder or a plain CogVideoX folder.
+
+        Args:
+            pretrained_model_name_or_path: a local folder.
+            subfolder: where in it the transformer lies. None: in the folder itself or, where that has no `config.json`,
+                in its `transformer/`.
+            mask_variant: "v1" … "v5". None: the config's own, else its `attn_msk_version` n as "vn", else "v2".
+            **kwargs: as in diffusers (`torch_dtype`, `device_map`, `quantization_config`, …).
+
+        Raises:
+            FileNotFoundError: if the folder, its config or its weights are missing.
+            ValueError: if a file is corrupt, a weight is missing, unknown or of the wrong shape, or the variant unknown.
+        """
+        from mask2dit.models.loading import load_model, model_folder
+
+        folder = model_folder(pretrained_model_name_or_path, subfolder, default="transformer")
+        if mask_variant is None:
+            config = cls.load_config(folder)
+            version = config.get("attn_msk_version")
+            mask_variant = config.get("mask_variant") or ("v2" if version is None else f"v{version}")
+        return load_model(cls, super().from_pretrained, folder, mask_variant=mask_variant, **kwargs)
+
+    def scene_layout(self, latent_height: int, latent_width: int, scene_frames: tuple[int, ...]) -> SceneLayout:
+        """The tokens of scenes of this size, which is also the check that the model can carry them.
+
+        Args:
+            latent_height, latent_width: h and w.
+            scene_frames: latent frames of each scene.
+
+        Raises:
+            ValueError: if the patch does not divide the size, or the positions do not reach so far.
+        """
+        patch, patch_t = self.config.patch_size, self.config.patch_size_t or 1
+        if latent_height % patch or latent_width % patch:
+            raise ValueError(
+                f"latents of {latent_height}x{latent_width} do not divide into patches of {patch}x{patch}"
+            )
+        for frames in scene_frames:
+            if frames < 1 or frames % patch_t:
+                raise ValueError(
+                    f"every scene needs a positive number of latent frames that divides by the temporal patch of "
+                    f"{patch_t}, but one has {frames}"
+                )
+        rows, columns = latent_height // patch, latent_width // patch
+        if patch_t > 1:
+            max_rows, max_columns = self.config.sample_height // patch, self.config.sample_width // patch
+            if rows > max_rows or columns > max_columns:
+                raise ValueError(
+                    f"{rows}x{columns} tokens a frame are more than the {max_rows}x{max_columns} that this model's "
+                    "positions cover: use a smaller height or width"
+                )
+        if not self.config.use_rotary_positional_embeddings:
+            covered = len(self.pos_embedding) * len(scene_frames)
+            if sum(scene_frames) > covered:
+                raise ValueError(
+                    f"{sum(scene_frames)} latent frames are more than the {covered} ({len(scene_frames)} scenes of "
+                    f"{len(self.pos_embedding)}) that this model's sin-cos positions cover: use shorter scenes"
+                )
+        return SceneLayout(
+            text_lengths=(self.config.max_text_seq_length,) * len(scene_frames),
+            video_lengths=tuple(frames // patch_t * rows * columns for frames in scene_frames),
+        )
+
+    def rotary_embeddings(
+        self, latent_height: int, latent_width: int, num_latent_frames: int, device: torch.device | str | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Rotary positions of all scenes' video tokens, with one time axis that runs through all scenes.
+
+        Args:
+            latent_height, latent_width: h and w.
+            num_latent_frames: latent frames of all scenes together.
+
+        Returns:
+            cos and sin, each (video tokens, head_dim) float32; None for a model with sin-cos positions.
+        """
+        if not self.config.use_rotary_positional_embeddings:
+            return None
+        patch, patch_t = self.config.patch_size, self.config.patch_size_t
+        grid = (latent_height // patch, latent_width // patch)
+        if patch_t is None:
+            base_grid = (self.config.sample_height // patch, self.config.sample_width // patch)
+            rows, columns = grid_positions(grid, base_grid, device)
+        else:  # CogVideoX 1.5 counts in whole positions at every size
+            rows, columns = (torch.arange(n, dtype=torch.float32, device=device) for n in grid)
+        times = torch.arange(-(-num_latent_frames // (patch_t or 1)), dtype=torch.float32, device=device)
+        return rotary_table(self.config.attention_head_dim, times, rows, columns)
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        scene_frames: tuple[int, ...] | None = None,
+        timestep_cond: torch.Tensor | None = None,
+        ofs: torch.Tensor | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """Predicts the velocity of every scene.
+
+        Args:
+            hidden_states: (B, S*F, C, h, w) latents, scenes one after another in time.
+            encoder_hidden_states: (B, S*L, text_embed_dim) prompt embeddings, L = `max_text_seq_length` for each scene.
+            timestep: (B,) or (B, S), one for each scene. A context scene carries 0.
+            image_rotary_emb: cos and sin, each (video tokens, head_dim). None: computed here where the model is rotary.
+            scene_frames: latent frames of each scene, for instance (13, 13, 7). None: S equal scenes.
+            timestep_cond: (B, …), added to the time embedding of every scene of a story.
+            ofs: (B,), for models with `ofs_embed_dim`.
+            attention_kwargs: passed on to the attention processor; "scale" scales LoRA layers.
+            return_dict: False returns a tuple.
+
+        Returns:
+            `Transformer2DModelOutput` whose `sample` is (B, S*F, C, h, w).
+
+        Raises:
+            ValueError: if shapes do not fit each other or the model; both numbers are named.
+        """
+        batch_size, num_frames, _, height, width = hidden_states.shape
+        scene_frames = self._scene_frames(hidden_states, encoder_hidden_states, scene_frames)
+        num_scenes = len(scene_frames)
+        layout = self.scene_layout(height, width, scene_frames)
+        if image_rotary_emb is None:
+            image_rotary_emb = self.rotary_embeddings(height, width, num_frames, hidden_states.device)
+        elif len(image_rotary_emb[0]) != layout.video_length:
+            raise ValueError(
+                f"image_rotary_emb has {len(image_rotary_emb[0])} positions for {layout.video_length} video tokens"
+            )
+
+        # 1. Time embedding of each scene
+        if timestep.shape not in ((batch_size,), (batch_size, num_scenes)):
+            raise ValueError(
+                f"timestep has to have the shape ({batch_size},) or ({batch_size}, {num_scenes}), one for each story or "
+                f"for each of its scenes, but has {tuple(timestep.shape)}"
+            )
+        if timestep.ndim == 1:
+            timestep = timestep[:, None].expand(-1, num_scenes)
+        if timestep_cond is not None:
+            timestep_cond = timestep_cond.repeat_interleave(num_scenes, dim=0)
+        temb = self.time_proj(timestep.flatten()).to(hidden_states.dtype)  # (B*S, D)
+        temb = self.time_embedding(temb, timestep_cond).unflatten(0, (batch_size, num_scenes))
+        if self.ofs_embedding is not None:
+            if ofs is None:
+                raise ValueError("this model was made with ofs_embed_dim and needs ofs")
+            temb = temb + self.ofs_embedding(self.ofs_proj(ofs).to(hidden_states.dtype))[:, None]
+
+        # 2. Patches and their positions
+        tokens = self.patch_embed(encoder_hidden_states, hidden_states)  # (B, N, D)
+        text, video = tokens.split([layout.text_length, layout.video_length], dim=1)
+        if not self.config.use_rotary_positional_embeddings:
+            patch = self.config.patch_size
+            table = sincos_table(
+                self.pos_embedding.float(), num_scenes, num_frames, height // patch, width // patch
+            )
+            video = video + table.to(video)
+        text, video = self.embedding_dropout(text), self.embedding_dropout(video)
+
+        # 3. Blocks
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                video, text = self._gradient_checkpointing_func(
+                    block, video, text, temb, layout, image_rotary_emb, attention_kwargs
+                )
+            else:
+                video, text = block(
+                    hidden_states=video,
+                    encoder_hidden_states=text,
+                    temb=temb,
+                    layout=layout,
+                    image_rotary_emb=image_rotary_emb,
+                    attention_kwargs=attention_kwargs,
+                )
+
+        # 4. Velocity of each patch
+        video = self.norm_final(video)
+        scenes = zip(video.split(layout.video_lengths, dim=1), temb.unbind(1))
+        video = torch.cat([self.norm_out(scene, temb=scene_temb) for scene, scene_temb in scenes], dim=1)
+        output = rearrange(
+            self.proj_out(video),
+            "b (f h w) (c t p q) -> b (f t) c (h p) (w q)",
+            h=height // self.config.patch_size,
+            w=width // self.config.patch_size,
+            t=self.config.patch_size_t or 1,
+            p=self.config.patch_size,
+            q=self.config.patch_size,
+        )
+        if not return_dict:
+            return (output,)
+        return Transformer2DModelOutput(sample=output)
+
+    def _scene_frames(self, latents, prompt_embeds, scene_frames) -> tuple[int, ...]:
+        """Latent frames of each scene, checked against the shapes of latents and text."""
+        batch_size, num_frames, channels = latents.shape[:3]
+        text_batch_size, text_length, text_width = prompt_embeds.shape
+        expected = (self.config.in_channels, self.config.text_embed_dim)
+        if (channels, text_width) != expected:
+            raise ValueError(
+                f"latents have {channels} channels and text embeddings a width of {text_width}, but the model takes "
+                f"{expected[0]} and {expected[1]}"
+            )
+        if batch_size != text_batch_size:
+            raise ValueError(f"{batch_size} stories of latents do not fit {text_batch_size} stories of text")
+        window = self.config.max_text_seq_length
+        num_scenes, rest = divmod(text_length, window)
+        if rest or not num_scenes:
+            raise ValueError(f"{text_length} text tokens are no whole number of scenes of {window} tokens each")
+        if scene_frames is None:
+            if num_frames % num_scenes:
+                raise ValueError(
+                    f"{num_frames} latent frames do not divide into {num_scenes} equal scenes: pass scene_frames"
+                )
+            return (num_frames // num_scenes,) * num_scenes
+        if len(scene_frames) != num_scenes:
+            raise ValueError(f"scene_frames names {len(scene_frames)} scenes, but there is text for {num_scenes}")
+        if sum(scene_frames) != num_frames:
+            raise ValueError(
+                f"scene_frames {tuple(scene_frames)} add up to {sum(scene_frames)} latent frames, but there are "
+                f"{num_frames}"
+            )
+        return tuple(scene_frames)
+
+    def set_attn_processor(self, processor) -> None:
+        """As in diffusers, but a processor that knows nothing of scenes, and so would drop the mask, is refused.
+
+        Raises:
+            ValueError: if a processor's `__call__` takes no `layout`.
+        """
+        for candidate in processor.values() if isinstance(processor, dict) else [processor]:
+            if "layout" not in inspect.signature(candidate.__call__).parameters:
+                raise ValueError(
+                    f"{type(candidate).__name__} takes no `layout` and would silently drop the mask between scenes: "
+                    "derive it from Mask2DiTAttnProcessor"
+                )
+        super().set_attn_processor(processor)
+
+    def fuse_qkv_projections(self) -> None:
+        """Refused: diffusers' fused processor knows nothing of scenes and would silently drop the mask."""
+        raise NotImplementedError(
+            "fuse_qkv_projections() would replace the attention processor by one without the mask between scenes"
+        )
+
+
+def _add_gated(tokens, update, gates, lengths):
+    """Residual sum in which each scene's update passes that scene's gate. tokens, update: (B, n, D); gates: (B, 1, D)."""
+    scenes = zip(tokens.split(lengths, dim=1), gates, update.split(lengths, dim=1))
+    return torch.cat([scene + gate * scene_update for scene, gate, scene_update in scenes], dim=1)

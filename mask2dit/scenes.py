@@ -1,0 +1,73 @@
+"""A scene is a span of tokens. Where each scene's text and video lie in the sequence is decided here and nowhere else."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+Span = tuple[int, int]  # (start, stop) in the joint sequence
+
+
+@dataclass(frozen=True)
+class SceneLayout:
+    """The token sequence `[T_1 … T_S | V_1 … V_S]` of S scenes: all text first, then all video.
+
+    Args:
+        text_lengths: text tokens of each scene.
+        video_lengths: video tokens of each scene.
+
+    Raises:
+        ValueError: if there is no scene, the two differ in their number of scenes, or a length is not positive.
+    """
+
+    text_lengths: tuple[int, ...]
+    video_lengths: tuple[int, ...]
+
+    def __post_init__(self):
+        # Lists are welcome, but a layout is a key of caches and of compiled graphs and so has to be hashable.
+        object.__setattr__(self, "text_lengths", tuple(self.text_lengths))
+        object.__setattr__(self, "video_lengths", tuple(self.video_lengths))
+        if not self.text_lengths or len(self.text_lengths) != len(self.video_lengths):
+            raise ValueError(
+                "a layout needs one text and one video length for each of at least one scene, but got "
+                f"{len(self.text_lengths)} text lengths and {len(self.video_lengths)} video lengths"
+            )
+        if min(self.text_lengths + self.video_lengths) < 1:
+            raise ValueError(
+                f"every scene needs at least one text and one video token, but got text_lengths={self.text_lengths} "
+                f"and video_lengths={self.video_lengths}"
+            )
+
+    @property
+    def num_scenes(self) -> int:
+        return len(self.text_lengths)
+
+    @property
+    def text_length(self) -> int:
+        """Text tokens of all scenes, which is also where the video begins."""
+        return sum(self.text_lengths)
+
+    @property
+    def video_length(self) -> int:
+        """Video tokens of all scenes."""
+        return sum(self.video_lengths)
+
+    @property
+    def length(self) -> int:
+        """N, all tokens of the sequence."""
+        return self.text_length + self.video_length
+
+    @property
+    def text_spans(self) -> tuple[Span, ...]:
+        """Where each scene's text lies."""
+        return tuple(spans(self.text_lengths))
+
+    @property
+    def video_spans(self) -> tuple[Span, ...]:
+        """Where each scene's video lies."""
+        return tuple(spans(self.video_lengths, start=self.text_length))
+
+
+def spans(lengths: tuple[int, ...], start: int = 0) -> Iterator[Span]:
+    """(start, stop) of stretches of these lengths that follow one another from `start` on."""
+    stops = list(accumulate(lengths, initial=start))
+    return zip(stops, stops[1:])
