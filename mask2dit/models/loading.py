@@ -14,13 +14,15 @@ from pickle import UnpicklingError
 
 import torch
 from accelerate import init_empty_weights
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
+from transformers import T5EncoderModel, T5Tokenizer
 
 CONFIG_NAME = "config.json"
 
 
-def model_folder(folder: str | os.PathLike, subfolder: str | None, default: str) -> Path:
+def model_folder(folder: str | os.PathLike, subfolder: str | None, default: str = "") -> Path:
     """The folder that holds a model's `config.json`: `folder/subfolder` or, without a subfolder, `folder` itself or its
     part named `default`.
 
@@ -88,8 +90,7 @@ def check_weights(model: torch.nn.Module, folder: Path, files: list[Path]) -> No
         if found[name] != expected[name]
     ]
     if problems:
-        shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise ValueError(f"the weights in {str(folder)!r} do not fit {type(model).__name__}: {shown}")
+        raise ValueError(f"the weights in {str(folder)!r} do not fit {type(model).__name__}: {_some(problems)}")
 
 
 def load_model(cls: type, from_pretrained: Callable, folder: Path, **kwargs) -> torch.nn.Module:
@@ -113,6 +114,43 @@ def load_model(cls: type, from_pretrained: Callable, folder: Path, **kwargs) -> 
     check_weights(model, folder, files)
     with _diffusers_layout(folder, files) as layout:
         return from_pretrained(layout, **kwargs)
+
+
+def load_text_encoder(folder: Path, torch_dtype: torch.dtype) -> T5EncoderModel:
+    """Loads T5's encoder; the errors are those of `load_model`."""
+    folder = model_folder(folder, "")
+    for file in weight_files(folder):
+        weight_shapes(file)  # a corrupt file is named here, not by a library's trace
+    model, info = T5EncoderModel.from_pretrained(folder, dtype=torch_dtype, output_loading_info=True)
+    problems = [f"{name} is missing" for name in info["missing_keys"]]
+    problems += [f"{name} has the shape {found} instead of {shape}" for name, found, shape in info["mismatched_keys"]]
+    if problems:
+        raise ValueError(f"the weights in {str(folder)!r} do not fit T5EncoderModel: {_some(problems)}")
+    return model
+
+
+def load_tokenizer(folder: Path) -> T5Tokenizer:
+    """Loads T5's tokenizer, from `spiece.model` alone if need be. Raises `FileNotFoundError` if there is none."""
+    if not any((folder / name).is_file() for name in ("spiece.model", "tokenizer.json")):
+        raise FileNotFoundError(f"there is no tokenizer in {str(folder)!r}: expected spiece.model or tokenizer.json")
+    return T5Tokenizer.from_pretrained(folder)
+
+
+def load_scheduler(folder: Path) -> CogVideoXDDIMScheduler | CogVideoXDPMScheduler:
+    """Loads the scheduler that the folder's config names; DDIM, the published one, for a class unknown here.
+
+    Raises:
+        FileNotFoundError: if there is no config.
+    """
+    if not (folder / "scheduler_config.json").is_file():
+        raise FileNotFoundError(f"there is no scheduler_config.json in {str(folder)!r}")
+    name = CogVideoXDDIMScheduler.load_config(folder).get("_class_name")
+    cls = CogVideoXDPMScheduler if name == "CogVideoXDPMScheduler" else CogVideoXDDIMScheduler
+    return cls.from_pretrained(folder)
+
+
+def _some(problems: list[str]) -> str:
+    return "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
 
 
 @contextmanager

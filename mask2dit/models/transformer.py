@@ -37,7 +37,7 @@ class Mask2DiTBlock(CogVideoXBlock):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         video, text = hidden_states, encoder_hidden_states
 
-        norm_video, norm_text, video_gates, text_gates = self._modulate(self.norm1, video, text, temb, layout)
+        norm_video, norm_text, video_gate, text_gate = self._modulate(self.norm1, video, text, temb, layout)
         attn_video, attn_text = self.attn1(
             hidden_states=norm_video,
             encoder_hidden_states=norm_text,
@@ -45,23 +45,25 @@ class Mask2DiTBlock(CogVideoXBlock):
             layout=layout,
             **(attention_kwargs or {}),
         )
-        video = _add_gated(video, attn_video, video_gates, layout.video_lengths)
-        text = _add_gated(text, attn_text, text_gates, layout.text_lengths)
+        video = _add_gated(video, attn_video, video_gate, layout.video_lengths)
+        text = _add_gated(text, attn_text, text_gate, layout.text_lengths)
 
-        norm_video, norm_text, video_gates, text_gates = self._modulate(self.norm2, video, text, temb, layout)
+        norm_video, norm_text, video_gate, text_gate = self._modulate(self.norm2, video, text, temb, layout)
         ff_text, ff_video = self.ff(torch.cat([norm_text, norm_video], dim=1)).split(
             [layout.text_length, layout.video_length], dim=1
         )
-        video = _add_gated(video, ff_video, video_gates, layout.video_lengths)
-        text = _add_gated(text, ff_text, text_gates, layout.text_lengths)
+        video = _add_gated(video, ff_video, video_gate, layout.video_lengths)
+        text = _add_gated(text, ff_text, text_gate, layout.text_lengths)
         return video, text
 
     @staticmethod
     def _modulate(norm, video, text, temb, layout):
-        """Adaptive layer norm of each scene with that scene's time embedding; gates come back as one for each scene."""
-        scenes = zip(video.split(layout.video_lengths, dim=1), text.split(layout.text_lengths, dim=1), temb.unbind(1))
-        videos, texts, video_gates, text_gates = zip(*(norm(*scene) for scene in scenes))
-        return torch.cat(videos, dim=1), torch.cat(texts, dim=1), video_gates, text_gates
+        """CogVideoX's adaptive layer norm with one time embedding a scene; the gates are (B, S, D)."""
+        # The norm's parts are called one by one, each just once, because hooks that move weights act on calls.
+        shift, scale, gate, text_shift, text_scale, text_gate = norm.linear(norm.silu(temb)).chunk(6, dim=-1)
+        video = _shift_and_scale(norm.norm(video), shift, scale, layout.video_lengths)
+        text = _shift_and_scale(norm.norm(text), text_shift, text_scale, layout.text_lengths)
+        return video, text, gate, text_gate
 
 
 # Cache hooks of diffusers (first-block cache and others) look blocks up by their exact class.
@@ -368,8 +370,8 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
 
         # 4. Velocity of each patch
         video = self.norm_final(video)
-        scenes = zip(video.split(layout.video_lengths, dim=1), temb.unbind(1))
-        video = torch.cat([self.norm_out(scene, temb=scene_temb) for scene, scene_temb in scenes], dim=1)
+        shift, scale = self.norm_out.linear(self.norm_out.silu(temb)).chunk(2, dim=-1)
+        video = _shift_and_scale(self.norm_out.norm(video), shift, scale, layout.video_lengths)
         output = rearrange(
             self.proj_out(video),
             "b (f h w) (c t p q) -> b (f t) c (h p) (w q)",
@@ -435,7 +437,13 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         )
 
 
-def _add_gated(tokens, update, gates, lengths):
-    """Residual sum in which each scene's update passes that scene's gate. tokens, update: (B, n, D); gates: (B, 1, D)."""
-    scenes = zip(tokens.split(lengths, dim=1), gates, update.split(lengths, dim=1))
-    return torch.cat([scene + gate * scene_update for scene, gate, scene_update in scenes], dim=1)
+def _shift_and_scale(tokens, shift, scale, lengths):
+    """Modulates each scene by its own shift and scale. tokens: (B, n, D); shift, scale: (B, S, D)."""
+    scenes = zip(tokens.split(lengths, dim=1), shift.split(1, dim=1), scale.split(1, dim=1))
+    return torch.cat([scene * (1 + scene_scale) + scene_shift for scene, scene_shift, scene_scale in scenes], dim=1)
+
+
+def _add_gated(tokens, update, gate, lengths):
+    """Residual sum in which each scene's update passes its own gate. tokens, update: (B, n, D); gate: (B, S, D)."""
+    scenes = zip(tokens.split(lengths, dim=1), update.split(lengths, dim=1), gate.split(1, dim=1))
+    return torch.cat([scene + scene_gate * scene_update for scene, scene_update, scene_gate in scenes], dim=1)

@@ -1,0 +1,591 @@
+"""Videos of several scenes from one prompt a scene, from nothing or as the continuation of given scenes.
+
+Shapes: B stories, S scenes, F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene,
+D text width; videos are H x W pixels.
+"""
+
+import inspect
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DiffusionPipeline,
+)
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.loaders import CogVideoXLoraLoaderMixin
+from diffusers.pipelines.cogvideo.pipeline_output import CogVideoXPipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+from transformers import T5EncoderModel, T5Tokenizer
+
+from mask2dit.models.loading import load_model, load_scheduler, load_text_encoder, load_tokenizer, model_folder
+from mask2dit.models.transformer import Mask2DiTTransformer3DModel
+from mask2dit.video.reading import read_scene
+
+logger = logging.getLogger(__name__)
+
+Video = str | os.PathLike | np.ndarray  # a file, or (frames, H, W, 3) uint8
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+
+
+class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
+    """Generates stories of several scenes with a Mask²DiT transformer.
+
+    Args:
+        tokenizer, text_encoder: T5, which embeds the prompts.
+        vae: CogVideoX's causal video autoencoder, which encodes and decodes each scene by itself.
+        transformer: denoises the latents of all scenes together.
+        scheduler: CogVideoX's DDIM or DPM scheduler.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+
+    def __init__(
+        self,
+        tokenizer: T5Tokenizer,
+        text_encoder: T5EncoderModel,
+        vae: AutoencoderKLCogVideoX,
+        transformer: Mask2DiTTransformer3DModel,
+        scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
+    ):
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
+        )
+        self.vae_scale_factor_spatial = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.vae_scale_factor_temporal = vae.config.temporal_compression_ratio
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        mask_variant: str | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        **components,
+    ) -> "Mask2DiTPipeline":
+        """Reads a folder in diffusers' layout: trained here, released by the authors, or plain CogVideoX.
+
+        Its `model_index.json` is not needed, since the classes are known.
+
+        Args:
+            pretrained_model_name_or_path: a local folder with `tokenizer/`, `text_encoder/`, `vae/`, `transformer/` and
+                `scheduler/`.
+            mask_variant: as for `Mask2DiTTransformer3DModel.from_pretrained`.
+            torch_dtype: of all weights.
+            **components: components that are already loaded, by name, in place of the folder's.
+
+        Raises:
+            FileNotFoundError: if the folder or a part of it is missing.
+            ValueError: if a file is corrupt or weights do not fit.
+            TypeError: for a keyword that is no component.
+        """
+        names = ("tokenizer", "text_encoder", "vae", "transformer", "scheduler")
+        for name in components:
+            if name not in names:
+                raise TypeError(f"{name!r} is no component of {cls.__name__}: its components are {', '.join(names)}")
+        folder = Path(pretrained_model_name_or_path)
+        loaders = {
+            "tokenizer": lambda: load_tokenizer(folder / "tokenizer"),
+            "scheduler": lambda: load_scheduler(folder / "scheduler"),
+            "transformer": lambda: Mask2DiTTransformer3DModel.from_pretrained(
+                folder, subfolder="transformer", mask_variant=mask_variant, torch_dtype=torch_dtype
+            ),
+            "vae": lambda: load_model(
+                AutoencoderKLCogVideoX,
+                AutoencoderKLCogVideoX.from_pretrained,
+                model_folder(folder, "vae"),
+                torch_dtype=torch_dtype,
+            ),
+            "text_encoder": lambda: load_text_encoder(folder / "text_encoder", torch_dtype),
+        }
+        pipeline = cls(**{name: components.get(name) or load() for name, load in loaders.items()})
+        pipeline.register_to_config(_name_or_path=str(folder))
+        return pipeline
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: list[str] | list[list[str]] | None = None,
+        negative_prompt: str | list[str] | list[list[str]] | None = None,
+        height: int = 480,
+        width: int = 720,
+        num_frames: int | Sequence[int] = 49,
+        context_video: Sequence[Video] | Sequence[Sequence[Video]] | None = None,
+        context_latents: torch.Tensor | None = None,
+        scene_mask: Sequence[bool] | torch.Tensor | None = None,
+        noise_context: bool = False,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 6.0,
+        use_dynamic_cfg: bool = False,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        attention_kwargs: dict | None = None,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> CogVideoXPipelineOutput | tuple:
+        """Generates all scenes at once, or the scenes that are missing from given ones.
+
+        The published model was trained to generate all scenes, or the last one from all before it. Anything else that
+        `context_video`, `context_latents` and `scene_mask` can ask for (several scenes from one, a scene in the middle)
+        lies outside that training, though a model trained with random given scenes can do it.
+
+        Args:
+            prompt: one text for every scene, given or generated; or a list of such lists, B stories with equally many
+                scenes.
+            negative_prompt: one text for every scene, or one for each scene (of each story). None: the empty text.
+            height, width: of the video in pixels.
+            num_frames: frames of a scene: one number for all or one for each.
+            context_video: the given scenes in order, each a file or a (frames, H, W, 3) uint8 array; a list of such lists
+                where B > 1. Frames are taken from the centre at the largest stride of 3 … 1 for which they fit.
+            context_latents: the given scenes as scaled latents (B, given*F, C, h, w), instead of `context_video`.
+            scene_mask: (S,) bools, True where a scene is generated, False where it is given. None: the given scenes are the
+                first ones.
+            noise_context: True noises the given scenes at timestep 0, as the published pipeline does, though in training
+                they are clean.
+            num_inference_steps: denoising steps.
+            guidance_scale: classifier-free guidance; 1 or less is none and halves the work.
+            use_dynamic_cfg: vary the guidance over the steps by the formula of diffusers' CogVideoX pipeline.
+            eta: passed on to the scheduler (diffusers' CogVideoX schedulers accept and ignore it).
+            generator: makes the noise repeatable; a list has one for each story.
+            latents: the initial noise of the generated scenes, (B, generated*F, C, h, w).
+            prompt_embeds, negative_prompt_embeds: (B, S, L, D), instead of texts.
+            output_type: "np", "pt", "pil" or "latent".
+            return_dict: False returns a tuple.
+            attention_kwargs: passed on to the transformer; "scale" scales LoRA layers.
+            callback_on_step_end: as in diffusers. Its "latents" are those of all scenes; given ones are put back after it.
+            callback_on_step_end_tensor_inputs: of "latents", "prompt_embeds" and "negative_prompt_embeds".
+
+        Returns:
+            `CogVideoXPipelineOutput` whose `frames` hold all S scenes, given ones too: "np" (B, S*frames, H, W, 3) in
+            [0, 1]; "pt" (B, S*frames, 3, H, W); "pil" a list of images for each story; "latent" (B, S*F, C, h, w) scaled.
+
+        Raises:
+            ValueError, FileNotFoundError: before any expensive work, for anything that cannot be carried out.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+
+        # 1. Check everything before anything expensive
+        self._check_options(num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
+        guided = guidance_scale > 1.0
+        prompts = self._stories(prompt, prompt_embeds)
+        batch_size, num_scenes = (len(prompts), len(prompts[0])) if prompts else prompt_embeds.shape[:2]
+        negatives = self._negatives(negative_prompt, negative_prompt_embeds, batch_size, num_scenes)
+        frames, latent_frames, frame_shape = self.check_size(height, width, num_frames, num_scenes)
+        context_video = _videos_of_stories(context_video, batch_size)
+        generated = self._generated_scenes(scene_mask, context_video, context_latents, latent_frames)
+        is_generated = torch.tensor(generated).repeat_interleave(torch.tensor(latent_frames))  # of each latent frame
+        num_generated = int(is_generated.sum())
+        num_given = len(is_generated) - num_generated
+        text_shape = (self.transformer.config.max_text_seq_length, self.transformer.config.text_embed_dim)
+        for name, given, shape, meaning in (
+            ("prompt_embeds", prompt_embeds, (num_scenes, *text_shape), "stories, scenes, tokens, width"),
+            ("negative_prompt_embeds", negative_prompt_embeds, (num_scenes, *text_shape), "stories, scenes, tokens, width"),
+            ("latents", latents, (num_generated, *frame_shape), "stories, generated latent frames, channels, h, w"),
+            ("context_latents", context_latents, (num_given, *frame_shape), "stories, given latent frames, channels, h, w"),
+        ):
+            if given is not None and tuple(given.shape) != (batch_size, *shape):
+                raise ValueError(
+                    f"{name} has to have the shape {(batch_size, *shape)} ({meaning}), but has {tuple(given.shape)}"
+                )
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"there are {len(generator)} generators for {batch_size} stories")
+
+        self._guidance_scale = guidance_scale
+        self._attention_kwargs = attention_kwargs
+        self._current_timestep = None
+        self._interrupt = False
+        device = self._execution_device
+        dtype = self.transformer.dtype
+
+        # 2. Context: files are read here too, so that a bad one ends the call early
+        if context_video is not None:
+            context_frames = [n for n, new in zip(frames, generated) if not new]
+            context_latents = self.encode_context(context_video, context_frames, height, width)
+
+        # 3. Text
+        if prompt_embeds is None:
+            prompt_embeds = self.encode_prompt(prompts)
+        if guided and negative_prompt_embeds is None:
+            negative_prompt_embeds = self.encode_prompt(negatives)
+        prompt_embeds = prompt_embeds.to(device, dtype)
+        if guided:
+            negative_prompt_embeds = negative_prompt_embeds.to(device, dtype)
+
+        # 4. Timesteps, latents and positions
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        is_generated = is_generated.to(device)
+        if latents is None:
+            latents = randn_tensor((batch_size, num_generated, *frame_shape), generator, device, dtype)
+        noise = latents.to(device, dtype) * self.scheduler.init_noise_sigma
+        latents = noise.new_empty((batch_size, len(is_generated), *frame_shape))
+        latents[:, is_generated] = noise
+        if context_latents is not None:
+            context_latents = context_latents.to(device, dtype)
+            if noise_context:
+                noise = randn_tensor(context_latents.shape, generator, device, dtype)
+                zeros = torch.zeros(batch_size, dtype=torch.long, device=device)
+                context_latents = self.scheduler.add_noise(context_latents, noise, zeros)
+            latents[:, ~is_generated] = context_latents
+        scene_timesteps = torch.tensor(generated, device=device)[None]  # 1 where t applies, 0 where a scene is clean
+        image_rotary_emb = self.transformer.rotary_embeddings(*frame_shape[1:], len(is_generated), device)
+
+        # 5. Denoise
+        extra_step_kwargs = self._extra_step_kwargs(generator, eta)
+        old_pred_original_sample = None  # for DPM
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = t
+                embeds = torch.cat([negative_prompt_embeds, prompt_embeds]) if guided else prompt_embeds
+                model_input = self.scheduler.scale_model_input(latents, t)
+                with self.transformer.cache_context("cond_uncond"):
+                    noise_pred = self.transformer(
+                        hidden_states=torch.cat([model_input] * 2) if guided else model_input,
+                        encoder_hidden_states=embeds.flatten(1, 2),
+                        timestep=(t * scene_timesteps).expand(len(embeds), -1),
+                        image_rotary_emb=image_rotary_emb,
+                        scene_frames=latent_frames,
+                        attention_kwargs=attention_kwargs,
+                        return_dict=False,
+                    )[0].float()
+
+                if use_dynamic_cfg:
+                    progress = (num_inference_steps - t.item()) / num_inference_steps
+                    self._guidance_scale = 1 + guidance_scale * (1 - math.cos(math.pi * progress**5.0)) / 2
+                if guided:
+                    uncond, cond = noise_pred.chunk(2)
+                    noise_pred = uncond + self.guidance_scale * (cond - uncond)
+
+                if isinstance(self.scheduler, CogVideoXDPMScheduler):
+                    latents, old_pred_original_sample = self.scheduler.step(
+                        noise_pred,
+                        old_pred_original_sample,
+                        t,
+                        timesteps[i - 1] if i > 0 else None,
+                        latents,
+                        **extra_step_kwargs,
+                        return_dict=False,
+                    )
+                else:
+                    latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]
+                latents = latents.to(dtype)
+                if context_latents is not None:
+                    latents[:, ~is_generated] = context_latents
+
+                if callback_on_step_end is not None:
+                    tensors = {
+                        "latents": latents,
+                        "prompt_embeds": prompt_embeds,
+                        "negative_prompt_embeds": negative_prompt_embeds,
+                    }
+                    changed = callback_on_step_end(
+                        self, i, t, {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    )
+                    latents = changed.get("latents", latents)
+                    prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
+                    negative_prompt_embeds = changed.get("negative_prompt_embeds", negative_prompt_embeds)
+                    if context_latents is not None:
+                        latents[:, ~is_generated] = context_latents
+                progress_bar.update()
+        self._current_timestep = None
+
+        # 6. Decode
+        video = latents if output_type == "latent" else self.decode_latents(latents, latent_frames, output_type)
+        self.maybe_free_model_hooks()
+        return CogVideoXPipelineOutput(frames=video) if return_dict else (video,)
+
+    def encode_prompt(self, prompts: list[list[str]]) -> torch.Tensor:
+        """Embeds the prompt of each scene by itself.
+
+        A prompt longer than the text window is cut, with a warning that quotes what is lost.
+
+        Args:
+            prompts: B lists of S texts.
+
+        Returns:
+            (B, S, L, D) in the text encoder's dtype.
+        """
+        window = self.transformer.config.max_text_seq_length
+        texts = list(dict.fromkeys(text for story in prompts for text in story))  # repeated ones are embedded once
+        for text in texts:
+            token_ids = self.tokenizer(text).input_ids
+            if len(token_ids) > window:
+                lost = self.tokenizer.decode(token_ids[window - 1 : -1])
+                logger.warning(
+                    "a prompt of %d tokens is longer than the text window of %d; this part is cut off: %r",
+                    len(token_ids),
+                    window,
+                    lost,
+                )
+        tokens = self.tokenizer(texts, padding="max_length", max_length=window, truncation=True, return_tensors="pt")
+        embeds = self.text_encoder(tokens.input_ids.to(self._execution_device))[0]  # (texts, L, D)
+        by_text = dict(zip(texts, embeds))
+        return torch.stack([torch.stack([by_text[text] for text in story]) for story in prompts])
+
+    @torch.no_grad()
+    def encode_context(
+        self,
+        videos: Sequence[Sequence[Video]],
+        num_frames: Sequence[int],
+        height: int,
+        width: int,
+        start: str = "center",
+        sample_posterior: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Encodes given scenes, each by itself.
+
+        Args:
+            videos: B lists of given scenes in order.
+            num_frames: frames of each given scene.
+            height, width: in pixels, to which frames are resized and centre-cropped.
+            start: "center" takes the middle of a clip, "random" a random window, as published.
+            sample_posterior: True samples the latent distribution, as published; False takes its mode.
+            generator: for a random start and for sampling.
+
+        Returns:
+            (B, given*F, C, h, w) scaled latents, to be passed as `context_latents`.
+
+        Raises:
+            FileNotFoundError, ValueError: if a video is missing, unreadable or too short.
+        """
+        scenes = [  # everything is read before anything is encoded
+            torch.stack(
+                [read_scene(story[scene], n, height, width, start=start, generator=generator) for story in videos]
+            )
+            for scene, n in enumerate(num_frames)
+        ]
+        latents = []
+        for scene in scenes:
+            pixels = scene.transpose(1, 2).to(self._execution_device, self.vae.dtype)  # (B, 3, frames, H, W)
+            posterior = self.vae.encode(pixels).latent_dist
+            latent = posterior.sample(generator) if sample_posterior else posterior.mode()
+            latents.append(latent.transpose(1, 2) * self.vae.config.scaling_factor)
+        # Under model offload the VAE would stay on the device until decoding: it is not needed there before.
+        self.maybe_free_model_hooks()
+        return torch.cat(latents, dim=1)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor, scene_frames: Sequence[int], output_type: str = "np"):
+        """Decodes scenes one by one.
+
+        Args:
+            latents: (B, S*F, C, h, w), scaled.
+            scene_frames: latent frames of each scene.
+            output_type: "np", "pt" or "pil".
+
+        Returns:
+            The videos in the form that `__call__` describes.
+        """
+        scenes = []
+        for scene in latents.split(list(scene_frames), dim=1):
+            num_frames = (scene.shape[1] - 1) * self.vae_scale_factor_temporal + 1
+            pixels = self.vae.decode(scene.transpose(1, 2).to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+            # From an even number of latent frames (CogVideoX 1.5) the VAE makes a few frames too many, at the start.
+            pixels = pixels[:, :, -num_frames:]
+            scenes.append(self.video_processor.postprocess_video(pixels, output_type))
+        if output_type == "np":
+            return np.concatenate(scenes, axis=1)
+        if output_type == "pt":
+            return torch.cat(scenes, dim=1)
+        return [[image for scene in story for image in scene] for story in zip(*scenes)]
+
+    def check_size(
+        self, height: int, width: int, num_frames: int | Sequence[int], num_scenes: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, int, int]]:
+        """What a video of this size is made of. Needs no weights.
+
+        Returns:
+            frames of each scene; latent frames of each scene; (C, h, w) of a latent frame.
+
+        Raises:
+            ValueError: with the nearest sizes that VAE, patch and positions can carry.
+        """
+        step = self.vae_scale_factor_spatial * self.transformer.config.patch_size
+        for name, size in (("height", height), ("width", width)):
+            if size < 1 or size % step:
+                below = size // step * step
+                nearest = f"{below} or {below + step}" if below > 0 else str(step)
+                raise ValueError(f"{name}={size} has to be a multiple of {step}; the nearest is {nearest}")
+        frames = self._frames_of_scenes(num_frames, num_scenes)
+        latent_frames = tuple((n - 1) // self.vae_scale_factor_temporal + 1 for n in frames)
+        latent_size = (height // self.vae_scale_factor_spatial, width // self.vae_scale_factor_spatial)
+        self.transformer.scene_layout(*latent_size, latent_frames)
+        return frames, latent_frames, (self.transformer.config.in_channels, *latent_size)
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def attention_kwargs(self) -> dict | None:
+        return self._attention_kwargs
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        return self._current_timestep
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    def _check_options(self, num_inference_steps, output_type, callback_tensors) -> None:
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps={num_inference_steps} has to be at least 1")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type has to be one of {', '.join(OUTPUT_TYPES)}, but is {output_type!r}")
+        unknown = [name for name in callback_tensors if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs can name {', '.join(self._callback_tensor_inputs)}, but not "
+                f"{', '.join(unknown)}"
+            )
+
+    def _frames_of_scenes(self, num_frames, num_scenes) -> tuple[int, ...]:
+        """Frames of each scene, which VAE and temporal patch have to be able to carry."""
+        frames = (num_frames,) * num_scenes if isinstance(num_frames, int) else tuple(num_frames)
+        if len(frames) != num_scenes:
+            raise ValueError(f"num_frames has {len(frames)} entries for {num_scenes} scenes")
+        ratio, patch_t = self.vae_scale_factor_temporal, self.transformer.config.patch_size_t or 1
+        for n in frames:  # n = 1 + ratio * (latent frames - 1), with latent frames a multiple of patch_t
+            patches = (n - 1 + ratio) // (ratio * patch_t)
+            if n != ratio * (patches * patch_t - 1) + 1 or patches < 1:
+                below, above = (ratio * (k * patch_t - 1) + 1 for k in (patches, patches + 1))
+                nearest = f"{below} or {above}" if patches > 0 else str(above)
+                rule = f"1 + {ratio}m" + (f", with m + 1 a multiple of {patch_t}" if patch_t > 1 else "")
+                raise ValueError(f"num_frames={n} has to be {rule} for this model; the nearest is {nearest}")
+        return frames
+
+    @staticmethod
+    def _stories(prompt, prompt_embeds) -> list[list[str]] | None:
+        """The prompts as B lists of S texts; None where embeddings stand for them."""
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError("give the scenes either as prompt or as prompt_embeds: one text or embedding a scene")
+        if prompt is None:
+            if prompt_embeds.ndim != 4:
+                raise ValueError(
+                    "prompt_embeds has to be (stories, scenes, text tokens, text width), but has the shape "
+                    f"{tuple(prompt_embeds.shape)}"
+                )
+            return None
+        if isinstance(prompt, str):
+            raise ValueError(f"prompt has to be a list with one text for every scene, but is the text {prompt!r}")
+        stories = [list(story) for story in prompt] if prompt and not isinstance(prompt[0], str) else [list(prompt)]
+        for story in stories:
+            if not story or not all(isinstance(text, str) for text in story):
+                raise ValueError(f"prompt has to hold one text for every scene of at least one scene, but is {prompt!r}")
+            if len(story) != len(stories[0]):
+                counts = ", ".join(str(len(story)) for story in stories)
+                raise ValueError(f"all stories of a batch need equally many scenes, but these have {counts}")
+        return stories
+
+    @staticmethod
+    def _negatives(negative_prompt, negative_prompt_embeds, batch_size, num_scenes) -> list[list[str]] | None:
+        """The negative prompts as B lists of S texts; None where embeddings stand for them."""
+        if negative_prompt_embeds is not None:
+            if negative_prompt is not None:
+                raise ValueError("give either negative_prompt or negative_prompt_embeds, not both")
+            return None
+        if negative_prompt is None or isinstance(negative_prompt, str):
+            return [[negative_prompt or ""] * num_scenes] * batch_size
+        shared = isinstance(negative_prompt[0], str) if negative_prompt else True
+        stories = [list(negative_prompt)] * batch_size if shared else [list(story) for story in negative_prompt]
+        if len(stories) != batch_size or any(len(story) != num_scenes for story in stories):
+            counts = ", ".join(str(len(story)) for story in stories)
+            raise ValueError(
+                f"negative_prompt has to be one text, or one for each of {num_scenes} scenes (of {batch_size} stories), "
+                f"but has {counts}"
+            )
+        return stories
+
+    @staticmethod
+    def _generated_scenes(scene_mask, context_video, context_latents, latent_frames) -> tuple[bool, ...]:
+        """For each scene whether it is generated (True) or given (False)."""
+        num_scenes = len(latent_frames)
+        if context_video is not None and context_latents is not None:
+            raise ValueError("give the context either as context_video or as context_latents, not both")
+        if scene_mask is not None:
+            generated = tuple(bool(new) for new in scene_mask)
+            if len(generated) != num_scenes:
+                raise ValueError(f"scene_mask has {len(generated)} entries for {num_scenes} scenes")
+            num_given = generated.count(False)
+            if context_video is not None and len(context_video[0]) != num_given:
+                raise ValueError(
+                    f"scene_mask marks {num_given} scenes as given, but there are {len(context_video[0])} context videos"
+                )
+            if context_video is None and context_latents is None and num_given:
+                raise ValueError(
+                    f"scene_mask marks {num_given} scenes as given, but there is neither context_video nor context_latents"
+                )
+        elif context_video is not None:
+            num_given = len(context_video[0])
+        elif context_latents is not None:
+            num_given = count_given_scenes(context_latents, latent_frames)
+        else:
+            num_given = 0
+        if num_given >= num_scenes:
+            raise ValueError(
+                f"{num_given} context scenes leave nothing to generate with {num_scenes} prompts: every scene needs a "
+                "prompt, given or generated"
+            )
+        if scene_mask is not None:
+            return generated
+        return (False,) * num_given + (True,) * (num_scenes - num_given)
+
+    def _extra_step_kwargs(self, generator, eta) -> dict:
+        accepted = inspect.signature(self.scheduler.step).parameters
+        return {name: value for name, value in (("generator", generator), ("eta", eta)) if name in accepted}
+
+
+def count_given_scenes(context_latents: torch.Tensor, latent_frames: Sequence[int]) -> int:
+    """How many first scenes of these lengths context latents (B, given*F, C, h, w) are. Raises `ValueError` if none fit."""
+    for count, frames in enumerate(accumulate(latent_frames), start=1):
+        if frames == context_latents.shape[1]:
+            return count
+    raise ValueError(
+        f"context_latents has {context_latents.shape[1]} latent frames, which are no whole number of scenes of "
+        f"{', '.join(str(n) for n in latent_frames)} latent frames"
+    )
+
+
+def _videos_of_stories(videos, batch_size) -> list[list[Video]] | None:
+    """The given scenes as B lists."""
+    if videos is None:
+        return None
+    if isinstance(videos, (str, os.PathLike)):
+        raise ValueError(f"context_video has to be a list with one video for every given scene, but is {str(videos)!r}")
+    nested = len(videos) > 0 and isinstance(videos[0], (list, tuple))
+    stories = [list(story) for story in videos] if nested else [list(videos)]
+    if len(stories) != batch_size or any(len(story) != len(stories[0]) for story in stories):
+        counts = ", ".join(str(len(story)) for story in stories)
+        raise ValueError(
+            f"context_video needs equally many scenes for each of {batch_size} stories, but there are {counts}"
+        )
+    if not stories[0]:
+        raise ValueError("context_video is empty: leave it out, or name one video for every given scene")
+    return stories
+

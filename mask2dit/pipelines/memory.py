@@ -1,0 +1,50 @@
+"""One setting for how a pipeline's weights share the device's memory, carried out by diffusers."""
+
+import torch
+from diffusers import DiffusionPipeline
+
+MEMORY_MODES = {
+    "full": "everything stays on the device: the fastest",
+    "model_offload": "one component at a time on the device, the others in main memory",
+    "group_offload": "block by block on the device, the next one copied while one computes",
+    "sequential_offload": "layer by layer on the device: the least memory and by far the slowest",
+    "fp8": "the transformer's weights stored in 8 bits and computed in the pipeline's dtype, with model_offload on a GPU",
+}
+
+
+def check_memory_mode(mode: str, device: torch.device | str) -> None:
+    """Raises `ValueError` for an unknown mode, or one that this device cannot use."""
+    if mode not in MEMORY_MODES:
+        raise ValueError(f"memory has to be one of {', '.join(MEMORY_MODES)}, but is {mode!r}")
+    if torch.device(device).type == "cpu" and mode in ("model_offload", "group_offload", "sequential_offload"):
+        raise ValueError(f"memory={mode} moves weights between main memory and a GPU, but the device is the CPU: use full")
+
+
+def apply_memory_mode(pipeline: DiffusionPipeline, mode: str, device: torch.device | str) -> None:
+    """Places a freshly loaded pipeline on a device.
+
+    Args:
+        pipeline: with all weights in main memory.
+        mode: a key of `MEMORY_MODES`.
+        device: where it computes.
+
+    Raises:
+        ValueError: as `check_memory_mode`.
+    """
+    check_memory_mode(mode, device)
+    device = torch.device(device)
+    if mode == "fp8":
+        pipeline.transformer.enable_layerwise_casting(
+            storage_dtype=torch.float8_e4m3fn, compute_dtype=pipeline.transformer.dtype
+        )
+    if mode == "full" or device.type == "cpu":
+        pipeline.to(device)
+    elif mode in ("model_offload", "fp8"):
+        pipeline.enable_model_cpu_offload(device=device)
+    elif mode == "group_offload":
+        pipeline.enable_group_offload(onload_device=device, offload_type="leaf_level", exclude_modules="transformer")
+        pipeline.transformer.enable_group_offload(
+            onload_device=device, offload_type="block_level", num_blocks_per_group=1, use_stream=True
+        )
+    else:
+        pipeline.enable_sequential_cpu_offload(device=device)

@@ -1,0 +1,210 @@
+"""Stories of any number of scenes: a window slides over them, and each new scene continues from the last ones.
+
+Latents are handed from window to window, so a scene never passes through the VAE or a video file on its way. A story that
+was interrupted goes on from the scenes that its store holds, with the same result.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, count_given_scenes
+from mask2dit.video.writing import atomic_path
+
+logger = logging.getLogger(__name__)
+
+
+def story_windows(num_scenes: int, num_given: int = 0, window: int | None = None) -> list[tuple[range, range]]:
+    """Which scenes are generated together, and from which ones.
+
+    Args:
+        num_scenes: scenes of the story, given ones included.
+        num_given: the first scenes, which are given.
+        window: scenes that the model handles at once. None: all of the story.
+
+    Returns:
+        (context, new) of each window. The context is the last `window - 1` scenes there are, or fewer at the start; new
+        scenes fill the window.
+
+    Raises:
+        ValueError: if nothing is left to generate or the window is not positive.
+    """
+    window = num_scenes if window is None else window
+    if window < 1:
+        raise ValueError(f"window={window} has to be at least 1 scene")
+    if num_given >= num_scenes:
+        raise ValueError(
+            f"{num_given} context scenes leave nothing to generate with {num_scenes} prompts: every scene needs a prompt, "
+            "given or generated"
+        )
+    windows = []
+    done = num_given
+    while done < num_scenes:
+        context = range(max(0, done - (window - 1)), done)
+        new = range(done, min(done + window - len(context), num_scenes))
+        windows.append((context, new))
+        done = new.stop
+    return windows
+
+
+class SceneStore:
+    """Latents of the scenes that were made, in a folder: one file a scene, found again by what it was made from.
+
+    Args:
+        folder: created on first use.
+        identity: names the weights, for instance by `mask2dit.models.loading.fingerprint`; a scene made with others is
+            not found.
+    """
+
+    def __init__(self, folder: str | os.PathLike, identity: str):
+        self.folder = Path(folder)
+        self.identity = identity
+
+    def load(self, key: str) -> torch.Tensor | None:
+        """(1, F, C, h, w), or None if there is no such scene."""
+        path = self._path(key)
+        return load_file(path)["latents"] if path.is_file() else None
+
+    def save(self, key: str, latents: torch.Tensor) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self._path(key)) as path:
+            save_file({"latents": latents.contiguous().cpu()}, path)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key[:32]}.safetensors"
+
+
+def check_story(
+    pipe: Mask2DiTPipeline,
+    num_scenes: int,
+    num_given: int,
+    window: int | None,
+    height: int,
+    width: int,
+    num_frames: int | Sequence[int],
+) -> list[tuple[range, range]]:
+    """The windows of a story, as `story_windows`. Needs no weights.
+
+    Raises:
+        ValueError: if the model cannot carry one of them.
+    """
+    windows = story_windows(num_scenes, num_given, window)
+    frames, _, _ = pipe.check_size(height, width, num_frames, num_scenes)
+    for context, new in windows:
+        pipe.check_size(height, width, frames[context.start : new.stop], new.stop - context.start)
+    return windows
+
+
+def generate_story(
+    pipe: Mask2DiTPipeline,
+    prompts: Sequence[str],
+    *,
+    negative_prompt: str | Sequence[str] | None = None,
+    window: int | None = None,
+    context_latents: torch.Tensor | None = None,
+    noise_context: bool = False,
+    height: int = 480,
+    width: int = 720,
+    num_frames: int | Sequence[int] = 49,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 6.0,
+    use_dynamic_cfg: bool = False,
+    seed: int = 0,
+    store: SceneStore | None = None,
+) -> Iterator[torch.Tensor]:
+    """Generates a story window by window, as many scenes as there are prompts.
+
+    Args:
+        pipe: the pipeline.
+        prompts: one text for every scene, given ones included.
+        negative_prompt: one text for all scenes, or one for each.
+        window: scenes that the model handles at once, 3 for the published one. None: all of them.
+        context_latents: given first scenes, (1, given*F, C, h, w) scaled, as from `pipe.encode_context`.
+        noise_context, height, width, num_frames, num_inference_steps, guidance_scale, use_dynamic_cfg: as for the
+            pipeline.
+        seed: the noise of a window follows from it and from the window's first new scene alone.
+        store: where scenes are kept and found again, so that an interrupted story goes on where it stopped.
+
+    Returns:
+        An iterator over the scaled latents (1, F, C, h, w) of every scene in order, given ones too, on the CPU.
+
+    Raises:
+        ValueError: at the call, for anything that cannot be carried out.
+    """
+    num_scenes = len(prompts)
+    frames, latent_frames, _ = pipe.check_size(height, width, num_frames, num_scenes)
+    given = []
+    if context_latents is not None:
+        num_given = count_given_scenes(context_latents, latent_frames)
+        given = [scene.cpu() for scene in context_latents.split(latent_frames[:num_given], dim=1)]
+    windows = check_story(pipe, num_scenes, len(given), window, height, width, num_frames)
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        negative_prompt = [negative_prompt or ""] * num_scenes
+    elif len(negative_prompt) != num_scenes:
+        raise ValueError(f"negative_prompt has {len(negative_prompt)} entries for {num_scenes} scenes")
+    settings = {
+        "height": height,
+        "width": width,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "use_dynamic_cfg": use_dynamic_cfg,
+        "noise_context": noise_context,
+    }
+    model = {
+        "weights": store.identity if store else "",
+        "transformer": {key: value for key, value in pipe.transformer.config.items() if not key.startswith("_")},
+        "scheduler": [type(pipe.scheduler).__name__, dict(pipe.scheduler.config)],
+        "dtype": str(pipe.transformer.dtype),
+    }
+
+    def generate(context: range, new: range, made: list[torch.Tensor]) -> list[torch.Tensor]:
+        part = slice(context.start, new.stop)
+        latents = pipe(
+            prompts[part],
+            negative_prompt=negative_prompt[part],
+            num_frames=frames[part],
+            context_latents=torch.cat([made[i] for i in context], dim=1) if context else None,
+            generator=torch.Generator().manual_seed(_window_seed(seed, new.start)),
+            output_type="latent",
+            **settings,
+        ).frames
+        return [latents.cpu() for latents in latents.split(latent_frames[part], dim=1)[len(context) :]]
+
+    def scenes() -> Iterator[torch.Tensor]:
+        made = list(given)
+        keys = [_digest(scene.float().cpu().numpy().tobytes().hex()) for scene in given]
+        yield from given
+        for context, new in windows:
+            part = slice(context.start, new.stop)
+            context_keys = [keys[i] for i in context]
+            texts = [prompts[part], negative_prompt[part]]
+            key = _digest(model, settings, texts, frames[part], context_keys, seed, new.start)
+            new_keys = [_digest(key, scene) for scene in new]
+            latents = [store.load(key) for key in new_keys] if store else [None]
+            if any(scene is None for scene in latents):
+                pipe.set_progress_bar_config(desc=f"scenes {new.start + 1} to {new.stop} of {num_scenes}")
+                latents = generate(context, new, made)
+                for key, scene in zip(new_keys, latents if store else []):
+                    store.save(key, scene)
+            else:
+                logger.info("scenes %d to %d were made before: taken from %s", new.start + 1, new.stop, store.folder)
+            made += latents
+            keys += new_keys
+            yield from latents
+
+    return scenes()
+
+
+def _window_seed(seed: int, first_scene: int) -> int:
+    """Seeds that differ between windows, and between the windows of stories with neighbouring seeds."""
+    return int(_digest(seed, first_scene)[:15], 16)
+
+
+def _digest(*parts) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
