@@ -4,6 +4,7 @@ A folder's weights are checked against the model from the files' headers, before
 nothing unknown, no other shape. Loading itself is diffusers': each weight goes straight to its dtype and device.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import T5EncoderModel, T5Tokenizer
 
 CONFIG_NAME = "config.json"
+_FINGERPRINT_BYTES = 64 * 1024
 
 
 def model_folder(folder: str | os.PathLike, subfolder: str | None, default: str = "") -> Path:
@@ -74,6 +76,14 @@ def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"{str(file)!r} is not a readable weights file ({reason}): fetch it again") from error
 
 
+def empty_model(cls: type, folder: Path) -> torch.nn.Module:
+    """A diffusers model as its `config.json` describes it, on the "meta" device: all of it but the weights."""
+    config = cls.load_config(folder)
+    known = cls._get_init_keys(cls)
+    with init_empty_weights():
+        return cls(**{key: value for key, value in config.items() if key in known})
+
+
 def check_weights(model: torch.nn.Module, folder: Path, files: list[Path]) -> None:
     """Compares the weights in files with those that a model (on any device, "meta" too) has.
 
@@ -107,13 +117,10 @@ def load_model(cls: type, from_pretrained: Callable, folder: Path, **kwargs) -> 
         ValueError: if a file is corrupt or its weights do not fit the model.
     """
     files = weight_files(folder)
-    config = cls.load_config(folder)
-    known = set(cls._get_init_keys(cls))
-    with init_empty_weights():
-        model = cls(**{key: value for key, value in config.items() if key in known})
-    check_weights(model, folder, files)
+    check_weights(empty_model(cls, folder), folder, files)
     with _diffusers_layout(folder, files) as layout:
-        return from_pretrained(layout, **kwargs)
+        # Said outright, since diffusers looks for the other kind first and reports an error on the way.
+        return from_pretrained(layout, use_safetensors=files[0].suffix == ".safetensors", **kwargs)
 
 
 def load_text_encoder(folder: Path, torch_dtype: torch.dtype) -> T5EncoderModel:
@@ -147,6 +154,24 @@ def load_scheduler(folder: Path) -> CogVideoXDDIMScheduler | CogVideoXDPMSchedul
     name = CogVideoXDDIMScheduler.load_config(folder).get("_class_name")
     cls = CogVideoXDPMScheduler if name == "CogVideoXDPMScheduler" else CogVideoXDDIMScheduler
     return cls.from_pretrained(folder)
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+    """A short name for the contents of a file, or of a folder and all in it, wherever it lies.
+
+    Large files are told apart by their size and their first and last 64 KiB, since reading tens of gigabytes would take
+    minutes; training changes all of a weights file, so that this is enough.
+    """
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)} {size}".encode())
+        with file.open("rb") as contents:
+            digest.update(contents.read(_FINGERPRINT_BYTES))
+            contents.seek(max(0, size - _FINGERPRINT_BYTES))
+            digest.update(contents.read())
+    return digest.hexdigest()[:16]
 
 
 def _some(problems: list[str]) -> str:

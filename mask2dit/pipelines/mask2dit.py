@@ -27,7 +27,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from transformers import T5EncoderModel, T5Tokenizer
 
-from mask2dit.models.loading import load_model, load_scheduler, load_text_encoder, load_tokenizer, model_folder
+from mask2dit.models.loading import (
+    empty_model,
+    load_model,
+    load_scheduler,
+    load_text_encoder,
+    load_tokenizer,
+    model_folder,
+    weight_files,
+)
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.video.reading import read_scene
 
@@ -112,6 +120,25 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         pipeline = cls(**{name: components.get(name) or load() for name, load in loaders.items()})
         pipeline.register_to_config(_name_or_path=str(folder))
         return pipeline
+
+    @classmethod
+    def skeleton(cls, folder: str | os.PathLike) -> "Mask2DiTPipeline":
+        """A pipeline without weights, tokenizer and text encoder, read in an instant: enough for `check_size`.
+
+        Raises:
+            FileNotFoundError: if a part of the folder is missing, weights included.
+        """
+        folder = Path(folder)
+        for name in ("transformer", "vae", "text_encoder"):
+            weight_files(model_folder(folder, name))
+        load_tokenizer(folder / "tokenizer")
+        return cls(
+            tokenizer=None,
+            text_encoder=None,
+            vae=empty_model(AutoencoderKLCogVideoX, folder / "vae"),
+            transformer=empty_model(Mask2DiTTransformer3DModel, folder / "transformer"),
+            scheduler=load_scheduler(folder / "scheduler"),
+        )
 
     @torch.no_grad()
     def __call__(

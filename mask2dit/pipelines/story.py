@@ -66,6 +66,10 @@ class SceneStore:
         self.folder = Path(folder)
         self.identity = identity
 
+    def key(self, *made_from) -> str:
+        """The name of what these weights make from this: any JSON values."""
+        return _digest(self.identity, *made_from)
+
     def load(self, key: str) -> torch.Tensor | None:
         """(1, F, C, h, w), or None if there is no such scene."""
         path = self._path(key)
@@ -157,7 +161,6 @@ def generate_story(
         "noise_context": noise_context,
     }
     model = {
-        "weights": store.identity if store else "",
         "transformer": {key: value for key, value in pipe.transformer.config.items() if not key.startswith("_")},
         "scheduler": [type(pipe.scheduler).__name__, dict(pipe.scheduler.config)],
         "dtype": str(pipe.transformer.dtype),
@@ -178,20 +181,20 @@ def generate_story(
 
     def scenes() -> Iterator[torch.Tensor]:
         made = list(given)
-        keys = [_digest(scene.float().cpu().numpy().tobytes().hex()) for scene in given]
+        keys = [_digest(scene.float().numpy().tobytes().hex()) for scene in given]
         yield from given
         for context, new in windows:
             part = slice(context.start, new.stop)
-            context_keys = [keys[i] for i in context]
             texts = [prompts[part], negative_prompt[part]]
-            key = _digest(model, settings, texts, frames[part], context_keys, seed, new.start)
-            new_keys = [_digest(key, scene) for scene in new]
-            latents = [store.load(key) for key in new_keys] if store else [None]
+            made_from = [model, settings, texts, frames[part], [keys[i] for i in context], seed, new.start]
+            new_keys = [store.key(made_from, scene) if store else "" for scene in new]
+            latents = [store.load(key) if store else None for key in new_keys]
             if any(scene is None for scene in latents):
                 pipe.set_progress_bar_config(desc=f"scenes {new.start + 1} to {new.stop} of {num_scenes}")
                 latents = generate(context, new, made)
-                for key, scene in zip(new_keys, latents if store else []):
-                    store.save(key, scene)
+                if store:
+                    for key, scene in zip(new_keys, latents):
+                        store.save(key, scene)
             else:
                 logger.info("scenes %d to %d were made before: taken from %s", new.start + 1, new.stop, store.folder)
             made += latents

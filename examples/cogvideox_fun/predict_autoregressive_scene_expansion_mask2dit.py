@@ -1,0 +1,12 @@
+"""A story that goes on from given scenes, one prompt a scene: `python predict_autoregressive_scene_expansion_mask2dit.py [CONFIG.yaml] [key=value …]`."""
+
+import sys
+from pathlib import Path
+
+from mask2dit.command import run_command
+from mask2dit.pipelines.inference_config import InferenceConfig
+
+CONFIG = Path(__file__).parents[2] / "configs/inference/extension.yaml"
+
+if __name__ == "__main__":
+    sys.exit(run_command(InferenceConfig, "mask2dit.pipelines.inference:generate", CONFIG, sys.argv[1:]))

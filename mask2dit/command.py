@@ -1,0 +1,47 @@
+"""The command line that every task shares: `[CONFIG.yaml] [key=value …]`."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from mask2dit.config import load_config
+
+
+def run_command(
+    schema: type, task: str, default_config: str | Path, arguments: Sequence[str]
+) -> int:
+    """Reads the configuration and runs a task with it.
+
+    What cannot be carried out, by the task's or the configuration's own account (`ValueError`, `OSError`), is told in one
+    sentence; anything else is a defect and keeps its trace.
+
+    Args:
+        schema: the configuration's dataclass.
+        task: the function that takes the configuration, as "module:name". It is imported once the configuration is known to
+            be good, since torch and what builds on it take seconds to import.
+        default_config: the YAML file that is read unless the first argument names another.
+        arguments: of the command line.
+
+    Returns:
+        The exit status: 0 done, 1 not possible, 130 interrupted.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mask2dit").setLevel(logging.INFO)
+    overrides = list(arguments)
+    if {"-h", "--help"} & set(overrides):
+        print(f"usage: {Path(sys.argv[0]).name} [CONFIG.yaml] [key=value ...]\n\nwithout CONFIG.yaml: {default_config}")
+        return 0
+    path = overrides.pop(0) if overrides and "=" not in overrides[0] else default_config
+    try:
+        config = load_config(schema, path, overrides)
+        module, name = task.split(":")
+        getattr(import_module(module), name)(config)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,221 @@
+"""From a configuration to a video file with its contact sheet and its record: what the example scripts run."""
+
+import dataclasses
+import json
+import logging
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from tqdm import tqdm
+
+from mask2dit.models.loading import fingerprint
+from mask2dit.models.masks import cross_scene
+from mask2dit.pipelines.inference_config import InferenceConfig
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode
+from mask2dit.pipelines.story import SceneStore, check_story, generate_story
+from mask2dit.video.frames import to_uint8
+from mask2dit.video.reading import read_scene
+from mask2dit.video.writing import check_writable, contact_sheet, write_image, write_text, write_video
+
+logger = logging.getLogger(__name__)
+
+SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
+SHEET_COLUMNS = 6
+
+
+def generate(config: InferenceConfig) -> Path:
+    """Generates the story of a configuration.
+
+    Returns:
+        The mp4. Beside it lie a contact sheet (.png) and a record (.json) with everything needed to make it again.
+
+    Raises:
+        ValueError, FileNotFoundError, PermissionError: for anything that cannot be carried out, before weights are read.
+    """
+    started = time.time()
+    device = _device(config.device)
+    output = _output_path(config)
+    if config.build_untrained:
+        from mask2dit.models.untrained import build_untrained_model
+
+        build_untrained_model(config.model)
+        logger.warning("The model in %s is untrained: its pictures are noise and mean nothing.", config.model)
+    check(config, device)
+
+    pipe = load_pipeline(config, device)
+    identity = fingerprint(config.model)
+    if config.lora.path:
+        identity += f" lora {fingerprint(config.lora.path)} * {config.lora.scale}"
+    store = SceneStore(Path(config.save_path) / "scenes", identity)
+    context_latents = _context(config, pipe, store) if config.context_videos else None
+    scenes = list(
+        generate_story(
+            pipe,
+            config.prompts,
+            negative_prompt=config.negative_prompt,
+            window=config.window,
+            context_latents=context_latents,
+            noise_context=config.noise_context,
+            height=config.height,
+            width=config.width,
+            num_frames=config.num_frames,
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=config.guidance_scale,
+            use_dynamic_cfg=config.use_dynamic_cfg,
+            seed=config.seed,
+            store=store,
+        )
+    )
+
+    sheet_rows, scene_frames = [], []
+
+    def frames() -> Iterator[np.ndarray]:
+        for latents in tqdm(scenes, desc="decoding", unit="scene"):
+            video = to_uint8(pipe.decode_latents(latents.to(device), [latents.shape[1]])[0])
+            shown = np.linspace(0, len(video) - 1, min(SHEET_COLUMNS, len(video))).round().astype(int)
+            sheet_rows.append(video[shown])
+            scene_frames.append(len(video))
+            yield from video
+
+    write_video(output, frames(), config.fps)
+    title = "untrained weights: these pictures mean nothing" if config.build_untrained else None
+    sheet = contact_sheet(sheet_rows, config.prompts, columns=SHEET_COLUMNS, title=title)
+    write_image(output.with_suffix(".png"), sheet)
+    record = _record(config, identity, scene_frames, device, time.time() - started)
+    write_text(output.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    logger.info("Wrote %s, %s and %s", output, output.with_suffix(".png").name, output.with_suffix(".json").name)
+    return output
+
+
+def check(config: InferenceConfig, device: torch.device) -> None:
+    """Everything that can be found wrong without reading weights, found before reading them.
+
+    Raises:
+        ValueError, FileNotFoundError, PermissionError: with what is wrong and what would be right.
+    """
+    check_memory_mode(config.memory, device)
+    if config.mask_variant is not None:
+        cross_scene(config.mask_variant)
+    if not (Path(config.model) / "transformer").is_dir():
+        small = "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml"
+        raise FileNotFoundError(
+            f"there is no model in {config.model!r}: put the weights there (models/README.md says which), or run the small "
+            f"untrained model with configs/inference/{small}, which needs none"
+        )
+    if config.lora.path and not Path(config.lora.path).exists():
+        raise FileNotFoundError(f"there is no LoRA {config.lora.path!r}")
+    skeleton = Mask2DiTPipeline.skeleton(config.model)
+    num_given = len(config.context_videos)
+    check_story(
+        skeleton, len(config.prompts), num_given, config.window, config.height, config.width, config.num_frames
+    )
+    frames, _, _ = skeleton.check_size(config.height, config.width, config.num_frames, len(config.prompts))
+    for video, num_frames in zip(config.context_videos, frames):
+        read_scene(video, num_frames, config.height, config.width)
+    check_writable(config.save_path)
+
+
+def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipeline:
+    """The pipeline of a configuration on its device."""
+    pipe = Mask2DiTPipeline.from_pretrained(
+        config.model, mask_variant=config.mask_variant, torch_dtype=getattr(torch, config.dtype)
+    )
+    pipe.scheduler = SCHEDULERS[config.sampler].from_config(pipe.scheduler.config)
+    if config.lora.path:
+        pipe.load_lora_weights(config.lora.path, adapter_name="lora")
+        pipe.set_adapters("lora", config.lora.scale)
+    if config.attention_backend:
+        pipe.transformer.set_attention_backend(config.attention_backend)
+    pipe.vae.enable_slicing()
+    if config.vae_tiling:
+        pipe.vae.enable_tiling()
+    apply_memory_mode(pipe, config.memory, device)
+    if config.compile:
+        pipe.transformer.compile_repeated_blocks(fullgraph=True)
+    return pipe
+
+
+def _context(config: InferenceConfig, pipe: Mask2DiTPipeline, store: SceneStore) -> torch.Tensor:
+    """Latents of the given scenes. They are kept like generated ones, since encoding on a GPU may differ in the last bit
+    from run to run, and what continues from them would then not be found again."""
+    frames, _, _ = pipe.check_size(config.height, config.width, config.num_frames, len(config.prompts))
+    frames = frames[: len(config.context_videos)]
+    files = [fingerprint(video) for video in config.context_videos]
+    how = {"start": config.context_start, "sample_posterior": config.sample_context}
+    key = store.key(files, frames, config.height, config.width, how, config.seed, config.dtype)
+    latents = store.load(key)
+    if latents is None:
+        generator = torch.Generator().manual_seed(config.seed)
+        latents = pipe.encode_context(
+            [config.context_videos], frames, config.height, config.width, generator=generator, **how
+        ).cpu()
+        store.save(key, latents)
+    return latents
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device has to be auto, cpu, cuda or cuda:1, but is {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name}, but torch finds no GPU: use device=cpu, or install torch for CUDA")
+    return device
+
+
+def _output_path(config: InferenceConfig) -> Path:
+    """Where the video goes. Nothing that exists is overwritten."""
+    folder = Path(config.save_path)
+    if config.name is None:
+        taken = [int(file.stem) for file in folder.glob("*.mp4") if file.stem.isdigit()]
+        return folder / f"{max(taken, default=0) + 1:05d}.mp4"
+    output = folder / f"{config.name}.mp4"
+    if output.exists():
+        raise FileExistsError(f"{str(output)!r} is there already: choose another name, or leave name out")
+    return output
+
+
+def _record(config, identity, scene_frames, device, seconds) -> dict:
+    """What made a video: the resolved configuration, its scenes, and the versions and device it was made with."""
+    stops = np.cumsum(scene_frames).tolist()
+    return {
+        "config": dataclasses.asdict(config),
+        "command": " ".join(sys.argv),
+        "weights_fingerprint": identity,
+        "scenes": [
+            {
+                "prompt": prompt,
+                "frames": [stop - count, stop],
+                "context": config.context_videos[i] if i < len(config.context_videos) else None,
+            }
+            for i, (prompt, count, stop) in enumerate(zip(config.prompts, scene_frames, stops))
+        ],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "versions": {
+            name: version(name) for name in ("mask2dit", "torch", "diffusers", "transformers", "accelerate")
+        },
+        "git_commit": _git_commit(),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the source this runs from, if it runs from a checkout."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    here = Path(__file__).parent
+    result = subprocess.run([git, "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,0 +1,135 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
+from safetensors import safe_open
+
+from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
+from mask2dit.models.untrained import build_untrained_model
+
+TINY = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "time_embed_dim": 8,
+    "text_embed_dim": 24,
+    "num_layers": 2,
+    "sample_width": 12,
+    "sample_height": 8,
+    "sample_frames": 9,
+    "max_text_seq_length": 6,
+    "use_rotary_positional_embeddings": True,
+}
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "snr_shift_scale": 1.0,
+    "timestep_spacing": "trailing",
+}
+
+
+class Parity:
+    """A file of numbers from the published implementation."""
+
+    def __init__(self, path: Path):
+        with safe_open(path, framework="pt") as file:
+            self.settings = file.metadata()
+            self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def transformer(self) -> Mask2DiTTransformer3DModel:
+        config = json.loads(self.settings["config"])
+        model = Mask2DiTTransformer3DModel(**config, mask_variant=self.settings["mask_variant"])
+        weights = {k.removeprefix("model."): v for k, v in self.tensors.items() if k.startswith("model.")}
+        model.load_state_dict(weights)
+        return model.eval()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+
+@pytest.fixture
+def parity():
+    return lambda name: Parity(Path(__file__).parent / "parity" / f"{name}.safetensors")
+
+
+@pytest.fixture
+def make_transformer():
+    """A tiny random transformer; keywords change its configuration."""
+
+    def make(**config) -> Mask2DiTTransformer3DModel:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return Mask2DiTTransformer3DModel(**{**TINY, **config}).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_vae() -> AutoencoderKLCogVideoX:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4,
+            block_out_channels=(4, 4, 4, 4),
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            scaling_factor=0.7,
+        ).eval()
+
+
+@pytest.fixture
+def make_pipeline(make_transformer, tiny_vae):
+    """A pipeline of tiny random models without text encoder: prompts are given as embeddings."""
+
+    def make(transformer=None, scheduler=None, **config) -> Mask2DiTPipeline:
+        pipe = Mask2DiTPipeline(
+            tokenizer=None,
+            text_encoder=None,
+            vae=tiny_vae,
+            transformer=transformer or make_transformer(**config),
+            scheduler=scheduler or CogVideoXDDIMScheduler(**SCHEDULER),
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make
+
+
+@pytest.fixture
+def random_inputs():
+    """Latents, text embeddings and timesteps for tiny transformers: (B, S*F, 4, 8, 12), (B, S*6, 24), (B, S)."""
+
+    def make(batch_size=2, num_scenes=3, num_frames=9, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        return (
+            torch.randn(batch_size, num_frames, 4, 8, 12, generator=generator),
+            torch.randn(batch_size, num_scenes * 6, 24, generator=generator),
+            torch.randint(1, 1000, (batch_size, num_scenes), generator=generator),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> Path:
+    """The complete small folder that the repository builds."""
+    return build_untrained_model(tmp_path_factory.mktemp("models") / "small")
+
+
+@pytest.fixture
+def small_pipeline(small_model) -> Mask2DiTPipeline:
+    pipe = Mask2DiTPipeline.from_pretrained(small_model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,0 +1,205 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mask2dit import Mask2DiTTransformer3DModel
+from mask2dit.models.loading import fingerprint, load_scheduler, load_text_encoder, weight_files
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(make_transformer, tmp_path):
+    """A folder with `transformer/` as diffusers writes it."""
+    make_transformer(mask_variant="v3").save_pretrained(tmp_path / "transformer")
+    return tmp_path
+
+
+def edit_config(folder, **changes):
+    path = folder / "transformer" / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def assert_same_weights(model, expected):
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+
+
+def test_a_saved_transformer_comes_back_with_its_weights_and_variant(folder, make_transformer):
+    model = Mask2DiTTransformer3DModel.from_pretrained(folder, subfolder="transformer")
+    assert_same_weights(model, make_transformer())
+    assert model.config.mask_variant == "v3"
+    assert not model.training
+
+
+def test_the_subfolder_may_be_left_out(folder):
+    assert Mask2DiTTransformer3DModel.from_pretrained(folder).config.mask_variant == "v3"
+    assert Mask2DiTTransformer3DModel.from_pretrained(folder / "transformer").config.mask_variant == "v3"
+
+
+@pytest.mark.parametrize(
+    "config, argument, variant",
+    [
+        ({"mask_variant": None}, None, "v2"),
+        ({"mask_variant": None, "attn_msk_version": 5}, None, "v5"),
+        ({"mask_variant": None, "attn_msk_version": 5}, "v1", "v1"),
+        ({"mask_variant": "v4", "attn_msk_version": 5}, None, "v4"),
+    ],
+)
+def test_the_variant_is_the_argument_else_the_configs_else_the_released_version_else_v2(
+    folder, config, argument, variant
+):
+    edit_config(folder, **config, add_noise_in_inpaint_model=True)
+    model = Mask2DiTTransformer3DModel.from_pretrained(folder, subfolder="transformer", mask_variant=argument)
+    assert model.config.mask_variant == variant
+    assert model.transformer_blocks[0].attn1.processor.variant == variant
+
+
+def test_an_unknown_released_variant_is_refused(folder):
+    edit_config(folder, mask_variant=None, attn_msk_version=7)
+    with pytest.raises(ValueError, match="v7"):
+        Mask2DiTTransformer3DModel.from_pretrained(folder)
+
+
+def test_a_plain_cogvideox_config_loads_as_v2(folder, make_transformer):
+    edit_config(folder, mask_variant=None, _class_name="CogVideoXTransformer3DModel")
+    model = Mask2DiTTransformer3DModel.from_pretrained(folder)
+    assert model.config.mask_variant == "v2"
+    assert_same_weights(model, make_transformer())
+
+
+@pytest.mark.parametrize("layout", ["several with an index", "several without", "another name", "bin", "several bin"])
+def test_weights_are_read_however_they_are_laid_out(folder, make_transformer, layout):
+    path = folder / "transformer"
+    weights = load_file(path / WEIGHTS)
+    halves = [dict(list(weights.items())[::2]), dict(list(weights.items())[1::2])]
+    (path / WEIGHTS).unlink()
+    if layout == "several with an index":
+        make_transformer(mask_variant="v3").save_pretrained(path, max_shard_size="50KB")
+        assert len(weight_files(path)) > 1
+    elif layout == "several without":
+        for i, half in enumerate(halves):
+            save_file(half, path / f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors")
+    elif layout == "another name":
+        save_file(weights, path / "model.safetensors")
+    elif layout == "bin":
+        torch.save(weights, path / "diffusion_pytorch_model.bin")
+    else:
+        for i, half in enumerate(halves):
+            torch.save(half, path / f"pytorch_model-{i}.bin")
+    assert_same_weights(Mask2DiTTransformer3DModel.from_pretrained(folder), make_transformer())
+
+
+def test_weights_take_the_dtype_that_is_asked_for(folder):
+    model = Mask2DiTTransformer3DModel.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def rewrite(folder, change):
+    path = folder / "transformer" / WEIGHTS
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+def test_a_missing_weight_is_named(folder):
+    rewrite(folder, lambda weights: weights.pop("transformer_blocks.1.attn1.to_q.weight"))
+    with pytest.raises(ValueError, match=r"transformer_blocks\.1\.attn1\.to_q\.weight is missing"):
+        Mask2DiTTransformer3DModel.from_pretrained(folder)
+
+
+def test_an_unknown_weight_is_named(folder):
+    rewrite(folder, lambda weights: weights.update({"extra.weight": torch.zeros(1)}))
+    with pytest.raises(ValueError, match=r"extra\.weight is not one of its weights"):
+        Mask2DiTTransformer3DModel.from_pretrained(folder)
+
+
+def test_a_weight_of_another_shape_is_named_with_both_shapes(folder):
+    rewrite(folder, lambda weights: weights.update({"proj_out.bias": torch.zeros(5)}))
+    with pytest.raises(ValueError, match=r"proj_out\.bias has the shape \(5,\) instead of \(16,\)"):
+        Mask2DiTTransformer3DModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "diffusion_pytorch_model.bin"])
+@pytest.mark.parametrize("keep", [0, 100, 0.5])
+def test_a_corrupt_file_is_named(folder, name, keep):
+    path = folder / "transformer" / WEIGHTS
+    if name != WEIGHTS:
+        torch.save(load_file(path), path.with_name(name))
+        path.unlink()
+        path = path.with_name(name)
+    contents = path.read_bytes()
+    path.write_bytes(contents[: keep if isinstance(keep, int) else int(len(contents) * keep)])
+    with pytest.raises(ValueError, match=f"{name}.*fetch it again"):
+        Mask2DiTTransformer3DModel.from_pretrained(folder)
+
+
+def test_pickled_code_is_never_run(folder, tmp_path):
+    path = folder / "transformer"
+    (path / WEIGHTS).unlink()
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"weight": Evil()}, path / "diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match="not a readable weights file"):
+        Mask2DiTTransformer3DModel.from_pretrained(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_without_weights_says_what_is_expected(folder):
+    (folder / "transformer" / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no weights: expected \.safetensors or \.bin"):
+        Mask2DiTTransformer3DModel.from_pretrained(folder)
+
+
+def test_a_missing_folder_or_config_is_named(folder):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Mask2DiTTransformer3DModel.from_pretrained(folder / "nowhere")
+    (folder / "transformer" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        Mask2DiTTransformer3DModel.from_pretrained(folder)
+
+
+def test_a_shard_that_the_index_names_but_that_is_gone_is_named(folder, make_transformer):
+    path = folder / "transformer"
+    (path / WEIGHTS).unlink()
+    make_transformer().save_pretrained(path, max_shard_size="50KB")
+    gone = weight_files(path)[1]
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=gone.name):
+        Mask2DiTTransformer3DModel.from_pretrained(folder)
+
+
+def test_a_text_encoder_without_all_its_weights_names_them(small_model, tmp_path):
+    folder = tmp_path / "text_encoder"
+    shutil.copytree(small_model / "text_encoder", folder)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("encoder.final_layer_norm.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"encoder\.final_layer_norm\.weight is missing"):
+        load_text_encoder(folder, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "named, loaded",
+    [("CogVideoXDPMScheduler",) * 2, ("CogVideoXDDIMScheduler",) * 2, ("SomethingElse", "CogVideoXDDIMScheduler")],
+)
+def test_the_scheduler_is_the_one_its_config_names_else_ddim(tmp_path, named, loaded):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": named, "snr_shift_scale": 1.0}))
+    scheduler = load_scheduler(tmp_path)
+    assert type(scheduler).__name__ == loaded
+    assert scheduler.config.snr_shift_scale == 1.0
+
+
+def test_a_fingerprint_follows_the_contents_and_not_the_place(tmp_path):
+    for name, contents in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(contents)
+    a, b, c = (fingerprint(tmp_path / name) for name in "abc")
+    assert a == b != c
