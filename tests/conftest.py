@@ -9,6 +9,9 @@ from safetensors import safe_open
 from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
 from mask2dit.models.untrained import build_untrained_model
 
+# Tiny models lose more by waiting for a second thread than they gain by it, most of all on a busy machine.
+torch.set_num_threads(1)
+
 TINY = {
     "num_attention_heads": 2,
     "attention_head_dim": 16,
@@ -87,6 +90,12 @@ def tiny_vae() -> AutoencoderKLCogVideoX:
             norm_num_groups=2,
             scaling_factor=0.7,
         ).eval()
+
+
+@pytest.fixture
+def scheduler_config() -> dict:
+    """CogVideoX-5B's noise schedule."""
+    return SCHEDULER
 
 
 @pytest.fixture

@@ -427,7 +427,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         scenes = []
         for scene in latents.split(list(scene_frames), dim=1):
             num_frames = (scene.shape[1] - 1) * self.vae_scale_factor_temporal + 1
-            pixels = self.vae.decode(scene.transpose(1, 2).to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+            unscaled = 1 / self.vae.config.scaling_factor * scene.transpose(1, 2).to(self.vae.dtype)
+            pixels = self.vae.decode(unscaled).sample  # (B, 3, frames, H, W)
             # From an even number of latent frames (CogVideoX 1.5) the VAE makes a few frames too many, at the start.
             pixels = pixels[:, :, -num_frames:]
             scenes.append(self.video_processor.postprocess_video(pixels, output_type))

@@ -1,0 +1,255 @@
+"""A small model folder with random weights, so that every command runs without a download.
+
+`python -m mask2dit.models.untrained FOLDER` writes it. Its parts have the classes and the structure that Mask²DiT on
+CogVideoX-5B has, only narrower and shallower: an autoencoder that compresses 4 x 8 x 8, a transformer with rotary
+positions and patches of 2 x 2, a T5 v1.1 text encoder and its sentencepiece tokenizer.
+"""
+
+import argparse
+import io
+import os
+import string
+import tempfile
+from pathlib import Path
+
+import sentencepiece
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
+from torch import nn
+from transformers import T5Config, T5EncoderModel
+
+from mask2dit.models.loading import load_tokenizer, model_folder, weight_files
+from mask2dit.models.transformer import Mask2DiTTransformer3DModel
+
+TEXT_WIDTH = 64
+LATENT_CHANNELS = 16
+
+# What the tokenizer learns its pieces from: captions of the kind that it will read.
+SENTENCES = (
+    "A red fox trots across a field of fresh snow at dawn, leaving a thin line of tracks behind it.",
+    "The camera pans slowly over a quiet harbor while gulls circle above the fishing boats.",
+    "An old man in a grey coat opens the window of his kitchen and looks out at the rain.",
+    "A young woman with short black hair rides a blue bicycle along the river in the evening light.",
+    "Two children are building a castle of sand on the beach; a wave rolls in and washes it away.",
+    "Close-up of hands kneading dough on a wooden table, flour drifting through a ray of sunlight.",
+    "The same fox stops beneath a pine tree, raises its head and listens to the wind.",
+    "A wide shot of a mountain valley with a winding road and a single yellow car.",
+    "In the next scene the woman walks through a busy market and buys a basket of oranges.",
+    "A robot waters the flowers on a balcony high above the lights of the city.",
+    "The train leaves the station, and smoke slowly fills the platform.",
+    "A teacher writes a word on the blackboard, turns around and smiles at the class.",
+    "Night falls over the village; one window after another begins to glow.",
+    "A white cat sleeps on a pile of books next to a steaming cup of tea.",
+    "The dancer spins under a spotlight, her long green dress opening like a flower.",
+    "A diver swims between coral reefs while a school of silver fish turns all at once.",
+    "Autumn leaves fall on an empty bench in the park; the camera zooms in on a forgotten hat.",
+    "The knight pulls the sword from the stone and holds it up against the stormy sky.",
+    "A tiny spaceship lands on a purple planet, its door opens and an astronaut steps out.",
+    "The astronaut walks across the dunes, looking at two moons near the horizon.",
+    "A cook throws vegetables into a hot pan, and flames rise for a moment.",
+    "Horses gallop through shallow water, seen from above by a drone.",
+    "A street musician plays the violin in front of a cafe as people pass by with umbrellas.",
+    "The dog runs after the ball, jumps over a fence and disappears into tall grass.",
+    "A girl blows out the candles on her birthday cake while her friends clap and sing.",
+    "Time-lapse of clouds moving over a desert, with shadows crossing the rocks.",
+    "An artist paints the sea on a large canvas, her apron covered with spots of color.",
+    "The lighthouse beam sweeps across the dark water and briefly shows a small ship.",
+    "A farmer drives a tractor along rows of golden wheat in the warm afternoon sun.",
+    "The detective enters a dim room, switches on a lamp and finds a letter on the desk.",
+    "Steam rises from a bowl of noodles in a small restaurant on a rainy night.",
+    "A bear and her cubs cross a stream, jumping from stone to stone.",
+    "The skater glides over the frozen lake, throwing up a spray of ice as she stops.",
+    "A photorealistic view of a glass tower at sunset, high quality, cinematic lighting, shallow depth of field.",
+    "An animated scene in the style of a picture book: a mouse sails across a pond in a paper boat.",
+    "The mouse reaches the far shore and is greeted by a friendly frog with a lantern.",
+    "People in colorful costumes march down the main street during the carnival.",
+    "A mechanic repairs an old motorcycle in a garage full of tools and posters.",
+    "The balloon rises higher and higher until the houses below look like toys.",
+    "Blurry, low quality, distorted, worst quality, watermark, text, static frame.",
+)
+# All of these become pieces, so that no English text holds an unknown character.
+CHARACTERS = string.ascii_letters + string.digits + string.punctuation + "‘’“”–—áàâäçéèêëíïñóôöúü"
+
+MODEL_CARD = """\
+# An untrained Mask²DiT
+
+**The weights in this folder are random: the model is untrained.** What it draws is noise, blurred into blobs of
+colour; it means nothing and has nothing to do with the prompts. The model is there so that every command runs, quickly
+and on any machine, before real weights are in place. To see what the method can do, use those.
+
+It has all parts of Mask²DiT on CogVideoX-5B, only much smaller. Its base size is 9 frames of 64 x 96 pixels (height x
+width) a scene, and it reads 64 text tokens a scene.
+
+`python -m mask2dit.models.untrained FOLDER --seed {seed}` wrote it.
+"""
+
+
+def build_untrained_model(folder: str | os.PathLike, seed: int = 0) -> Path:
+    """Writes a small but complete model with random weights, in diffusers' layout, for `Mask2DiTPipeline` to open.
+
+    Its base size is 9 frames of 64 x 96 pixels a scene (3 latent frames of 8 x 12), and it reads 64 text tokens a
+    scene. The same seed gives the same weights, byte for byte. The folder appears whole or not at all, and one that
+    already holds a complete model is left as it is, whatever made it. The caller's random generators are not touched.
+
+    Args:
+        folder: where to write; missing parents are created.
+        seed: of the weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: if something else is at `folder`, or only a part of a model.
+    """
+    folder = Path(folder)
+    if _is_complete(folder):
+        return folder
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+    if folder.exists():
+        raise FileExistsError(
+            f"{str(folder)!r} is already there and holds no complete model: name another folder, or remove this one"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        written = Path(temporary) / "model"  # the temporary folder itself is private to its user
+        _write_model(written, seed)
+        try:
+            written.rename(folder)
+        except OSError:
+            if not _is_complete(folder):  # otherwise another process was faster, which is as good
+                raise
+    return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether all parts of a pipeline are there. Whether they fit each other is for loading to find out."""
+    try:
+        for name in ("transformer", "vae", "text_encoder"):
+            weight_files(model_folder(folder, name))
+    except FileNotFoundError:
+        return False
+    tokenizers = [folder / "tokenizer" / name for name in ("spiece.model", "tokenizer.json")]
+    return (folder / "scheduler" / "scheduler_config.json").is_file() and any(file.is_file() for file in tokenizers)
+
+
+def _write_model(folder: Path, seed: int) -> None:
+    # The one import upwards: how a pipeline's folder is written is known to the pipeline.
+    from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+
+    spiece = folder / "tokenizer" / "spiece.model"
+    spiece.parent.mkdir(parents=True)
+    spiece.write_bytes(_sentencepiece_model())
+    tokenizer = load_tokenizer(spiece.parent)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
+        transformer, vae, text_encoder = _transformer(), _vae(), _text_encoder(len(tokenizer))
+    Mask2DiTPipeline(tokenizer, text_encoder, vae, transformer, _scheduler()).save_pretrained(folder)
+    # transformers writes the tokenizer in a form of its own and then prefers that. Released folders hold spiece.model,
+    # and this one is to be read in the same way.
+    for file in spiece.parent.iterdir():
+        if file != spiece:
+            file.unlink()
+    (folder / "README.md").write_text(MODEL_CARD.format(seed=seed), encoding="utf-8")
+
+
+def _sentencepiece_model() -> bytes:
+    """A unigram model with T5's special tokens, the same every time."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=512,
+        hard_vocab_limit=False,  # so few sentences may not yield all 512
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        character_coverage=1.0,
+        required_chars=CHARACTERS,
+        num_threads=1,  # another number gives other scores
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def _transformer() -> Mask2DiTTransformer3DModel:
+    return Mask2DiTTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        time_embed_dim=128,
+        text_embed_dim=TEXT_WIDTH,
+        num_layers=3,
+        sample_width=12,
+        sample_height=8,
+        sample_frames=9,
+        max_text_seq_length=64,
+        use_rotary_positional_embeddings=True,
+    )
+
+
+def _vae() -> AutoencoderKLCogVideoX:
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 16, 16, 32),  # a sixteenth of the real ones
+        latent_channels=LATENT_CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=0.7,
+    )
+    _soften(vae.decoder)
+    return vae
+
+
+@torch.no_grad()
+def _soften(decoder: nn.Module) -> None:
+    """Makes a random decoder paint soft colours where it would paint hard squares, one a latent pixel."""
+    for name, weight in decoder.named_parameters():
+        if "conv_y" in name or "conv_b" in name:  # these scale and shift features by the latents, enlarged to squares
+            nn.init.constant_(weight, 1 if name.endswith("conv_y.conv.bias") else 0)
+        elif weight.ndim == 5:  # a convolution that weighs all pixels alike blurs
+            weight.copy_(weight.mean(dim=(-2, -1), keepdim=True).expand_as(weight))
+
+
+def _text_encoder(vocab_size: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocab_size,
+            d_model=TEXT_WIDTH,
+            d_kv=16,
+            d_ff=128,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def _scheduler() -> CogVideoXDDIMScheduler:
+    return CogVideoXDDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=0,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        snr_shift_scale=1.0,
+        timestep_spacing="trailing",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a small model with random weights.")
+    parser.add_argument("folder", type=Path, help="where to write it")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
+    arguments = parser.parse_args()
+    print(build_untrained_model(arguments.folder, arguments.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Everything that touches video files: choosing frames, reading, resizing, writing.
+
+Video is `uint8 (F, H, W, 3)` in files and readers, and `float32 (F, 3, H, W)` in [-1, 1] once a model may see it.
+"""
+
+from mask2dit.video.frames import choose_frames, frame_stride, resize_and_crop, to_uint8
+from mask2dit.video.reading import ArrayReader, DecordReader, VideoReader, open_video, read_scene
+from mask2dit.video.writing import (
+    atomic_path,
+    check_writable,
+    contact_sheet,
+    write_image,
+    write_text,
+    write_video,
+)
+
+__all__ = [
+    "ArrayReader",
+    "DecordReader",
+    "VideoReader",
+    "atomic_path",
+    "check_writable",
+    "choose_frames",
+    "contact_sheet",
+    "frame_stride",
+    "open_video",
+    "read_scene",
+    "resize_and_crop",
+    "to_uint8",
+    "write_image",
+    "write_text",
+    "write_video",
+]

@@ -1,0 +1,258 @@
+"""Videos, images and texts written whole or not at all, and sheets of thumbnails to judge a story at a glance."""
+
+import math
+import os
+import secrets
+import subprocess
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+CRF = 17  # x264's constant rate factor; at this one the loss cannot be seen
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a hidden temporary path beside `path`; on success it becomes `path`, on any failure it is removed.
+
+    The suffix is kept, as some writers choose their format by it. A file that was at `path` before stays as it was
+    until the new one is whole.
+
+    Raises:
+        FileNotFoundError: if the folder of `path` does not exist.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: folder {path.parent} does not exist; create it first")
+    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Create `folder` and prove that a file can be written in it. Call it before anything expensive.
+
+    Raises:
+        OSError: if it cannot be created or written in; PermissionError where permission is what is missing.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+            file.flush()
+    except OSError as error:
+        # OSError picks its subclass by the error number.
+        raise OSError(
+            error.errno, f"cannot write in folder {folder} ({error.strerror}); choose another or repair this one"
+        ) from error
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_image(path: str | os.PathLike, image: Image.Image) -> None:
+    """Write `image` as PNG, atomically."""
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Write an H.264 mp4 (yuv420p, BT.709), atomically. Frames are encoded as they arrive and never gathered.
+
+    Args:
+        path: a path that ends in `.mp4`.
+        frames: `uint8 (H, W, 3)` each, or an array `(F, H, W, 3)`; H and W even.
+        fps: frames per second.
+
+    Raises:
+        ValueError: if `path` is not an mp4, `fps` is not positive, there is no frame, or a frame is of another type,
+            shape or size.
+        OSError: if ffmpeg fails, as on a full disk; the message holds what ffmpeg said.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".mp4":
+        raise ValueError(f"a video is written as .mp4, but the path is {path}")
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps must be positive, but got {fps}")
+    frames = iter(frames)
+    try:
+        first = np.asarray(next(frames))
+    except StopIteration:
+        raise ValueError(f"there are no frames to write to {path}") from None
+    if first.dtype != np.uint8 or first.ndim != 3 or first.shape[-1] != 3:
+        raise ValueError(f"a frame must be uint8 (H, W, 3), but got {first.dtype} {first.shape}")
+    height, width = first.shape[:2]
+    if height % 2 or width % 2:
+        raise ValueError(
+            f"frames are {height}x{width} (height x width), but yuv420p needs even sizes; crop to "
+            f"{height - height % 2}x{width - width % 2}"
+        )
+    with atomic_path(path) as temporary:
+        _encode(temporary, chain([first], frames), height, width, fps, path)
+
+
+def _encode(temporary: Path, frames: Iterator[np.ndarray], height: int, width: int, fps: float, path: Path) -> None:
+    """Pipe `frames` through ffmpeg into `temporary`; errors name `path`."""
+    # Here and not above: most of the package writes no video. Only the binary and the frame count of imageio_ffmpeg
+    # are used: its own writer ignores ffmpeg's exit status, and so takes half a file on a full disk for a success.
+    from imageio_ffmpeg import count_frames_and_secs, get_ffmpeg_exe
+
+    command = [get_ffmpeg_exe(), "-v", "error", "-y"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-", "-an"]
+    # ffmpeg converts RGB by BT.601 and does not say so; players then guess by size, and large videos change colour.
+    command += ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"]
+    command += ["-color_primaries", "bt709", "-color_trc", "bt709"]
+    # Absolute, or a folder with a colon in its name would be taken for a protocol.
+    temporary = temporary.absolute()
+    command += ["-c:v", "libx264", "-crf", str(CRF), "-pix_fmt", "yuv420p", str(temporary)]
+
+    sent = 0
+    # A file, not a pipe: nobody reads while frames are sent, and a full pipe would stop ffmpeg for good.
+    with tempfile.TemporaryFile() as log:
+        # A session of its own, so that Ctrl-C reaches this process alone, which then decides.
+        ffmpeg = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log, start_new_session=True)
+        try:
+            for frame in frames:
+                frame = np.asarray(frame)
+                if frame.dtype != np.uint8 or frame.shape != (height, width, 3):
+                    raise ValueError(
+                        f"frame {sent} is {frame.dtype} {frame.shape}, but frame 0 was uint8 {(height, width, 3)}"
+                    )
+                sent += 1
+                try:
+                    ffmpeg.stdin.write(np.ascontiguousarray(frame))
+                except BrokenPipeError:
+                    break  # ffmpeg is gone; its status or the frame count below tells
+            with suppress(BrokenPipeError):
+                ffmpeg.stdin.close()
+            ffmpeg.wait()
+        except BaseException:
+            ffmpeg.kill()
+            with suppress(BrokenPipeError):
+                ffmpeg.stdin.close()
+            ffmpeg.wait()
+            raise
+        log.seek(0)
+        message = log.read().decode(errors="replace").strip()
+
+    if ffmpeg.returncode != 0:
+        raise OSError(f"ffmpeg failed to write {path} (exit status {ffmpeg.returncode}): {message or 'no message'}")
+    written, _ = count_frames_and_secs(temporary)
+    if written != sent:
+        raise OSError(f"ffmpeg wrote {written} of {sent} frames to {path}: {message or 'no message'}")
+
+
+# The look of a contact sheet: sizes in pixels, colours as RGB.
+MARGIN = 24
+GAP = 8
+TITLE_SIZE, LABEL_SIZE, CAPTION_SIZE = 24, 18, 15
+BACKGROUND, INK, SOFT_INK = (250, 250, 248), (32, 33, 36), (95, 99, 104)
+CAPTION_LINES = 2
+
+
+def contact_sheet(
+    scenes: Sequence[np.ndarray],
+    captions: Sequence[str] | None = None,
+    columns: int = 6,
+    thumb_width: int = 240,
+    title: str | None = None,
+) -> Image.Image:
+    """A story at a glance: one row a scene, with evenly spaced frames from its first to its last.
+
+    Text is drawn in Pillow's own font, which has no letters but Latin ones: others come out as boxes.
+
+    Args:
+        scenes: `uint8 (F, H, W, 3)` each; they may differ in length and size.
+        captions: one for each scene, drawn above its row and cut to two lines.
+        columns: frames in a row, or fewer where a scene has fewer.
+        thumb_width: width of a frame on the sheet in pixels; small frames are enlarged to it.
+        title: a line above everything.
+
+    Raises:
+        ValueError: if there is no scene, a scene is not uint8 (F, H, W, 3), the number of captions is not the number
+            of scenes, or `columns` is less than 2.
+    """
+    if not scenes:
+        raise ValueError("a contact sheet needs at least one scene")
+    if columns < 2:
+        raise ValueError(f"columns must be at least 2, for the first and the last frame, but got {columns}")
+    if captions is not None and len(captions) != len(scenes):
+        raise ValueError(f"there are {len(captions)} captions for {len(scenes)} scenes; give one for each")
+
+    rows = [_thumbnails(scene, columns, thumb_width, k) for k, scene in enumerate(scenes, start=1)]
+    inner_width = max(len(row) for row in rows) * (thumb_width + GAP) - GAP
+
+    # Everything that is drawn, with its height, from top to bottom.
+    title_font, label_font, caption_font = (
+        ImageFont.load_default(size) for size in (TITLE_SIZE, LABEL_SIZE, CAPTION_SIZE)
+    )
+    texts: list[tuple[int, str, ImageFont.FreeTypeFont, tuple[int, int, int]]] = []
+    images: list[tuple[int, int, Image.Image]] = []
+    y = MARGIN
+    if title:
+        texts.append((y, _wrap(title, title_font, inner_width, 1)[0], title_font, INK))
+        y += TITLE_SIZE + MARGIN
+    for k, row in enumerate(rows):
+        texts.append((y, f"Scene {k + 1}", label_font, INK))
+        y += LABEL_SIZE + GAP
+        if captions is not None and captions[k].strip():
+            for line in _wrap(captions[k], caption_font, inner_width, CAPTION_LINES):
+                texts.append((y, line, caption_font, SOFT_INK))
+                y += CAPTION_SIZE + GAP // 2
+            y += GAP // 2
+        y += GAP // 2
+        images += [(y, MARGIN + column * (thumb_width + GAP), image) for column, image in enumerate(row)]
+        y += row[0].height + MARGIN
+
+    sheet = Image.new("RGB", (inner_width + 2 * MARGIN, y), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for top, text, font, colour in texts:
+        draw.text((MARGIN, top), text, font=font, fill=colour)
+    for top, left, image in images:
+        sheet.paste(image, (left, top))
+    return sheet
+
+
+def _thumbnails(scene: np.ndarray, columns: int, width: int, number: int) -> list[Image.Image]:
+    if scene.dtype != np.uint8 or scene.ndim != 4 or scene.shape[-1] != 3 or scene.size == 0:
+        raise ValueError(f"scene {number} must be uint8 (F, H, W, 3) and not empty, got {scene.dtype} {scene.shape}")
+    indices = np.linspace(0, len(scene) - 1, min(columns, len(scene))).round().astype(int)
+    height = max(1, round(width * scene.shape[1] / scene.shape[2]))
+    return [Image.fromarray(scene[index]).resize((width, height), Image.Resampling.LANCZOS) for index in indices]
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
+    """`text` in at most `max_lines` lines, each at most `width` pixels wide; an ellipsis stands for what is cut."""
+    # Pillow's own font has neither dashes nor accents.
+    text = unicodedata.normalize("NFKD", text.replace("–", "-").replace("—", "-"))
+    text = "".join(character for character in text if not unicodedata.combining(character))
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], f"{lines[max_lines - 1]} {lines[max_lines]}"]
+    return [_shorten(line, font, width) for line in lines]
+
+
+def _shorten(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"{line}…") > width:
+        line = line[:-1]
+    return f"{line.rstrip()}…"

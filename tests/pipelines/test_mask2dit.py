@@ -1,0 +1,441 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from PIL import Image
+from peft import LoraConfig, get_peft_model_state_dict
+
+from mask2dit import Mask2DiTPipeline
+from mask2dit.video.reading import open_video
+from mask2dit.video.writing import write_video
+
+SIZE = {"height": 64, "width": 96, "num_frames": 9}  # 3 latent frames of 8x12 a scene
+FAST = {**SIZE, "num_inference_steps": 2, "output_type": "latent"}
+
+
+@pytest.fixture
+def embeds():
+    """Random prompt and negative embeddings (B, S, L, D) for the tiny pipeline."""
+
+    def make(batch_size=1, num_scenes=3):
+        generator = torch.Generator().manual_seed(3)
+        shape = (batch_size, num_scenes, 6, 24)
+        return {
+            "prompt_embeds": torch.randn(shape, generator=generator),
+            "negative_prompt_embeds": torch.randn(shape, generator=generator),
+        }
+
+    return make
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_context(batch_size=1, num_frames=6):
+    return torch.randn(batch_size, num_frames, 4, 8, 12, generator=seeded(7))
+
+
+@pytest.fixture
+def video(tmp_path):
+    """A file of 30 frames of moving stripes."""
+
+    def make(name="scene.mp4", num_frames=30):
+        t = np.arange(num_frames)[:, None, None, None]
+        x = np.arange(120)[None, None, :, None]
+        frames = np.broadcast_to((x + 3 * t) * 2 % 256, (num_frames, 80, 120, 3)).astype(np.uint8)
+        write_video(tmp_path / name, frames, fps=8)
+        return tmp_path / name
+
+    return make
+
+
+# --- Parity ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, context", [("fixed_3scenes", None), ("extension_2to3scenes", "in.context_latents_noised")])
+def test_the_published_latents_are_reproduced(parity, make_pipeline, name, context):
+    file = parity(f"pipeline_{name}")
+    settings = file.settings
+    scheduler = CogVideoXDDIMScheduler(**json.loads(settings["scheduler"]))
+    latents = make_pipeline(file.transformer(), scheduler)(
+        prompt_embeds=file["in.prompt_embeds"].unflatten(1, (3, -1)),
+        negative_prompt_embeds=file["in.negative_prompt_embeds"].unflatten(1, (3, -1)),
+        height=int(settings["height"]),
+        width=int(settings["width"]),
+        num_frames=int(settings["num_frames"]),
+        num_inference_steps=int(settings["num_inference_steps"]),
+        guidance_scale=float(settings["guidance_scale"]),
+        latents=file["in.latents"],
+        context_latents=file[context] if context else None,
+        output_type="latent",
+    ).frames
+    torch.testing.assert_close(latents, file["out.latents"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("scheduler_class", [CogVideoXDDIMScheduler, CogVideoXDPMScheduler])
+@pytest.mark.parametrize("use_dynamic_cfg", [False, True])
+def test_one_scene_is_what_cogvideox_makes(make_pipeline, embeds, scheduler_config, scheduler_class, use_dynamic_cfg):
+    pipe = make_pipeline(scheduler=scheduler_class(**scheduler_config))
+    config = {key: value for key, value in pipe.transformer.config.items() if key != "mask_variant"}
+    transformer = CogVideoXTransformer3DModel(**config).eval()
+    transformer.load_state_dict(pipe.transformer.state_dict())
+    cogvideox = CogVideoXPipeline(None, None, pipe.vae, transformer, pipe.scheduler)
+    cogvideox.set_progress_bar_config(disable=True)
+    common = {"height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 3, "use_dynamic_cfg": use_dynamic_cfg}
+    text = embeds(num_scenes=1)
+    expected = cogvideox(
+        **{name: embed[:, 0] for name, embed in text.items()}, **common, generator=seeded(), output_type="np"
+    ).frames
+    frames = pipe(**text, **common, generator=seeded(), output_type="np").frames
+    np.testing.assert_array_equal(frames, expected)
+
+
+# --- Scenes, context, shapes ----------------------------------------------------------------------------------------
+
+
+def test_every_output_type_has_all_scenes(make_pipeline, embeds):
+    pipe = make_pipeline()
+    arguments = {**embeds(batch_size=2), **SIZE, "num_inference_steps": 1, "num_frames": [9, 5, 13]}
+    frames = pipe(**arguments, generator=seeded(), output_type="np").frames
+    assert frames.shape == (2, 27, 64, 96, 3)
+    assert 0 <= frames.min() < frames.max() <= 1
+    pt = pipe(**arguments, generator=seeded(), output_type="pt").frames
+    np.testing.assert_array_equal(pt.permute(0, 1, 3, 4, 2).numpy(), frames)
+    pil = pipe(**arguments, generator=seeded(), output_type="pil").frames
+    assert [len(story) for story in pil] == [27, 27]
+    assert isinstance(pil[0][0], Image.Image) and pil[0][0].size == (96, 64)
+    latents = pipe(**arguments, generator=seeded(), output_type="latent", return_dict=False)[0]
+    assert latents.shape == (2, 9, 4, 8, 12)
+
+
+def test_scenes_are_decoded_one_by_one(make_pipeline, embeds):
+    pipe = make_pipeline()
+    latents = pipe(**embeds(), **FAST, generator=seeded()).frames
+    video = pipe.decode_latents(latents, (3, 3, 3))
+    for scene in range(3):
+        alone = pipe.decode_latents(latents[:, 3 * scene : 3 * scene + 3], (3,))
+        np.testing.assert_array_equal(video[:, 9 * scene : 9 * scene + 9], alone)
+
+
+@pytest.mark.parametrize("scheduler_class", [CogVideoXDDIMScheduler, CogVideoXDPMScheduler])
+def test_context_stays_as_it_was_given_and_shapes_what_is_generated(make_pipeline, embeds, scheduler_config, scheduler_class):
+    pipe = make_pipeline(scheduler=scheduler_class(**scheduler_config))
+    context = random_context()
+    latents = pipe(**embeds(), **FAST, context_latents=context, generator=seeded()).frames
+    assert torch.equal(latents[:, :6], context)
+    assert latents.isfinite().all()
+    other = pipe(**embeds(), **FAST, context_latents=context + 1, generator=seeded()).frames
+    assert (latents[:, 6:] - other[:, 6:]).abs().max() > 1e-3
+
+
+def test_context_scenes_get_timestep_0_and_the_others_the_samplers(make_pipeline, embeds, monkeypatch):
+    pipe = make_pipeline()
+    seen = []
+    forward = pipe.transformer.forward
+    monkeypatch.setattr(
+        pipe.transformer, "forward", lambda *args, **kwargs: seen.append(kwargs["timestep"]) or forward(*args, **kwargs)
+    )
+    pipe(**embeds(), **FAST, context_latents=random_context(), generator=seeded())
+    assert [timestep.tolist() for timestep in seen] == [[[0, 0, 999]] * 2, [[0, 0, 499]] * 2]
+
+
+def test_any_scenes_of_a_video_can_be_generated_anew(make_pipeline, embeds):
+    pipe = make_pipeline()
+    context = random_context()
+    latents = pipe(
+        **embeds(), **FAST, context_latents=context, scene_mask=[False, True, False], generator=seeded()
+    ).frames
+    assert torch.equal(latents[:, :3], context[:, :3])
+    assert torch.equal(latents[:, 6:], context[:, 3:])
+    assert (latents[:, 3:6] - context[:, 3:]).abs().max() > 0.1
+
+
+def test_noise_context_perturbs_the_context_slightly_and_is_off_by_default(make_pipeline, embeds):
+    pipe = make_pipeline()
+    context = random_context()
+    noised = pipe(**embeds(), **FAST, context_latents=context, noise_context=True, generator=seeded()).frames[:, :6]
+    assert 0.005 < (noised - context).abs().mean() < 0.05  # the published pipeline's is about 0.024
+
+
+def test_given_latents_are_the_noise_of_the_generated_scenes_alone(make_pipeline, embeds):
+    pipe = make_pipeline()
+    context = random_context()
+    noise = torch.randn(1, 3, 4, 8, 12, generator=seeded())
+    given = pipe(**embeds(), **FAST, context_latents=context, latents=noise).frames
+    drawn = pipe(**embeds(), **FAST, context_latents=context, generator=seeded()).frames
+    assert torch.equal(given, drawn)
+
+
+def test_context_from_files_and_from_arrays_is_the_same(make_pipeline, embeds, video):
+    pipe = make_pipeline()
+    paths = [video("a.mp4"), video("b.mp4", 40)]
+    arrays = [open_video(path).read(range(open_video(path).num_frames)).numpy() for path in paths]
+    from_files = pipe(**embeds(), **FAST, context_video=paths, generator=seeded()).frames
+    from_arrays = pipe(**embeds(), **FAST, context_video=arrays, generator=seeded()).frames
+    assert torch.equal(from_files, from_arrays)
+    encoded = pipe.encode_context([paths], (9, 9), 64, 96)
+    assert torch.equal(from_files[:, :6], encoded)
+
+
+def test_each_story_of_a_batch_has_its_own_context(make_pipeline, embeds, video):
+    pipe = make_pipeline()
+    a, b = video("a.mp4"), video("b.mp4", 60)
+    latents = pipe(**embeds(2), **FAST, context_video=[[a, b], [b, a]], generator=seeded()).frames
+    torch.testing.assert_close(latents[0, :3], latents[1, 3:6], atol=1e-5, rtol=1e-5)
+    assert (latents[0, :3] - latents[1, :3]).abs().max() > 1e-3
+
+
+def test_encoding_can_sample_the_posterior_and_start_at_random_repeatably(make_pipeline, video):
+    pipe = make_pipeline()
+    path = video(num_frames=60)
+    mode = pipe.encode_context([[path]], (9,), 64, 96)
+    sampled = [
+        pipe.encode_context([[path]], (9,), 64, 96, start="random", sample_posterior=True, generator=seeded(1))
+        for _ in range(2)
+    ]
+    assert torch.equal(*sampled)
+    assert (sampled[0] - mode).abs().max() > 1e-3
+
+
+def test_a_story_of_a_batch_is_what_it_is_alone(make_pipeline, embeds):
+    pipe = make_pipeline()
+    text = embeds(2)
+    together = pipe(**text, **FAST, generator=[seeded(1), seeded(2)]).frames
+    alone = pipe(**{name: embed[1:] for name, embed in text.items()}, **FAST, generator=seeded(2)).frames
+    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_video_and_another_seed_another(make_pipeline, embeds):
+    pipe = make_pipeline()
+    first, again, other = (pipe(**embeds(), **FAST, generator=seeded(seed)).frames for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert (first - other).abs().max() > 0.1
+
+
+def test_cogvideox_1_5_makes_scenes_of_an_even_number_of_latent_frames(make_pipeline, embeds):
+    pipe = make_pipeline(patch_size_t=2, sample_frames=13)
+    frames = pipe(**embeds(), height=64, width=96, num_frames=13, num_inference_steps=1, output_type="np").frames
+    assert frames.shape == (1, 39, 64, 96, 3)
+
+
+# --- Guidance and callbacks -----------------------------------------------------------------------------------------
+
+
+def test_without_guidance_the_transformer_sees_each_story_once(make_pipeline, embeds, monkeypatch):
+    pipe = make_pipeline()
+    sizes = []
+    forward = pipe.transformer.forward
+    monkeypatch.setattr(
+        pipe.transformer,
+        "forward",
+        lambda *args, **kwargs: sizes.append(len(kwargs["hidden_states"])) or forward(*args, **kwargs),
+    )
+    pipe(prompt_embeds=embeds()["prompt_embeds"], **FAST, guidance_scale=1.0)
+    pipe(**embeds(), **FAST, guidance_scale=6.0)
+    assert sizes == [1, 1, 2, 2]
+
+
+def test_a_callback_sees_all_scenes_can_change_them_and_cannot_change_given_ones(make_pipeline, embeds):
+    pipe = make_pipeline()
+    context = random_context()
+    steps = []
+
+    def zero(pipeline, step, timestep, tensors):
+        steps.append((step, int(timestep), tensors["latents"].shape))
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    latents = pipe(**embeds(), **FAST, context_latents=context, callback_on_step_end=zero).frames
+    assert steps == [(0, 999, (1, 9, 4, 8, 12)), (1, 499, (1, 9, 4, 8, 12))]
+    assert torch.equal(latents[:, :6], context)
+    assert latents[:, 6:].abs().max() == 0
+
+
+def test_a_callback_can_interrupt(make_pipeline, embeds):
+    pipe = make_pipeline()
+    steps = []
+
+    def stop(pipeline, step, timestep, tensors):
+        steps.append(step)
+        pipeline._interrupt = True
+        return {}
+
+    pipe(**embeds(), **{**FAST, "num_inference_steps": 5}, callback_on_step_end=stop)
+    assert steps == [0]
+
+
+# --- Text -----------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_embedded_scene_by_scene(small_pipeline):
+    embeds = small_pipeline.encode_prompt([["a fox", "a lake"], ["a lake", "a hut"]])
+    config = small_pipeline.transformer.config
+    assert embeds.shape == (2, 2, config.max_text_seq_length, config.text_embed_dim)
+    assert torch.equal(embeds[0, 1], embeds[1, 0])
+    assert not torch.equal(embeds[0, 0], embeds[0, 1])
+
+
+def test_a_negative_prompt_is_shared_or_one_a_scene_or_one_a_scene_of_each_story(small_pipeline):
+    prompts = [["a fox", "a lake"], ["a tram", "a hut"]]
+
+    def run(negative):
+        return small_pipeline(prompts, negative_prompt=negative, **FAST, generator=seeded()).frames
+
+    shared = run("blurry")
+    assert torch.equal(shared, run(["blurry", "blurry"]))
+    assert torch.equal(shared, run([["blurry", "blurry"], ["blurry", "blurry"]]))
+    assert not torch.equal(shared, run(["blurry", "dark"]))
+    assert torch.equal(run(None), run(""))
+
+
+def test_a_prompt_beyond_the_text_window_warns_and_quotes_what_is_cut_off(small_pipeline, caplog):
+    window = small_pipeline.transformer.config.max_text_seq_length
+    long = "a red fox walks " * window + "past the lighthouse"
+    embeds = small_pipeline.encode_prompt([[long]])
+    assert embeds.shape[2] == window
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "lighthouse" in record.getMessage() and str(window) in record.getMessage()
+    caplog.clear()
+    small_pipeline.encode_prompt([["a red fox"]])
+    assert not caplog.records
+
+
+# --- Bad input ------------------------------------------------------------------------------------------------------
+
+BAD_CALLS = {
+    "no prompt": ({"prompt": None}, "one text or embedding a scene"),
+    "an empty prompt list": ({"prompt": []}, "at least one scene"),
+    "a prompt that is no list": ({"prompt": "a fox"}, "but is the text 'a fox'"),
+    "a prompt that is no text": ({"prompt": ["a", 3]}, "3"),
+    "prompt and embeddings": ({"prompt_embeds": torch.zeros(1, 3, 6, 24)}, "either as prompt or as prompt_embeds"),
+    "stories with different scene counts": ({"prompt": [["a", "b"], ["a"]]}, "these have 2, 1"),
+    "a wrong number of negatives": ({"negative_prompt": ["x", "y"]}, "3 scenes .* but has 2"),
+    "frames the VAE cannot carry": ({"num_frames": 50}, r"num_frames=50 has to be 1 \+ 4m .* 49 or 53"),
+    "no frames": ({"num_frames": 0}, "the nearest is 1"),
+    "a wrong number of frame counts": ({"num_frames": [9, 9]}, "2 entries for 3 scenes"),
+    "a height the patch cannot carry": ({"height": 72}, "height=72 has to be a multiple of 16; the nearest is 64 or 80"),
+    "no width": ({"width": 0}, "the nearest is 16"),
+    "no steps": ({"num_inference_steps": 0}, "num_inference_steps=0"),
+    "an unknown output type": ({"output_type": "mp4"}, "np, pt, pil, latent, but is 'mp4'"),
+    "more context than prompts": ({"context_latents": random_context(num_frames=9)}, "3 context scenes leave nothing"),
+    "context of half a scene": ({"context_latents": random_context(num_frames=4)}, "4 latent frames, .* no whole number"),
+    "context of a wrong size": ({"context_latents": torch.zeros(1, 6, 4, 8, 10)}, r"\(1, 6, 4, 8, 12\).*\(1, 6, 4, 8, 10\)"),
+    "context twice": ({"context_latents": random_context(), "context_video": ["a"]}, "not both"),
+    "a missing context video": ({"context_video": ["nowhere.mp4"]}, "nowhere.mp4"),
+    "context that is no list": ({"context_video": "a.mp4"}, "list with one video"),
+    "no context videos": ({"context_video": []}, "empty"),
+    "a mask of a wrong length": ({"scene_mask": [False, True]}, "2 entries for 3 scenes"),
+    "a mask without context": ({"scene_mask": [False, True, True]}, "neither context_video nor context_latents"),
+    "a mask against its context": ({"scene_mask": [False, False, True], "context_video": ["a"]}, "2 scenes as given, .* 1"),
+    "noise of a wrong shape": ({"latents": torch.zeros(1, 6, 4, 8, 12)}, r"latents .*\(1, 9, 4, 8, 12\).*\(1, 6, 4, 8, 12\)"),
+    "too few generators": ({"generator": [torch.Generator()] * 2}, "2 generators for 1 stories"),
+    "an unknown callback tensor": ({"callback_on_step_end_tensor_inputs": ["video"]}, "not video"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments, message", BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_input_ends_before_any_work_with_one_clear_sentence(make_pipeline, monkeypatch, arguments, message):
+    pipe = make_pipeline()
+    for part in (pipe.vae, pipe.transformer):
+        monkeypatch.setattr(part, "forward", lambda *args: pytest.fail("expensive work was begun"))
+    monkeypatch.setattr(pipe, "encode_prompt", lambda *args: pytest.fail("expensive work was begun"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        pipe(**{"prompt": ["a", "b", "c"], **FAST, **arguments})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["prompt_embeds", "negative_prompt_embeds"])
+def test_embeddings_of_a_wrong_shape_are_refused(make_pipeline, embeds, name):
+    with pytest.raises(ValueError, match=rf"{name} .*\(1, 3, 6, 24\).*\(1, 3, 6, 25\)"):
+        make_pipeline()(**{**embeds(), name: torch.zeros(1, 3, 6, 25)}, **FAST)
+    with pytest.raises(ValueError, match=r"prompt_embeds has to be \(stories, scenes"):
+        make_pipeline()(prompt_embeds=torch.zeros(3, 6, 24), **FAST)
+
+
+def test_an_odd_number_of_latent_frames_is_refused_on_cogvideox_1_5_with_the_next_size(make_pipeline):
+    pipe = make_pipeline(patch_size_t=2, sample_frames=13)
+    with pytest.raises(ValueError, match=r"num_frames=49 .* m \+ 1 a multiple of 2.* 45 or 53"):
+        pipe(["a"], **{**FAST, "num_frames": 49})
+
+
+def test_a_context_video_that_is_too_short_says_how_long_it_has_to_be(make_pipeline, embeds, video):
+    with pytest.raises(ValueError, match=r"short\.mp4.*5.*9"):
+        make_pipeline()(**embeds(), **FAST, context_video=[video("short.mp4", 5)])
+
+
+# --- Folders, LoRA, offload -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_read_with_and_without_a_model_index_or_with_a_foreign_one(small_model, tmp_path):
+    expected = Mask2DiTPipeline.from_pretrained(small_model)(["a", "b"], **FAST, generator=seeded()).frames
+    folder = tmp_path / "model"
+    shutil.copytree(small_model, folder)
+    (folder / "model_index.json").write_text('{"_class_name": "NoSuchPipeline", "vae": ["nowhere", "NoSuchVAE"]}')
+    assert torch.equal(Mask2DiTPipeline.from_pretrained(folder)(["a", "b"], **FAST, generator=seeded()).frames, expected)
+    (folder / "model_index.json").unlink()
+    pipe = Mask2DiTPipeline.from_pretrained(folder, mask_variant="v5", torch_dtype=torch.bfloat16)
+    assert pipe.transformer.config.mask_variant == "v5"
+    assert {pipe.transformer.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.bfloat16}
+
+
+def test_a_pipeline_that_is_saved_comes_back(small_pipeline, tmp_path):
+    expected = small_pipeline(["a", "b"], **FAST, generator=seeded()).frames
+    small_pipeline.save_pretrained(tmp_path)
+    again = Mask2DiTPipeline.from_pretrained(tmp_path)
+    assert torch.equal(again(["a", "b"], **FAST, generator=seeded()).frames, expected)
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "text_encoder", "vae", "transformer", "scheduler"])
+def test_a_missing_part_of_a_folder_is_named(small_model, tmp_path, part):
+    folder = tmp_path / "model"
+    shutil.copytree(small_model, folder)
+    shutil.rmtree(folder / part)
+    for read in (Mask2DiTPipeline.from_pretrained, Mask2DiTPipeline.skeleton):
+        with pytest.raises(FileNotFoundError, match=part):
+            read(folder)
+
+
+def test_components_can_be_handed_over_and_other_keywords_are_refused(small_model, tiny_vae):
+    pipe = Mask2DiTPipeline.from_pretrained(small_model, vae=tiny_vae)
+    assert pipe.vae is tiny_vae
+    with pytest.raises(TypeError, match="'vea' is no component .* tokenizer, text_encoder, vae"):
+        Mask2DiTPipeline.from_pretrained(small_model, vea=tiny_vae)
+
+
+def test_a_skeleton_has_the_sizes_of_the_model_and_no_weights(small_model, small_pipeline):
+    skeleton = Mask2DiTPipeline.skeleton(small_model)
+    assert skeleton.check_size(64, 96, 9, 3) == small_pipeline.check_size(64, 96, 9, 3)
+    assert {parameter.device.type for parameter in skeleton.transformer.parameters()} == {"meta"}
+
+
+def test_a_lora_is_saved_loaded_scaled_and_removed(make_pipeline, embeds, tmp_path):
+    pipe = make_pipeline()
+    plain = pipe(**embeds(), **FAST, generator=seeded()).frames
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    pipe.save_lora_weights(tmp_path, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
+
+    pipe = make_pipeline()
+    pipe.load_lora_weights(tmp_path, adapter_name="style")
+    full = pipe(**embeds(), **FAST, generator=seeded()).frames
+    pipe.set_adapters("style", 0.5)
+    half = pipe(**embeds(), **FAST, generator=seeded()).frames
+    pipe.unload_lora_weights()
+    assert (full - plain).abs().max() > 1e-3
+    assert 1e-4 < (half - plain).abs().mean() < (full - plain).abs().mean()
+    assert torch.equal(pipe(**embeds(), **FAST, generator=seeded()).frames, plain)
+
+
+def test_the_vae_is_let_go_between_encoding_context_and_denoising(make_pipeline, embeds, video, monkeypatch):
+    pipe = make_pipeline()
+    events = []
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: events.append("free"))
+    forward = pipe.transformer.forward
+    monkeypatch.setattr(
+        pipe.transformer, "forward", lambda *args, **kwargs: events.append("step") or forward(*args, **kwargs)
+    )
+    pipe(**embeds(), **FAST, context_video=[video()])
+    assert events == ["free", "step", "step", "free"]

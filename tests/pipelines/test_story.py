@@ -1,0 +1,142 @@
+import pytest
+import torch
+
+from mask2dit.pipelines.story import SceneStore, check_story, generate_story, story_windows
+
+PROMPTS = ["a fox", "a lake", "a hut", "the moon", "morning"]
+SMALL = {"height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 2}
+
+
+def tell(pipe, prompts=PROMPTS, **options):
+    return list(generate_story(pipe, prompts, **{"window": 3, **SMALL, **options}))
+
+
+@pytest.mark.parametrize(
+    "num_scenes, num_given, window, expected",
+    [
+        (3, 0, None, [((0, 0), (0, 3))]),
+        (3, 2, None, [((0, 2), (2, 3))]),
+        (3, 1, 3, [((0, 1), (1, 3))]),
+        (5, 0, 3, [((0, 0), (0, 3)), ((1, 3), (3, 4)), ((2, 4), (4, 5))]),
+        (6, 4, 3, [((2, 4), (4, 5)), ((3, 5), (5, 6))]),
+        (2, 0, 3, [((0, 0), (0, 2))]),
+        (3, 0, 1, [((0, 0), (0, 1)), ((1, 1), (1, 2)), ((2, 2), (2, 3))]),
+    ],
+)
+def test_each_window_continues_from_the_last_scenes_that_fit(num_scenes, num_given, window, expected):
+    windows = story_windows(num_scenes, num_given, window)
+    assert [((c.start, c.stop), (n.start, n.stop)) for c, n in windows] == expected
+
+
+def test_impossible_windows_are_refused():
+    with pytest.raises(ValueError, match="window=0"):
+        story_windows(3, 0, 0)
+    with pytest.raises(ValueError, match="3 context scenes leave nothing"):
+        story_windows(3, 3, 3)
+
+
+def test_a_story_that_fits_the_window_is_one_call_of_the_pipeline(small_pipeline, monkeypatch):
+    calls = []
+    call = type(small_pipeline).__call__
+    monkeypatch.setattr(
+        type(small_pipeline), "__call__", lambda *args, **kwargs: calls.append(kwargs) or call(*args, **kwargs)
+    )
+    scenes = tell(small_pipeline, PROMPTS[:3])
+    assert len(calls) == 1 and calls[0]["context_latents"] is None
+    assert [scene.shape for scene in scenes] == [(1, 3, 16, 8, 12)] * 3
+
+
+def test_new_scenes_continue_from_the_latents_of_the_last_ones(small_pipeline, monkeypatch):
+    calls = []
+    call = type(small_pipeline).__call__
+
+    def watch(self, prompt, **kwargs):
+        calls.append((prompt, kwargs["context_latents"]))
+        return call(self, prompt, **kwargs)
+
+    monkeypatch.setattr(type(small_pipeline), "__call__", watch)
+    scenes = tell(small_pipeline)
+    assert [prompts for prompts, _ in calls] == [PROMPTS[:3], PROMPTS[1:4], PROMPTS[2:5]]
+    assert torch.equal(calls[1][1], torch.cat(scenes[1:3], dim=1))
+    assert torch.equal(calls[2][1], torch.cat(scenes[2:4], dim=1))
+
+
+def test_an_interrupted_story_goes_on_where_it_stopped_with_the_same_result(small_pipeline, tmp_path, monkeypatch):
+    expected = tell(small_pipeline)
+    store = SceneStore(tmp_path, "weights")
+    interrupted = generate_story(small_pipeline, PROMPTS, window=3, **SMALL, store=store)
+    for _ in range(4):
+        next(interrupted)
+
+    calls = []
+    call = type(small_pipeline).__call__
+    monkeypatch.setattr(
+        type(small_pipeline), "__call__", lambda self, prompt, **kw: calls.append(prompt) or call(self, prompt, **kw)
+    )
+    resumed = tell(small_pipeline, store=SceneStore(tmp_path, "weights"))
+    assert calls == [PROMPTS[2:5]]
+    assert all(torch.equal(a, b) for a, b in zip(resumed, expected))
+
+
+@pytest.mark.parametrize(
+    "change, made_again",
+    [
+        ({}, 0),
+        ({"prompts": [*PROMPTS, "noon"]}, 1),
+        ({"prompts": [*PROMPTS[:4], "noon"]}, 1),
+        ({"prompts": ["a wolf", *PROMPTS[1:]]}, 3),
+        ({"seed": 1}, 3),
+        ({"num_inference_steps": 1}, 3),
+        ({"negative_prompt": "blurry"}, 3),
+        ({"identity": "other weights"}, 3),
+    ],
+)
+def test_only_what_a_change_touches_is_made_again(small_pipeline, tmp_path, monkeypatch, change, made_again):
+    tell(small_pipeline, store=SceneStore(tmp_path, "weights"))
+    calls = []
+    call = type(small_pipeline).__call__
+    monkeypatch.setattr(
+        type(small_pipeline), "__call__", lambda self, prompt, **kw: calls.append(prompt) or call(self, prompt, **kw)
+    )
+    store = SceneStore(tmp_path, change.pop("identity", "weights"))
+    tell(small_pipeline, change.pop("prompts", PROMPTS), store=store, **change)
+    assert len(calls) == made_again
+
+
+def test_given_scenes_come_first_and_unchanged(small_pipeline):
+    context = torch.randn(1, 6, 16, 8, 12, generator=torch.Generator().manual_seed(0))
+    scenes = tell(small_pipeline, PROMPTS[:3], context_latents=context)
+    assert torch.equal(torch.cat(scenes[:2], dim=1), context)
+    assert len(scenes) == 3
+
+
+def test_seeds_decide_the_noise(small_pipeline):
+    first, again, other = (tell(small_pipeline, PROMPTS[:2], seed=seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_each_scene_keeps_its_own_length_and_negative_prompt(small_pipeline):
+    scenes = tell(small_pipeline, PROMPTS[:4], num_frames=[9, 5, 13, 9], negative_prompt=["a", "b", "c", "d"])
+    assert [scene.shape[1] for scene in scenes] == [3, 2, 4, 3]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"height": 72}, "height=72"),
+        ({"num_frames": [9, 9]}, "2 entries for 5 scenes"),
+        ({"negative_prompt": ["a", "b"]}, "2 entries for 5 scenes"),
+        ({"window": 0}, "window=0"),
+        ({"context_latents": torch.zeros(1, 4, 16, 8, 12)}, "no whole number of scenes"),
+    ],
+)
+def test_bad_input_is_refused_at_the_call_and_not_at_the_first_scene(small_pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate_story(small_pipeline, PROMPTS, **{"window": 3, **SMALL, **options})
+
+
+def test_a_window_that_the_positions_cannot_carry_is_refused(make_pipeline):
+    pipe = make_pipeline(use_rotary_positional_embeddings=False)  # sin-cos: at most 3 latent frames a scene
+    with pytest.raises(ValueError, match="sin-cos positions"):
+        check_story(pipe, 5, 0, 3, 64, 96, 13)

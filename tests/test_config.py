@@ -1,0 +1,78 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from mask2dit.config import load_config
+from mask2dit.pipelines.inference_config import InferenceConfig
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs/inference").glob("*.yaml"))
+
+
+def write(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_is_valid(path):
+    assert load_config(InferenceConfig, path).prompts
+
+
+@pytest.mark.parametrize("name", ["fixed_scene.yaml", "extension.yaml"])
+def test_the_default_configurations_have_the_published_settings(name):
+    config = load_config(InferenceConfig, next(path for path in CONFIGS if path.name == name))
+    assert (config.height, config.width, config.num_frames, len(config.prompts)) == (480, 720, 49, 3)
+    assert (config.num_inference_steps, config.guidance_scale, config.sampler, config.fps) == (50, 6.0, "ddim", 8)
+    assert config.model == "models/Mask2DiT"
+
+
+@pytest.mark.parametrize("small, full", [("fixed_scene_small.yaml", "fixed_scene.yaml"), ("extension_small.yaml", "extension.yaml")])  # fmt: skip
+def test_what_a_small_configuration_leaves_out_is_as_in_the_full_one(small, full):
+    small_path, full_path = (next(path for path in CONFIGS if path.name == name) for name in (small, full))
+    small_config, full_config = (dataclasses.asdict(load_config(InferenceConfig, path)) for path in (small_path, full_path))
+    for key in small_config.keys() - OmegaConf.load(small_path).keys() - {"negative_prompt"}:
+        assert small_config[key] == full_config[key], key
+
+
+def test_overrides_win_and_take_their_keys_type(tmp_path):
+    path = write(tmp_path, "prompts: [a]\nseed: 1\nlora: {scale: 0.5}\n")
+    config = load_config(InferenceConfig, path, ["seed=7", "prompts=[b, c]", "lora.path=x", "num_frames=[9, 13]"])
+    assert (config.seed, config.prompts, config.lora.path, config.lora.scale) == (7, ["b", "c"], "x", 0.5)
+    assert config.num_frames == [9, 13]
+
+
+@pytest.mark.parametrize(
+    "text, overrides, message",
+    [
+        ("prompts: [a]\nsede: 1", [], "config.yaml: there is no key 'sede'; did you mean 'seed'?"),
+        ("prompts: [a]\nqqq: 1", [], "known keys are model, build_untrained"),
+        ("prompts: [a]\nlora: {size: 1}", [], "there is no key 'lora.size'"),
+        ("prompts: [a]\nseed: many", [], "seed: Value 'many' of type 'str' could not be converted to Integer"),
+        ("prompts: [a", [], "config.yaml: "),
+        ("just text", [], "config.yaml: "),
+        ("prompts: [a]", ["seed"], "key=value, but this one is 'seed'"),
+        ("prompts: [a]", ["sede=1"], "sede=1: there is no key 'sede'; did you mean 'seed'?"),
+        ("prompts: []", [], "prompts has to hold one text"),
+        ("prompts: [a, '  ']", [], "prompts has to hold one text"),
+        ("prompts: [a]\nsampler: euler", [], "sampler has to be one of ddim, dpm, but is 'euler'"),
+        ("prompts: [a]\ndtype: int8", [], "dtype has to be one of float32, bfloat16, float16, but is 'int8'"),
+        ("prompts: [a]\ncontext_start: end", [], "context_start has to be one of center, random"),
+        ("prompts: [a]\nnum_frames: many", [], "num_frames has to be a number or a list of numbers, but is 'many'"),
+        ("prompts: [a]\nnegative_prompt: 3", [], "negative_prompt has to be a text"),
+        ("prompts: [a]\nnum_inference_steps: 0", [], "num_inference_steps=0"),
+        ("prompts: [a]\nname: a/b", [], "put a folder into save_path"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_that_names_it(tmp_path, text, overrides, message):
+    with pytest.raises(ValueError) as error:
+        load_config(InferenceConfig, write(tmp_path, text), overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        load_config(InferenceConfig, tmp_path / "nowhere.yaml")
