@@ -44,7 +44,11 @@ from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.scenes import SceneLayout
 
 VARIANT = "v2"  # the one of which the published code has a grouped form
-TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 3e-2}  # of the norm of the difference over that of the value
+TOLERANCE = {
+    "float32": 1e-4,
+    "float16": 1e-2,
+    "bfloat16": 3e-2,
+}  # of the norm of the difference over that of the value
 MIB = 2**20
 
 Step = Callable[[], tuple[torch.Tensor, ...]]  # one run of a path: its output and, with backward, the gradients

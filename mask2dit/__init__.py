@@ -14,7 +14,13 @@ _HOMES = {
     "SceneLayout": "mask2dit.scenes",
     "generate_story": "mask2dit.pipelines.story",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "Mask2DiTPipeline",
+    "Mask2DiTTransformer3DModel",
+    "SceneLayout",
+    "__version__",
+    "generate_story",
+]
 
 if TYPE_CHECKING:
     from mask2dit.models.transformer import Mask2DiTTransformer3DModel

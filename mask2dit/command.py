@@ -9,9 +9,7 @@ from pathlib import Path
 from mask2dit.config import load_config
 
 
-def run_command(
-    schema: type, task: str, default_config: str | Path, arguments: Sequence[str]
-) -> int:
+def run_command(schema: type, task: str, default_config: str | Path, arguments: Sequence[str]) -> int:
     """Reads the configuration and runs a task with it.
 
     What cannot be carried out, by the task's or the configuration's own account (`ValueError`, `OSError`), is told in one
@@ -31,7 +29,9 @@ def run_command(
     logging.getLogger("mask2dit").setLevel(logging.INFO)
     overrides = list(arguments)
     if {"-h", "--help"} & set(overrides):
-        print(f"usage: {Path(sys.argv[0]).name} [CONFIG.yaml] [key=value ...]\n\nwithout CONFIG.yaml: {default_config}")
+        print(
+            f"usage: {Path(sys.argv[0]).name} [CONFIG.yaml] [key=value ...]\n\nwithout CONFIG.yaml: {default_config}"
+        )
         return 0
     path = overrides.pop(0) if overrides and "=" not in overrides[0] else default_config
     try:

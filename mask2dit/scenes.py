@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 Span = tuple[int, int]  # (start, stop) in the joint sequence
 
@@ -69,5 +69,4 @@ class SceneLayout:
 
 def spans(lengths: tuple[int, ...], start: int = 0) -> Iterator[Span]:
     """(start, stop) of stretches of these lengths that follow one another from `start` on."""
-    stops = list(accumulate(lengths, initial=start))
-    return zip(stops, stops[1:])
+    return pairwise(accumulate(lengths, initial=start))

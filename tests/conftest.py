@@ -7,7 +7,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
 from safetensors import safe_open
 
 from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
-from mask2dit.models.untrained import build_untrained_model
+from mask2dit.pipelines.untrained import build_untrained_model
 
 # Tiny models lose more by waiting for a second thread than they gain by it, most of all on a busy machine.
 torch.set_num_threads(1)

@@ -29,10 +29,14 @@ def test_the_default_configurations_have_the_published_settings(name):
     assert config.model == "models/Mask2DiT"
 
 
-@pytest.mark.parametrize("small, full", [("fixed_scene_small.yaml", "fixed_scene.yaml"), ("extension_small.yaml", "extension.yaml")])  # fmt: skip
+@pytest.mark.parametrize(
+    "small, full", [("fixed_scene_small.yaml", "fixed_scene.yaml"), ("extension_small.yaml", "extension.yaml")]
+)
 def test_what_a_small_configuration_leaves_out_is_as_in_the_full_one(small, full):
     small_path, full_path = (next(path for path in CONFIGS if path.name == name) for name in (small, full))
-    small_config, full_config = (dataclasses.asdict(load_config(InferenceConfig, path)) for path in (small_path, full_path))
+    small_config, full_config = (
+        dataclasses.asdict(load_config(InferenceConfig, path)) for path in (small_path, full_path)
+    )
     for key in small_config.keys() - OmegaConf.load(small_path).keys() - {"negative_prompt"}:
         assert small_config[key] == full_config[key], key
 
@@ -74,5 +78,5 @@ def test_a_mistake_is_told_in_one_line_that_names_it(tmp_path, text, overrides, 
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         load_config(InferenceConfig, tmp_path / "nowhere.yaml")

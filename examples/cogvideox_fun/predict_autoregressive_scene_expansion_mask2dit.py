@@ -1,4 +1,7 @@
-"""A story that goes on from given scenes, one prompt a scene: `python predict_autoregressive_scene_expansion_mask2dit.py [CONFIG.yaml] [key=value …]`."""
+"""A story that goes on from given scenes, one prompt a scene.
+
+Usage: python predict_autoregressive_scene_expansion_mask2dit.py [CONFIG.yaml] [key=value …]
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""A video of several scenes, generated together from one prompt a scene: `python predict_multi_scene_t2v_mask2dit.py [CONFIG.yaml] [key=value …]`."""
+"""A video of several scenes, generated together from one prompt a scene.
+
+Usage: python predict_multi_scene_t2v_mask2dit.py [CONFIG.yaml] [key=value …]
+"""
 
 import sys
 from pathlib import Path

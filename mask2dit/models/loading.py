@@ -19,6 +19,7 @@ from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from transformers import T5EncoderModel, T5Tokenizer
+from transformers.utils import is_protobuf_available
 
 CONFIG_NAME = "config.json"
 _FINGERPRINT_BYTES = 64 * 1024
@@ -68,7 +69,7 @@ def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as weights:
-                return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}
+                return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
         weights = torch.load(file, map_location="meta", weights_only=True)
         return {name: tuple(weight.shape) for name, weight in weights.items()}
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
@@ -137,9 +138,16 @@ def load_text_encoder(folder: Path, torch_dtype: torch.dtype) -> T5EncoderModel:
 
 
 def load_tokenizer(folder: Path) -> T5Tokenizer:
-    """Loads T5's tokenizer, from `spiece.model` alone if need be. Raises `FileNotFoundError` if there is none."""
+    """Loads T5's tokenizer, from `spiece.model` alone if need be.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ImportError: if there is `spiece.model` alone and protobuf, with which it is read, is missing.
+    """
     if not any((folder / name).is_file() for name in ("spiece.model", "tokenizer.json")):
         raise FileNotFoundError(f"there is no tokenizer in {str(folder)!r}: expected spiece.model or tokenizer.json")
+    if not (folder / "tokenizer.json").is_file() and not is_protobuf_available():
+        raise ImportError(f"{str(folder / 'spiece.model')!r} is read with protobuf: pip install protobuf")
     return T5Tokenizer.from_pretrained(folder)
 
 

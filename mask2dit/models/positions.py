@@ -6,9 +6,7 @@ from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from einops import rearrange, repeat
 
 
-def crop_region(
-    grid: tuple[int, int], base_grid: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def crop_region(grid: tuple[int, int], base_grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """The part of the base grid that a grid of another aspect ratio covers, when fitted into it and centred.
 
     Args:
@@ -85,5 +83,7 @@ def sincos_table(base_table: torch.Tensor, num_scenes: int, num_frames: int, row
         (num_frames * rows * columns, D).
     """
     table = rearrange(base_table, "t r c d -> 1 d t r c")
-    table = F.interpolate(table, size=(len(base_table) * num_scenes, rows, columns), mode="trilinear", align_corners=False)
+    table = F.interpolate(
+        table, size=(len(base_table) * num_scenes, rows, columns), mode="trilinear", align_corners=False
+    )
     return rearrange(table[:, :, :num_frames], "1 d t r c -> (t r c) d")

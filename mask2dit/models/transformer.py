@@ -346,9 +346,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         text, video = tokens.split([layout.text_length, layout.video_length], dim=1)
         if not self.config.use_rotary_positional_embeddings:
             patch = self.config.patch_size
-            table = sincos_table(
-                self.pos_embedding.float(), num_scenes, num_frames, height // patch, width // patch
-            )
+            table = sincos_table(self.pos_embedding.float(), num_scenes, num_frames, height // patch, width // patch)
             video = video + table.to(video)
         text, video = self.embedding_dropout(text), self.embedding_dropout(video)
 

@@ -46,7 +46,7 @@ def generate(config: InferenceConfig) -> Path:
     device = _device(config.device)
     output = _output_path(config)
     if config.build_untrained:
-        from mask2dit.models.untrained import build_untrained_model
+        from mask2dit.pipelines.untrained import build_untrained_model
 
         build_untrained_model(config.model)
         logger.warning("The model in %s is untrained: its pictures are noise and mean nothing.", config.model)
@@ -203,9 +203,7 @@ def _record(config, identity, scene_frames, device, seconds) -> dict:
             for i, (prompt, count, stop) in enumerate(zip(config.prompts, scene_frames, stops))
         ],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "versions": {
-            name: version(name) for name in ("mask2dit", "torch", "diffusers", "transformers", "accelerate")
-        },
+        "versions": {name: version(name) for name in ("mask2dit", "torch", "diffusers", "transformers", "accelerate")},
         "git_commit": _git_commit(),
         "seconds": round(seconds, 1),
     }

@@ -223,9 +223,19 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         text_shape = (self.transformer.config.max_text_seq_length, self.transformer.config.text_embed_dim)
         for name, given, shape, meaning in (
             ("prompt_embeds", prompt_embeds, (num_scenes, *text_shape), "stories, scenes, tokens, width"),
-            ("negative_prompt_embeds", negative_prompt_embeds, (num_scenes, *text_shape), "stories, scenes, tokens, width"),
+            (
+                "negative_prompt_embeds",
+                negative_prompt_embeds,
+                (num_scenes, *text_shape),
+                "stories, scenes, tokens, width",
+            ),
             ("latents", latents, (num_generated, *frame_shape), "stories, generated latent frames, channels, h, w"),
-            ("context_latents", context_latents, (num_given, *frame_shape), "stories, given latent frames, channels, h, w"),
+            (
+                "context_latents",
+                context_latents,
+                (num_given, *frame_shape),
+                "stories, given latent frames, channels, h, w",
+            ),
         ):
             if given is not None and tuple(given.shape) != (batch_size, *shape):
                 raise ValueError(
@@ -525,7 +535,9 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         stories = [list(story) for story in prompt] if prompt and not isinstance(prompt[0], str) else [list(prompt)]
         for story in stories:
             if not story or not all(isinstance(text, str) for text in story):
-                raise ValueError(f"prompt has to hold one text for every scene of at least one scene, but is {prompt!r}")
+                raise ValueError(
+                    f"prompt has to hold one text for every scene of at least one scene, but is {prompt!r}"
+                )
             if len(story) != len(stories[0]):
                 counts = ", ".join(str(len(story)) for story in stories)
                 raise ValueError(f"all stories of a batch need equally many scenes, but these have {counts}")
@@ -605,7 +617,9 @@ def _videos_of_stories(videos, batch_size) -> list[list[Video]] | None:
     if videos is None:
         return None
     if isinstance(videos, (str, os.PathLike)):
-        raise ValueError(f"context_video has to be a list with one video for every given scene, but is {str(videos)!r}")
+        raise ValueError(
+            f"context_video has to be a list with one video for every given scene, but is {str(videos)!r}"
+        )
     nested = len(videos) > 0 and isinstance(videos[0], (list, tuple))
     stories = [list(story) for story in videos] if nested else [list(videos)]
     if len(stories) != batch_size or any(len(story) != len(stories[0]) for story in stories):
@@ -616,4 +630,3 @@ def _videos_of_stories(videos, batch_size) -> list[list[Video]] | None:
     if not stories[0]:
         raise ValueError("context_video is empty: leave it out, or name one video for every given scene")
     return stories
-

@@ -17,7 +17,9 @@ def check_memory_mode(mode: str, device: torch.device | str) -> None:
     if mode not in MEMORY_MODES:
         raise ValueError(f"memory has to be one of {', '.join(MEMORY_MODES)}, but is {mode!r}")
     if torch.device(device).type == "cpu" and mode in ("model_offload", "group_offload", "sequential_offload"):
-        raise ValueError(f"memory={mode} moves weights between main memory and a GPU, but the device is the CPU: use full")
+        raise ValueError(
+            f"memory={mode} moves weights between main memory and a GPU, but the device is the CPU: use full"
+        )
 
 
 def apply_memory_mode(pipeline: DiffusionPipeline, mode: str, device: torch.device | str) -> None:

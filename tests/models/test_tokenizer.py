@@ -6,7 +6,7 @@ import sys
 import pytest
 from transformers import T5Tokenizer
 
-from mask2dit.models.untrained import build_untrained_model
+from mask2dit.pipelines.untrained import build_untrained_model
 
 LENGTH = 16
 
@@ -65,16 +65,19 @@ def test_english_text_has_no_unknown_tokens(tokenizer, text):
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
-def test_reading_spiece_model_needs_protobuf(folder):
-    """Why protobuf is among the requirements, though nothing here imports it and sentencepiece does not ask for it:
-    transformers parses spiece.model with it. Without it transformers logs so, falls back to tiktoken and fails on
-    that, so that only the log names the cause."""
+@pytest.mark.parametrize("reader", ["transformers.T5Tokenizer.from_pretrained", "loading.load_tokenizer"])
+def test_reading_spiece_model_needs_protobuf(folder, reader):
+    """Why protobuf is among the requirements, though sentencepiece does not ask for it. transformers by itself names the
+    cause in its log alone, and fails on another library that it tries instead."""
     script = (
-        "import sys; sys.modules['google.protobuf'] = None; from transformers import T5Tokenizer; "
-        "T5Tokenizer.from_pretrained(sys.argv[1])"
+        "import sys; sys.modules['google.protobuf'] = None; import transformers; from mask2dit.models import loading; "
+        f"from pathlib import Path; {reader}(Path(sys.argv[1]))"
     )
 
     done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True)
 
     assert done.returncode != 0
-    assert "requires the protobuf library but it was not found" in done.stderr
+    if reader == "loading.load_tokenizer":
+        assert "spiece.model' is read with protobuf: pip install protobuf" in done.stderr.splitlines()[-1]
+    else:
+        assert "requires the protobuf library but it was not found" in done.stderr

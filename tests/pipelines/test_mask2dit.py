@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
-from PIL import Image
 from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
 
 from mask2dit import Mask2DiTPipeline
 from mask2dit.video.reading import open_video
@@ -56,7 +56,9 @@ def video(tmp_path):
 # --- Parity ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, context", [("fixed_3scenes", None), ("extension_2to3scenes", "in.context_latents_noised")])
+@pytest.mark.parametrize(
+    "name, context", [("fixed_3scenes", None), ("extension_2to3scenes", "in.context_latents_noised")]
+)
 def test_the_published_latents_are_reproduced(parity, make_pipeline, name, context):
     file = parity(f"pipeline_{name}")
     settings = file.settings
@@ -122,7 +124,9 @@ def test_scenes_are_decoded_one_by_one(make_pipeline, embeds):
 
 
 @pytest.mark.parametrize("scheduler_class", [CogVideoXDDIMScheduler, CogVideoXDPMScheduler])
-def test_context_stays_as_it_was_given_and_shapes_what_is_generated(make_pipeline, embeds, scheduler_config, scheduler_class):
+def test_context_stays_as_it_was_given_and_shapes_what_is_generated(
+    make_pipeline, embeds, scheduler_config, scheduler_class
+):
     pipe = make_pipeline(scheduler=scheduler_class(**scheduler_config))
     context = random_context()
     latents = pipe(**embeds(), **FAST, context_latents=context, generator=seeded()).frames
@@ -137,7 +141,9 @@ def test_context_scenes_get_timestep_0_and_the_others_the_samplers(make_pipeline
     seen = []
     forward = pipe.transformer.forward
     monkeypatch.setattr(
-        pipe.transformer, "forward", lambda *args, **kwargs: seen.append(kwargs["timestep"]) or forward(*args, **kwargs)
+        pipe.transformer,
+        "forward",
+        lambda *args, **kwargs: seen.append(kwargs["timestep"]) or forward(*args, **kwargs),
     )
     pipe(**embeds(), **FAST, context_latents=random_context(), generator=seeded())
     assert [timestep.tolist() for timestep in seen] == [[[0, 0, 999]] * 2, [[0, 0, 499]] * 2]
@@ -375,7 +381,9 @@ def test_a_folder_is_read_with_and_without_a_model_index_or_with_a_foreign_one(s
     folder = tmp_path / "model"
     shutil.copytree(small_model, folder)
     (folder / "model_index.json").write_text('{"_class_name": "NoSuchPipeline", "vae": ["nowhere", "NoSuchVAE"]}')
-    assert torch.equal(Mask2DiTPipeline.from_pretrained(folder)(["a", "b"], **FAST, generator=seeded()).frames, expected)
+    assert torch.equal(
+        Mask2DiTPipeline.from_pretrained(folder)(["a", "b"], **FAST, generator=seeded()).frames, expected
+    )
     (folder / "model_index.json").unlink()
     pipe = Mask2DiTPipeline.from_pretrained(folder, mask_variant="v5", torch_dtype=torch.bfloat16)
     assert pipe.transformer.config.mask_variant == "v5"
@@ -402,7 +410,7 @@ def test_a_missing_part_of_a_folder_is_named(small_model, tmp_path, part):
 def test_components_can_be_handed_over_and_other_keywords_are_refused(small_model, tiny_vae):
     pipe = Mask2DiTPipeline.from_pretrained(small_model, vae=tiny_vae)
     assert pipe.vae is tiny_vae
-    with pytest.raises(TypeError, match="'vea' is no component .* tokenizer, text_encoder, vae"):
+    with pytest.raises(TypeError, match=r"'vea' is no component .* tokenizer, text_encoder, vae"):
         Mask2DiTPipeline.from_pretrained(small_model, vea=tiny_vae)
 
 

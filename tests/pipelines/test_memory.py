@@ -39,7 +39,7 @@ def test_every_mode_is_covered_and_described():
 
 
 def test_an_unknown_mode_names_the_known_ones():
-    with pytest.raises(ValueError, match="full, model_offload, .* but is 'tiny'"):
+    with pytest.raises(ValueError, match=r"full, model_offload, .* but is 'tiny'"):
         check_memory_mode("tiny", "cuda")
 
 

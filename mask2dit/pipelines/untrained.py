@@ -1,6 +1,6 @@
 """A small model folder with random weights, so that every command runs without a download.
 
-`python -m mask2dit.models.untrained FOLDER` writes it. Its parts have the classes and the structure that Mask²DiT on
+`python -m mask2dit.pipelines.untrained FOLDER` writes it. Its parts have the classes and the structure that Mask²DiT on
 CogVideoX-5B has, only narrower and shallower: an autoencoder that compresses 4 x 8 x 8, a transformer with rotary
 positions and patches of 2 x 2, a T5 v1.1 text encoder and its sentencepiece tokenizer.
 """
@@ -18,8 +18,9 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
-from mask2dit.models.loading import load_tokenizer, model_folder, weight_files
+from mask2dit.models.loading import load_tokenizer
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 16
@@ -80,7 +81,7 @@ and on any machine, before real weights are in place. To see what the method can
 It has all parts of Mask²DiT on CogVideoX-5B, only much smaller. Its base size is 9 frames of 64 x 96 pixels (height x
 width) a scene, and it reads 64 text tokens a scene.
 
-`python -m mask2dit.models.untrained FOLDER --seed {seed}` wrote it.
+`python -m mask2dit.pipelines.untrained FOLDER --seed {seed}` wrote it.
 """
 
 
@@ -123,20 +124,15 @@ def build_untrained_model(folder: str | os.PathLike, seed: int = 0) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether all parts of a pipeline are there. Whether they fit each other is for loading to find out."""
+    """Whether all parts of a pipeline are there."""
     try:
-        for name in ("transformer", "vae", "text_encoder"):
-            weight_files(model_folder(folder, name))
+        Mask2DiTPipeline.skeleton(folder)
     except FileNotFoundError:
         return False
-    tokenizers = [folder / "tokenizer" / name for name in ("spiece.model", "tokenizer.json")]
-    return (folder / "scheduler" / "scheduler_config.json").is_file() and any(file.is_file() for file in tokenizers)
+    return True
 
 
 def _write_model(folder: Path, seed: int) -> None:
-    # The one import upwards: how a pipeline's folder is written is known to the pipeline.
-    from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
-
     spiece = folder / "tokenizer" / "spiece.model"
     spiece.parent.mkdir(parents=True)
     spiece.write_bytes(_sentencepiece_model())
