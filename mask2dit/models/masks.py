@@ -1,4 +1,4 @@
-"""The symmetric binary attention mask: which scene's text and video may see which (method, Sec. 3; variants of Tab. 4).
+"""The symmetric binary attention mask of Mask²DiT (arXiv 2503.19881): which scene's text and video may see which.
 
 A scene's own text and video always see each other. The five variants differ in what may cross scenes, and that is three
 relations, each symmetric:
