@@ -124,11 +124,15 @@ def load_model(cls: type, from_pretrained: Callable, folder: Path, **kwargs) -> 
         return from_pretrained(layout, use_safetensors=files[0].suffix == ".safetensors", **kwargs)
 
 
+def check_text_encoder(folder: Path) -> None:
+    """Raises `FileNotFoundError` if T5's config or weights are missing, `ValueError` if a file is corrupt."""
+    for file in weight_files(model_folder(folder, "")):
+        weight_shapes(file)
+
+
 def load_text_encoder(folder: Path, torch_dtype: torch.dtype) -> T5EncoderModel:
     """Loads T5's encoder; the errors are those of `load_model`."""
-    folder = model_folder(folder, "")
-    for file in weight_files(folder):
-        weight_shapes(file)  # a corrupt file is named here, not by a library's trace
+    check_text_encoder(folder)
     model, info = T5EncoderModel.from_pretrained(folder, dtype=torch_dtype, output_loading_info=True)
     problems = [f"{name} is missing" for name in info["missing_keys"]]
     problems += [f"{name} has the shape {found} instead of {shape}" for name, found, shape in info["mismatched_keys"]]

@@ -28,6 +28,8 @@ from diffusers.video_processor import VideoProcessor
 from transformers import T5EncoderModel, T5Tokenizer
 
 from mask2dit.models.loading import (
+    check_text_encoder,
+    check_weights,
     empty_model,
     load_model,
     load_scheduler,
@@ -123,20 +125,23 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     @classmethod
     def skeleton(cls, folder: str | os.PathLike) -> "Mask2DiTPipeline":
-        """A pipeline without weights, tokenizer and text encoder, read in an instant: enough for `check_size`.
+        """A pipeline without weights and text encoder, read in a moment: enough for `check_size`, and a check of the folder.
 
         Raises:
             FileNotFoundError: if a part of the folder is missing, weights included.
+            ValueError: if a file is corrupt or weights do not fit.
         """
         folder = Path(folder)
-        for name in ("transformer", "vae", "text_encoder"):
-            weight_files(model_folder(folder, name))
-        load_tokenizer(folder / "tokenizer")
+        empty = {}
+        for name, model_class in (("transformer", Mask2DiTTransformer3DModel), ("vae", AutoencoderKLCogVideoX)):
+            path = model_folder(folder, name)
+            empty[name] = empty_model(model_class, path)
+            check_weights(empty[name], path, weight_files(path))
+        check_text_encoder(folder / "text_encoder")
         return cls(
-            tokenizer=None,
+            **empty,
+            tokenizer=load_tokenizer(folder / "tokenizer"),
             text_encoder=None,
-            vae=empty_model(AutoencoderKLCogVideoX, folder / "vae"),
-            transformer=empty_model(Mask2DiTTransformer3DModel, folder / "transformer"),
             scheduler=load_scheduler(folder / "scheduler"),
         )
 
@@ -243,6 +248,10 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators for {batch_size} stories")
+        if self.text_encoder is None and (prompts or (guided and negatives)):
+            raise ValueError(
+                "this pipeline has no text encoder: give prompt_embeds and, with guidance, negative_prompt_embeds too"
+            )
 
         self._guidance_scale = guidance_scale
         self._attention_kwargs = attention_kwargs

@@ -90,7 +90,9 @@ def test_dense_mask_that_does_not_fit_is_left_out_with_a_reason(benchmark, count
     assert not re.search(r"^  dense", output, re.MULTILINE)
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of resident memory is read from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak of resident memory is read from /proc"
+)
 def test_memory_of_a_fresh_process_is_what_the_call_allocates(benchmark):
     argv = ["--text", "64", "--video", "4096", "--heads", "4", "--head-dim", "64", "--threads", "1"]
     tensor = 3 * (64 + 4096) * 4 * 64 * 4  # bytes of one (B, N, H, D)

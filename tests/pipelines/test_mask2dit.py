@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -331,7 +332,6 @@ BAD_CALLS = {
     "context of half a scene": ({"context_latents": random_context(num_frames=4)}, "4 latent frames, .* no whole number"),
     "context of a wrong size": ({"context_latents": torch.zeros(1, 6, 4, 8, 10)}, r"\(1, 6, 4, 8, 12\).*\(1, 6, 4, 8, 10\)"),
     "context twice": ({"context_latents": random_context(), "context_video": ["a"]}, "not both"),
-    "a missing context video": ({"context_video": ["nowhere.mp4"]}, "nowhere.mp4"),
     "context that is no list": ({"context_video": "a.mp4"}, "list with one video"),
     "no context videos": ({"context_video": []}, "empty"),
     "a mask of a wrong length": ({"scene_mask": [False, True]}, "2 entries for 3 scenes"),
@@ -354,6 +354,13 @@ def test_bad_input_ends_before_any_work_with_one_clear_sentence(make_pipeline, m
     assert "\n" not in str(error.value)
 
 
+def test_without_a_text_encoder_texts_are_refused(make_pipeline, embeds):
+    with pytest.raises(ValueError, match="no text encoder"):
+        make_pipeline()(["a", "b"], **FAST)
+    with pytest.raises(ValueError, match="with guidance, negative_prompt_embeds too"):
+        make_pipeline()(prompt_embeds=embeds()["prompt_embeds"], **FAST)
+
+
 @pytest.mark.parametrize("name", ["prompt_embeds", "negative_prompt_embeds"])
 def test_embeddings_of_a_wrong_shape_are_refused(make_pipeline, embeds, name):
     with pytest.raises(ValueError, match=rf"{name} .*\(1, 3, 6, 24\).*\(1, 3, 6, 25\)"):
@@ -366,6 +373,11 @@ def test_an_odd_number_of_latent_frames_is_refused_on_cogvideox_1_5_with_the_nex
     pipe = make_pipeline(patch_size_t=2, sample_frames=13)
     with pytest.raises(ValueError, match=r"num_frames=49 .* m \+ 1 a multiple of 2.* 45 or 53"):
         pipe(["a"], **{**FAST, "num_frames": 49})
+
+
+def test_a_missing_context_video_is_named(make_pipeline, embeds):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.mp4"):
+        make_pipeline()(**embeds(), **FAST, context_video=["nowhere.mp4"])
 
 
 def test_a_context_video_that_is_too_short_says_how_long_it_has_to_be(make_pipeline, embeds, video):
@@ -418,6 +430,15 @@ def test_a_skeleton_has_the_sizes_of_the_model_and_no_weights(small_model, small
     skeleton = Mask2DiTPipeline.skeleton(small_model)
     assert skeleton.check_size(64, 96, 9, 3) == small_pipeline.check_size(64, 96, 9, 3)
     assert {parameter.device.type for parameter in skeleton.transformer.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("part", ["text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors"])
+def test_a_corrupt_part_of_a_folder_is_found_before_anything_is_loaded(small_model, tmp_path, part):
+    folder = tmp_path / "model"
+    shutil.copytree(small_model, folder)
+    (folder / part).write_bytes((folder / part).read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=rf"{Path(part).name}.*fetch it again"):
+        Mask2DiTPipeline.skeleton(folder)
 
 
 def test_a_lora_is_saved_loaded_scaled_and_removed(make_pipeline, embeds, tmp_path):
