@@ -225,27 +225,15 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         is_generated = torch.tensor(generated).repeat_interleave(torch.tensor(latent_frames))  # of each latent frame
         num_generated = int(is_generated.sum())
         num_given = len(is_generated) - num_generated
-        text_shape = (self.transformer.config.max_text_seq_length, self.transformer.config.text_embed_dim)
-        for name, given, shape, meaning in (
-            ("prompt_embeds", prompt_embeds, (num_scenes, *text_shape), "stories, scenes, tokens, width"),
-            (
-                "negative_prompt_embeds",
-                negative_prompt_embeds,
-                (num_scenes, *text_shape),
-                "stories, scenes, tokens, width",
-            ),
-            ("latents", latents, (num_generated, *frame_shape), "stories, generated latent frames, channels, h, w"),
-            (
-                "context_latents",
-                context_latents,
-                (num_given, *frame_shape),
-                "stories, given latent frames, channels, h, w",
-            ),
+        config = self.transformer.config
+        text_shape = (batch_size, num_scenes, config.max_text_seq_length, config.text_embed_dim)
+        _check_shape("prompt_embeds", prompt_embeds, text_shape, "stories, scenes, tokens, width")
+        _check_shape("negative_prompt_embeds", negative_prompt_embeds, text_shape, "stories, scenes, tokens, width")
+        for name, given, count in (
+            ("latents", latents, num_generated),
+            ("context_latents", context_latents, num_given),
         ):
-            if given is not None and tuple(given.shape) != (batch_size, *shape):
-                raise ValueError(
-                    f"{name} has to have the shape {(batch_size, *shape)} ({meaning}), but has {tuple(given.shape)}"
-                )
+            _check_shape(name, given, (batch_size, count, *frame_shape), "stories, latent frames, channels, h, w")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators for {batch_size} stories")
         if self.text_encoder is None and (prompts or (guided and negatives)):
@@ -639,3 +627,8 @@ def _videos_of_stories(videos, batch_size) -> list[list[Video]] | None:
     if not stories[0]:
         raise ValueError("context_video is empty: leave it out, or name one video for every given scene")
     return stories
+
+
+def _check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...], meaning: str) -> None:
+    if tensor is not None and tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has to have the shape {shape} ({meaning}), but has {tuple(tensor.shape)}")
