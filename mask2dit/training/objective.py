@@ -1,0 +1,92 @@
+"""What is minimised: the error of the predicted velocity in the scenes that are to be generated.
+
+Shapes: B stories, S scenes, F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene,
+D text width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+
+
+def diffusion_loss(
+    transformer: torch.nn.Module,
+    scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    prompt_embeds: torch.Tensor,
+    timesteps: torch.Tensor,
+    scene_mask: torch.Tensor | None = None,
+    scene_frames: Sequence[int] | None = None,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """The loss of Mask²DiT, L = E sum_i m_i ||v - v_theta(z_t, t, z_T)||² (arXiv 2503.19881), as a mean over elements.
+
+    Given scenes (m_i = 0) stay clean, carry timestep 0 and do not count. Each sample's loss is the mean over the elements
+    of its generated scenes, so that samples count alike however many scenes are generated in them.
+
+    Args:
+        transformer: a Mask²DiT transformer, bare or wrapped (DDP, DeepSpeed).
+        scheduler: whose noise schedule is trained.
+        latents: (B, S*F, C, h, w) clean scaled latents.
+        noise: the same shape, standard normal.
+        prompt_embeds: (B, S*L, D).
+        timesteps: (B,) of 0 … 999.
+        scene_mask: (S,) or (B, S) bools, True where the scene is generated. None: all.
+        scene_frames: latent frames of each scene. None: equal scenes.
+        reduction: "mean" over samples, or "none".
+
+    Returns:
+        A scalar, or (B,) for "none"; float32.
+
+    Raises:
+        ValueError: for shapes that do not fit, a sample without a generated scene, or an unknown reduction.
+    """
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction has to be mean or none, but is {reduction!r}")
+    if latents.shape != noise.shape:
+        raise ValueError(f"noise of the shape {tuple(noise.shape)} does not fit latents of {tuple(latents.shape)}")
+    batch_size, num_frames = latents.shape[:2]
+    if scene_mask is None:
+        scene_timesteps = timesteps
+        frame_mask = torch.ones(batch_size, num_frames, dtype=torch.bool, device=latents.device)
+    else:
+        scene_mask = scene_mask.to(latents.device, torch.bool).expand(batch_size, -1)  # (B, S)
+        if not scene_mask.any(dim=1).all():
+            raise ValueError(f"scene_mask {scene_mask.tolist()} has a sample without a scene to generate")
+        scene_timesteps = timesteps[:, None] * scene_mask
+        lengths = _lengths(scene_mask.shape[1], num_frames, scene_frames)
+        frame_mask = scene_mask.repeat_interleave(lengths.to(latents.device), dim=1)
+    is_generated = frame_mask[:, :, None, None, None]  # (B, S*F, 1, 1, 1)
+
+    # In float32, since the schedule's small factors lose most of their digits in bfloat16.
+    clean, noise = latents.float(), noise.float()
+    noisy = torch.where(is_generated, scheduler.add_noise(clean, noise, timesteps), clean)
+    velocity = scheduler.get_velocity(clean, noise, timesteps)
+
+    prediction = transformer(
+        hidden_states=noisy.to(latents.dtype),
+        encoder_hidden_states=prompt_embeds,
+        timestep=scene_timesteps,
+        scene_frames=None if scene_frames is None else tuple(scene_frames),
+        return_dict=False,
+    )[0]
+    error = (prediction.float() - velocity).square().mean(dim=(2, 3, 4))  # (B, S*F)
+    loss = (error * frame_mask).sum(dim=1) / frame_mask.sum(dim=1)  # (B,)
+    return loss.mean() if reduction == "mean" else loss
+
+
+def _lengths(num_scenes: int, num_frames: int, scene_frames: Sequence[int] | None) -> torch.Tensor:
+    """Latent frames of each scene."""
+    if scene_frames is None:
+        if num_frames % num_scenes:
+            raise ValueError(
+                f"{num_frames} latent frames do not divide into {num_scenes} equal scenes: pass scene_frames"
+            )
+        scene_frames = [num_frames // num_scenes] * num_scenes
+    if len(scene_frames) != num_scenes or sum(scene_frames) != num_frames:
+        raise ValueError(
+            f"scene_frames {tuple(scene_frames)} do not fit a mask of {num_scenes} scenes and {num_frames} latent frames"
+        )
+    return torch.tensor(scene_frames)

@@ -1,0 +1,97 @@
+import json
+
+import pytest
+import torch
+from diffusers import CogVideoXDDIMScheduler
+
+from mask2dit.training.objective import diffusion_loss
+
+
+@pytest.fixture
+def inputs(random_inputs, scheduler_config):
+    latents, text, _ = random_inputs()
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    return CogVideoXDDIMScheduler(**scheduler_config), latents, noise, text, torch.tensor([100, 900])
+
+
+@pytest.mark.parametrize("name, mask", [("normal", None), ("conditional", torch.tensor([False, False, True]))])
+def test_the_published_loss_is_reproduced(parity, name, mask):
+    file = parity(f"loss_{name}_3scenes")
+    scheduler = CogVideoXDDIMScheduler(**json.loads(file.settings["scheduler"]))
+    tensors = (file[f"in.{key}"] for key in ("latents", "noise", "prompt_embeds", "timesteps"))
+    with torch.no_grad():
+        loss = diffusion_loss(file.transformer(), scheduler, *tensors, scene_mask=mask)
+    torch.testing.assert_close(loss, file["out.loss"].squeeze(), atol=1e-5, rtol=0)
+
+
+def test_given_scenes_are_clean_carry_timestep_0_and_do_not_count(make_transformer, inputs):
+    scheduler, latents, noise, text, timesteps = inputs
+    seen = {}
+
+    class Watch(torch.nn.Module):
+        def forward(self, **kwargs):
+            seen.update(kwargs)
+            return (torch.zeros_like(latents),)
+
+    mask = torch.tensor([[False, True, True], [True, False, False]])
+    loss = diffusion_loss(Watch(), scheduler, latents, noise, text, timesteps, mask, reduction="none")
+    assert seen["timestep"].tolist() == [[0, 100, 100], [900, 0, 0]]
+    assert torch.equal(seen["hidden_states"][0, :3], latents[0, :3])
+    assert torch.equal(seen["hidden_states"][1, 3:], latents[1, 3:])
+    velocity = scheduler.get_velocity(latents, noise, timesteps)
+    torch.testing.assert_close(loss, torch.stack([velocity[0, 3:].square().mean(), velocity[1, :3].square().mean()]))
+
+
+def test_no_mask_is_a_mask_of_all_scenes(make_transformer, inputs):
+    transformer = make_transformer()
+    with torch.no_grad():
+        plain = diffusion_loss(transformer, *inputs)
+        masked = diffusion_loss(transformer, *inputs, scene_mask=torch.tensor([True] * 3))
+    torch.testing.assert_close(plain, masked)
+
+
+def test_reduction_none_gives_each_sample_its_own_loss(make_transformer, inputs):
+    transformer = make_transformer()
+    mask = torch.tensor([[True, False, True], [False, True, False]])
+    with torch.no_grad():
+        each = diffusion_loss(transformer, *inputs, scene_mask=mask, scene_frames=(2, 4, 3), reduction="none")
+        mean = diffusion_loss(transformer, *inputs, scene_mask=mask, scene_frames=(2, 4, 3))
+    assert each.shape == (2,)
+    torch.testing.assert_close(each.mean(), mean)
+
+
+def test_what_is_noised_in_given_scenes_has_no_influence(make_transformer, inputs):
+    scheduler, latents, noise, text, timesteps = inputs
+    transformer, mask = make_transformer(), torch.tensor([False, True, True])
+    other = noise.clone()
+    other[:, :3] += 1
+    with torch.no_grad():
+        losses = [diffusion_loss(transformer, scheduler, latents, n, text, timesteps, mask) for n in (noise, other)]
+    assert torch.equal(*losses)
+
+
+def test_bfloat16_latents_give_a_float32_loss_close_to_that_of_float32(make_transformer, inputs):
+    scheduler, *tensors, timesteps = inputs
+    transformer = make_transformer()
+    with torch.no_grad():
+        expected = diffusion_loss(transformer, scheduler, *tensors, timesteps)
+        halves = [tensor.bfloat16() for tensor in tensors]
+        loss = diffusion_loss(transformer.bfloat16(), scheduler, *halves, timesteps)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, atol=0, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"scene_mask": torch.tensor([False] * 3)}, "without a scene to generate"),
+        ({"scene_mask": torch.tensor([True] * 2)}, "9 latent frames do not divide into 2 equal scenes"),
+        ({"scene_mask": torch.tensor([True] * 3), "scene_frames": (4, 5)}, r"\(4, 5\) do not fit a mask of 3 scenes"),
+        ({"reduction": "sum"}, "mean or none, but is 'sum'"),
+        ({"noise": torch.zeros(2, 9, 4, 8, 10)}, r"\(2, 9, 4, 8, 10\) does not fit latents of \(2, 9, 4, 8, 12\)"),
+    ],
+)
+def test_bad_input_is_refused(make_transformer, inputs, change, message):
+    names = ("scheduler", "latents", "noise", "prompt_embeds", "timesteps")
+    with pytest.raises(ValueError, match=message):
+        diffusion_loss(make_transformer(), **{**dict(zip(names, inputs)), **change})
