@@ -23,7 +23,7 @@ def run_command(schema: type, task: str, default_config: str | Path, arguments: 
         arguments: of the command line.
 
     Returns:
-        The exit status: 0 done, 1 not possible, 130 interrupted.
+        The exit status: the task's own if it returns one, else 0 done, 1 not possible, 130 interrupted.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mask2dit").setLevel(logging.INFO)
@@ -37,11 +37,11 @@ def run_command(schema: type, task: str, default_config: str | Path, arguments: 
     try:
         config = load_config(schema, path, overrides)
         module, name = task.split(":")
-        getattr(import_module(module), name)(config)
-    except (ValueError, OSError) as error:
+        status = getattr(import_module(module), name)(config)
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status if isinstance(status, int) else 0

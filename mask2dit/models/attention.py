@@ -4,33 +4,41 @@ For v2 these are T_i over [T_i, V_i] and V_i over [T_i, V_1 … V_S] ("grouped a
 call. No mask is built, so every kernel of diffusers' dispatcher (flash, sage, cuDNN, native, …) can run it.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 
 from mask2dit.models.masks import cross_scene
-from mask2dit.scenes import SceneLayout, Span
+from mask2dit.scenes import SceneLayout
+
+Run = tuple[int, int]  # (first, last + 1) of consecutive blocks
 
 
-def attention_groups(layout: SceneLayout, variant: str) -> list[tuple[tuple[Span, ...], tuple[Span, ...]]]:
-    """The attention calls that make up a mask variant.
+def attention_groups(num_scenes: int, variant: str) -> list[tuple[tuple[Run, ...], tuple[Run, ...]]]:
+    """The attention calls that make up a mask variant, in terms of blocks: 0 … S-1 are the scenes' texts, S … 2S-1 their
+    videos, as they follow one another in the sequence.
 
     Returns:
-        (queries, keys) of each call as spans of the joint sequence. Every token is a query of exactly one call. Spans
-        that touch are merged, so that a contiguous set of tokens is one span, which is a view and not a copy.
+        (queries, keys) of each call as runs of blocks. Every block is a query of exactly one call. Blocks that touch are
+        one run, so that contiguous tokens are a view and not a copy.
     """
     cross = cross_scene(variant)
-    queries_by_keys: dict[tuple[Span, ...], list[Span]] = {}
-    for own, sees_text, sees_video in (
-        (layout.text_spans, cross.text_text, cross.text_video),
-        (layout.video_spans, cross.text_video, cross.video_video),
+    texts, videos = tuple(range(num_scenes)), tuple(range(num_scenes, 2 * num_scenes))
+    queries_by_keys: dict[tuple[Run, ...], list[int]] = {}
+    for blocks, sees_text, sees_video in (
+        (texts, cross.text_text, cross.text_video),
+        (videos, cross.text_video, cross.video_video),
     ):
-        for scene, span in enumerate(own):
-            texts = layout.text_spans if sees_text else layout.text_spans[scene : scene + 1]
-            videos = layout.video_spans if sees_video else layout.video_spans[scene : scene + 1]
-            queries_by_keys.setdefault(_merge(texts + videos), []).append(span)
-    return [(_merge(queries), keys) for keys, queries in queries_by_keys.items()]
+        for scene, block in enumerate(blocks):
+            keys = (texts if sees_text else texts[scene : scene + 1]) + (
+                videos if sees_video else videos[scene : scene + 1]
+            )
+            queries_by_keys.setdefault(_runs(keys), []).append(block)
+    return [(_runs(queries), keys) for keys, queries in queries_by_keys.items()]
 
 
 def grouped_attention(
@@ -38,10 +46,10 @@ def grouped_attention(
 ) -> torch.Tensor:
     """Attention of N tokens under a mask variant.
 
-    Keys and values of a call are concatenated for that call alone: in inference one such pair, at most (N, H, D) each, is
-    alive at a time, and the last scene of v2 needs none, since `[T_S | V_1 … V_S]` is contiguous. In training, autograd
-    keeps the pair of every call until the backward pass: for v2 (S - 1) copies of the video's keys and values a layer,
-    or of one layer only where blocks are checkpointed.
+    Keys and values of a call are concatenated for that call alone: in inference one such pair, at most (N, H, D) each,
+    is alive at a time, and the last scene of v2 needs none, since `[T_S | V_1 … V_S]` is contiguous. In training,
+    autograd keeps the pair of every call until the backward pass: for v2 (S - 1) copies of the video's keys and values a
+    layer, or of one layer only where blocks are checkpointed.
 
     Args:
         query, key, value: (B, N, H, D), tokens in the order of `layout`.
@@ -50,10 +58,13 @@ def grouped_attention(
     Returns:
         (B, N, H, D).
     """
+    edges = (0, *accumulate(layout.text_lengths + layout.video_lengths))  # where each block begins
     outputs = []
-    for queries, keys in attention_groups(layout, variant):
-        output = dispatch_attention_fn(_take(query, queries), _take(key, keys), _take(value, keys), backend=backend)
-        outputs += zip(queries, output.split([stop - start for start, stop in queries], dim=1))
+    for queries, keys in attention_groups(layout.num_scenes, variant):
+        output = dispatch_attention_fn(
+            _take(query, queries, edges), _take(key, keys, edges), _take(value, keys, edges), backend=backend
+        )
+        outputs += zip(queries, output.split([edges[last] - edges[first] for first, last in queries], dim=1))
     if len(outputs) == 1:
         return outputs[0][1]
     return torch.cat([output for _, output in sorted(outputs, key=lambda item: item[0])], dim=1)
@@ -105,18 +116,18 @@ class Mask2DiTAttnProcessor:
         return video, text
 
 
-def _merge(spans: tuple[Span, ...] | list[Span]) -> tuple[Span, ...]:
-    """Joins spans that touch; they come in ascending order."""
-    merged = list(spans[:1])
-    for start, stop in spans[1:]:
-        if start == merged[-1][1]:
-            merged[-1] = (merged[-1][0], stop)
+def _runs(blocks: Sequence[int]) -> tuple[Run, ...]:
+    """Joins neighbours; blocks come in ascending order."""
+    runs: list[Run] = []
+    for block in blocks:
+        if runs and runs[-1][1] == block:
+            runs[-1] = (runs[-1][0], block + 1)
         else:
-            merged.append((start, stop))
-    return tuple(merged)
+            runs.append((block, block + 1))
+    return tuple(runs)
 
 
-def _take(tokens: torch.Tensor, spans: tuple[Span, ...]) -> torch.Tensor:
-    """The tokens of these spans: (B, N, …) -> (B, n, …); a view where it is one span."""
-    parts = [tokens[:, start:stop] for start, stop in spans]
+def _take(tokens: torch.Tensor, runs: tuple[Run, ...], edges: tuple[int, ...]) -> torch.Tensor:
+    """The tokens of these blocks: (B, N, …) -> (B, n, …); a view where it is one run."""
+    parts = [tokens[:, edges[first] : edges[last]] for first, last in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -18,11 +18,11 @@ from accelerate import init_empty_weights
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
-from transformers import T5EncoderModel, T5Tokenizer
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from transformers.utils import is_protobuf_available
 
 CONFIG_NAME = "config.json"
-_FINGERPRINT_BYTES = 64 * 1024
+MIB = 2**20
 
 
 def model_folder(folder: str | os.PathLike, subfolder: str | None, default: str = "") -> Path:
@@ -43,17 +43,26 @@ def model_folder(folder: str | os.PathLike, subfolder: str | None, default: str 
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weights of one model: what its index names, else every `.safetensors`, else every `.bin`.
+    """The weights of one model: what its index names, else the file of diffusers' name, else every `.safetensors`, else
+    every `.bin`.
 
     Raises:
         FileNotFoundError: if there are none, or a file that the index names is missing.
+        ValueError: if the index is corrupt.
     """
     for index in sorted(folder.glob("*.safetensors.index.json")) + sorted(folder.glob("*.bin.index.json")):
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{str(index)!r} is no index of weights ({error!r}): fetch it again") from error
+        files = [folder / name for name in names]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise FileNotFoundError(f"{str(index)!r} names weights that are not there: {', '.join(missing)}")
         return files
+    for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME):
+        if (folder / name).is_file():
+            return [folder / name]
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not files:
         raise FileNotFoundError(f"{str(folder)!r} holds no weights: expected .safetensors or .bin files in it")
@@ -92,16 +101,7 @@ def check_weights(model: torch.nn.Module, folder: Path, files: list[Path]) -> No
         ValueError: naming the weights that are missing, unknown or of another shape.
     """
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    found = {name: shape for file in files for name, shape in weight_shapes(file).items()}
-    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    problems += [f"{name} is not one of its weights" for name in found.keys() - expected.keys()]
-    problems += [
-        f"{name} has the shape {found[name]} instead of {expected[name]}"
-        for name in expected.keys() & found.keys()
-        if found[name] != expected[name]
-    ]
-    if problems:
-        raise ValueError(f"the weights in {str(folder)!r} do not fit {type(model).__name__}: {_some(problems)}")
+    _compare(expected, _shapes(files), folder, type(model).__name__)
 
 
 def load_model(cls: type, from_pretrained: Callable, folder: Path, **kwargs) -> torch.nn.Module:
@@ -125,20 +125,24 @@ def load_model(cls: type, from_pretrained: Callable, folder: Path, **kwargs) -> 
 
 
 def check_text_encoder(folder: Path) -> None:
-    """Raises `FileNotFoundError` if T5's config or weights are missing, `ValueError` if a file is corrupt."""
-    for file in weight_files(model_folder(folder, "")):
-        weight_shapes(file)
+    """Compares the weights in files with those of T5's encoder; the errors are those of `load_model`."""
+    files = weight_files(model_folder(folder, ""))
+    with init_empty_weights():
+        model = T5EncoderModel(T5Config.from_pretrained(folder))
+
+    def known(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        # The embedding has two names, of which a file may hold either; a file of a whole T5 holds its decoder too.
+        names = {name: name.replace("encoder.embed_tokens.", "shared.") for name in shapes}
+        return {names[name]: shape for name, shape in shapes.items() if not name.startswith(("decoder.", "lm_head."))}
+
+    expected = known({name: tuple(weight.shape) for name, weight in model.state_dict().items()})
+    _compare(expected, known(_shapes(files)), folder, "T5EncoderModel")
 
 
 def load_text_encoder(folder: Path, torch_dtype: torch.dtype) -> T5EncoderModel:
     """Loads T5's encoder; the errors are those of `load_model`."""
     check_text_encoder(folder)
-    model, info = T5EncoderModel.from_pretrained(folder, dtype=torch_dtype, output_loading_info=True)
-    problems = [f"{name} is missing" for name in info["missing_keys"]]
-    problems += [f"{name} has the shape {found} instead of {shape}" for name, found, shape in info["mismatched_keys"]]
-    if problems:
-        raise ValueError(f"the weights in {str(folder)!r} do not fit T5EncoderModel: {_some(problems)}")
-    return model
+    return T5EncoderModel.from_pretrained(folder, dtype=torch_dtype)
 
 
 def load_tokenizer(folder: Path) -> T5Tokenizer:
@@ -169,25 +173,61 @@ def load_scheduler(folder: Path) -> CogVideoXDDIMScheduler | CogVideoXDPMSchedul
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-    """A short name for the contents of a file, or of a folder and all in it, wherever it lies.
+    """A short name for a weights file, or for the weights, configurations and tokenizer in a folder, wherever it lies.
 
-    Large files are told apart by their size and their first and last 64 KiB, since reading tens of gigabytes would take
-    minutes; training changes all of a weights file, so that this is enough.
+    Files of up to 64 MiB are read whole. Of larger ones, 64 KiB of every 4 MiB are, which no tensor of a large model slips
+    through, since reading tens of gigabytes would take minutes.
     """
     path = Path(path)
     digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
+    for file in sorted(_model_files(path)) if path.is_dir() else [path]:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path)} {size}".encode())
         with file.open("rb") as contents:
-            digest.update(contents.read(_FINGERPRINT_BYTES))
-            contents.seek(max(0, size - _FINGERPRINT_BYTES))
-            digest.update(contents.read())
+            if size <= 64 * MIB:
+                digest.update(contents.read())
+                continue
+            for start in range(0, size, 4 * MIB):
+                contents.seek(start)
+                digest.update(contents.read(MIB // 16))
     return digest.hexdigest()[:16]
 
 
-def _some(problems: list[str]) -> str:
-    return "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+def _model_files(folder: Path) -> Iterator[Path]:
+    """What makes up a model, and not what lies beside it, such as a readme or a download's cache."""
+    for file in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if file.suffix in (".safetensors", ".bin", ".json", ".model") and not hidden and file.is_file():
+            yield file
+
+
+def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights in several files. Raises `ValueError` if two hold the same weight."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        found = weight_shapes(file)
+        twice = sorted(shapes.keys() & found.keys())
+        if twice:
+            raise ValueError(
+                f"{str(file)!r} holds {twice[0]} again, which another file beside it has: keep one of them"
+            )
+        shapes.update(found)
+    return shapes
+
+
+def _compare(
+    expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], folder: Path, model: str
+) -> None:
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name} is not one of its weights" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} has the shape {found[name]} instead of {expected[name]}"
+        for name in expected.keys() & found.keys()
+        if found[name] != expected[name]
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise ValueError(f"the weights in {str(folder)!r} do not fit {model}: {shown}")
 
 
 @contextmanager

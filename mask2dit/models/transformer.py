@@ -87,6 +87,8 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
 
     _no_split_modules = ["Mask2DiTBlock", "CogVideoXPatchEmbed"]
     _repeated_blocks = ["Mask2DiTBlock"]
+    gradient_checkpointing_interval = 1
+    """With gradient checkpointing, every how-manieth block is recomputed in the backward pass: 1 is all of them."""
 
     @register_to_config
     def __init__(
@@ -184,7 +186,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
             table = get_3d_sincos_pos_embed(
                 inner_dim, (columns, rows), frames, spatial_interpolation_scale, temporal_interpolation_scale
             )
-            self.register_buffer("pos_embedding", table.unflatten(1, (rows, columns)), persistent=False)
+            self.register_buffer("pos_embedding", table.unflatten(1, (rows, columns)).float(), persistent=False)
 
     @classmethod
     def from_pretrained(
@@ -351,8 +353,12 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         text, video = self.embedding_dropout(text), self.embedding_dropout(video)
 
         # 3. Blocks
-        for block in self.transformer_blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
+        for i, block in enumerate(self.transformer_blocks):
+            if (
+                torch.is_grad_enabled()
+                and self.gradient_checkpointing
+                and i % self.gradient_checkpointing_interval == 0
+            ):
                 video, text = self._gradient_checkpointing_func(
                     block, video, text, temb, layout, image_rotary_emb, attention_kwargs
                 )

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             ),
             "text_encoder": lambda: load_text_encoder(folder / "text_encoder", torch_dtype),
         }
-        pipeline = cls(**{name: components.get(name) or load() for name, load in loaders.items()})
+        pipeline = cls(**{name: components[name] if name in components else load() for name, load in loaders.items()})
         pipeline.register_to_config(_name_or_path=str(folder))
         return pipeline
 
@@ -403,6 +404,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         Raises:
             FileNotFoundError, ValueError: if a video is missing, unreadable or too short.
         """
+        num_frames = self._frames_of_scenes(num_frames, len(videos[0]))
         scenes = [  # everything is read before anything is encoded
             torch.stack(
                 [read_scene(story[scene], n, height, width, start=start, generator=generator) for story in videos]
@@ -502,7 +504,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     def _frames_of_scenes(self, num_frames, num_scenes) -> tuple[int, ...]:
         """Frames of each scene, which VAE and temporal patch have to be able to carry."""
-        frames = (num_frames,) * num_scenes if isinstance(num_frames, int) else tuple(num_frames)
+        frames = (num_frames,) * num_scenes if isinstance(num_frames, Integral) else tuple(num_frames)
         if len(frames) != num_scenes:
             raise ValueError(f"num_frames has {len(frames)} entries for {num_scenes} scenes")
         ratio, patch_t = self.vae_scale_factor_temporal, self.transformer.config.patch_size_t or 1
@@ -529,7 +531,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             return None
         if isinstance(prompt, str):
             raise ValueError(f"prompt has to be a list with one text for every scene, but is the text {prompt!r}")
-        stories = [list(story) for story in prompt] if prompt and not isinstance(prompt[0], str) else [list(prompt)]
+        nested = len(prompt) > 0 and all(isinstance(story, (list, tuple)) for story in prompt)
+        stories = [list(story) for story in prompt] if nested else [list(prompt)]
         for story in stories:
             if not story or not all(isinstance(text, str) for text in story):
                 raise ValueError(
@@ -549,8 +552,10 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             return None
         if negative_prompt is None or isinstance(negative_prompt, str):
             return [[negative_prompt or ""] * num_scenes] * batch_size
-        shared = isinstance(negative_prompt[0], str) if negative_prompt else True
-        stories = [list(negative_prompt)] * batch_size if shared else [list(story) for story in negative_prompt]
+        nested = len(negative_prompt) > 0 and isinstance(negative_prompt[0], (list, tuple))
+        stories = [list(story) for story in negative_prompt] if nested else [list(negative_prompt)] * batch_size
+        if not all(isinstance(text, str) for story in stories for text in story):
+            raise ValueError(f"negative_prompt has to hold texts, but is {negative_prompt!r}")
         if len(stories) != batch_size or any(len(story) != num_scenes for story in stories):
             counts = ", ".join(str(len(story)) for story in stories)
             raise ValueError(
@@ -613,10 +618,9 @@ def _videos_of_stories(videos, batch_size) -> list[list[Video]] | None:
     """The given scenes as B lists."""
     if videos is None:
         return None
-    if isinstance(videos, (str, os.PathLike)):
-        raise ValueError(
-            f"context_video has to be a list with one video for every given scene, but is {str(videos)!r}"
-        )
+    if isinstance(videos, (str, os.PathLike)) or getattr(videos, "ndim", 0) == 4:
+        what = f"an array of the shape {tuple(videos.shape)}" if hasattr(videos, "shape") else repr(str(videos))
+        raise ValueError(f"context_video has to be a list with one video for every given scene, but is {what}")
     nested = len(videos) > 0 and isinstance(videos[0], (list, tuple))
     stories = [list(story) for story in videos] if nested else [list(videos)]
     if len(stories) != batch_size or any(len(story) != len(stories[0]) for story in stories):

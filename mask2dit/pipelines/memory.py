@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.hooks import apply_group_offloading
 
 MEMORY_MODES = {
     "full": "everything stays on the device: the fastest",
@@ -39,14 +40,16 @@ def apply_memory_mode(pipeline: DiffusionPipeline, mode: str, device: torch.devi
         pipeline.transformer.enable_layerwise_casting(
             storage_dtype=torch.float8_e4m3fn, compute_dtype=pipeline.transformer.dtype
         )
-    if mode == "full" or device.type == "cpu":
+    if mode == "full" or (mode == "fp8" and device.type == "cpu"):
         pipeline.to(device)
     elif mode in ("model_offload", "fp8"):
         pipeline.enable_model_cpu_offload(device=device)
     elif mode == "group_offload":
-        pipeline.enable_group_offload(onload_device=device, offload_type="leaf_level", exclude_modules="transformer")
+        # Part by part: the pipeline's own method would move a part that is left out of it to the device as a whole.
         pipeline.transformer.enable_group_offload(
-            onload_device=device, offload_type="block_level", num_blocks_per_group=1, use_stream=True
+            onload_device=device, offload_type="block_level", num_blocks_per_group=1, use_stream=device.type == "cuda"
         )
+        pipeline.vae.enable_group_offload(onload_device=device, offload_type="leaf_level")
+        apply_group_offloading(pipeline.text_encoder, onload_device=device, offload_type="leaf_level")
     else:
         pipeline.enable_sequential_cpu_offload(device=device)

@@ -81,7 +81,7 @@ def test_a_path_that_computes_something_else_is_reported(benchmark, counted_memo
 
 
 def test_dense_mask_that_does_not_fit_is_left_out_with_a_reason(benchmark, counted_memory, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark.os, "sysconf", lambda name: 16)
+    monkeypatch.setattr(benchmark, "_free_memory", lambda device: 1000)
 
     benchmark.main(TINY)
 
@@ -99,5 +99,7 @@ def test_memory_of_a_fresh_process_is_what_the_call_allocates(benchmark):
 
     extra = benchmark.peak_extra_memory_of_fresh_process(argv, "forward", "repeated")
 
+    if extra is None:
+        pytest.skip("this system does not tell the peak of resident memory")
     # Keys and values of three scenes are about six tensors, the outputs one, their concatenation not yet there.
     assert extra == pytest.approx(7 * tensor, rel=0.15)

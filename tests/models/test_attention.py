@@ -46,10 +46,10 @@ def test_grouped_calls_equal_the_dense_mask_forward_and_backward(layout, variant
 
 
 @pytest.mark.parametrize("variant", MASK_VARIANTS)
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_every_token_is_a_query_of_exactly_one_call(layout, variant):
-    queries = [i for spans, _ in attention_groups(layout, variant) for span in spans for i in range(*span)]
-    assert sorted(queries) == list(range(layout.length))
+@pytest.mark.parametrize("num_scenes", [1, 2, 5])
+def test_every_block_is_a_query_of_exactly_one_call(num_scenes, variant):
+    queries = [block for runs, _ in attention_groups(num_scenes, variant) for run in runs for block in range(*run)]
+    assert sorted(queries) == list(range(2 * num_scenes))
 
 
 def test_no_call_carries_a_mask_and_v2_makes_two_calls_a_scene(monkeypatch):
@@ -66,10 +66,9 @@ def test_no_call_carries_a_mask_and_v2_makes_two_calls_a_scene(monkeypatch):
 
 
 def test_full_attention_and_a_single_scene_are_one_call_without_a_copy():
-    layout = LAYOUTS["equal"]
-    assert attention_groups(layout, "v5") == [(((0, layout.length),), ((0, layout.length),))]
+    assert attention_groups(3, "v5") == [(((0, 6),), ((0, 6),))]
     for variant in MASK_VARIANTS:
-        assert attention_groups(LAYOUTS["one"], variant) == [(((0, 8),), ((0, 8),))]
+        assert attention_groups(1, variant) == [(((0, 2),), ((0, 2),))]
 
 
 @pytest.mark.parametrize("variant", MASK_VARIANTS)

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mask2dit import Mask2DiTTransformer3DModel
-from mask2dit.models.loading import fingerprint, load_scheduler, load_text_encoder, weight_files
+from mask2dit.models.loading import check_text_encoder, fingerprint, load_scheduler, load_text_encoder, weight_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -186,6 +186,34 @@ def test_a_text_encoder_without_all_its_weights_names_them(small_model, tmp_path
         load_text_encoder(folder, torch.float32)
 
 
+def test_a_text_encoder_with_a_weight_of_another_shape_names_it_before_loading(small_model, tmp_path):
+    folder = tmp_path / "text_encoder"
+    shutil.copytree(small_model / "text_encoder", folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.final_layer_norm.weight"] = torch.zeros(3)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"encoder\.final_layer_norm\.weight has the shape \(3,\) instead of \(64,\)"):
+        check_text_encoder(folder)
+
+
+def test_a_file_of_diffusers_name_wins_and_a_weight_in_two_files_is_refused(folder, make_transformer):
+    path = folder / "transformer"
+    weights = load_file(path / WEIGHTS)
+    save_file({name: weight + 1 for name, weight in weights.items()}, path / "ema.safetensors")
+    assert_same_weights(Mask2DiTTransformer3DModel.from_pretrained(folder), make_transformer())
+    (path / WEIGHTS).rename(path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors' holds .* again"):
+        Mask2DiTTransformer3DModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("contents", ["{", "{}", "[]"])
+def test_a_corrupt_index_is_named(folder, contents):
+    index = folder / "transformer" / f"{WEIGHTS}.index.json"
+    index.write_text(contents)
+    with pytest.raises(ValueError, match=f"{index.name}.*fetch it again"):
+        Mask2DiTTransformer3DModel.from_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     "named, loaded",
     [("CogVideoXDPMScheduler",) * 2, ("CogVideoXDDIMScheduler",) * 2, ("SomethingElse", "CogVideoXDDIMScheduler")],
@@ -200,6 +228,18 @@ def test_the_scheduler_is_the_one_its_config_names_else_ddim(tmp_path, named, lo
 def test_a_fingerprint_follows_the_contents_and_not_the_place(tmp_path):
     for name, contents in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "weights").write_bytes(contents)
+        (tmp_path / name / "weights.safetensors").write_bytes(contents)
+    (tmp_path / "b" / "README.md").write_text("no part of the model")
     a, b, c = (fingerprint(tmp_path / name) for name in "abc")
     assert a == b != c
+
+
+def test_a_fingerprint_sees_a_change_inside_a_large_file(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    with path.open("wb") as file:
+        file.truncate(65 * 2**20)
+    before = fingerprint(path)
+    with path.open("r+b") as file:
+        file.seek(20 * 2**20)
+        file.write(b"another tensor" * 2**19)
+    assert fingerprint(path) != before

@@ -320,6 +320,8 @@ BAD_CALLS = {
     "a prompt that is no text": ({"prompt": ["a", 3]}, "3"),
     "prompt and embeddings": ({"prompt_embeds": torch.zeros(1, 3, 6, 24)}, "either as prompt or as prompt_embeds"),
     "stories with different scene counts": ({"prompt": [["a", "b"], ["a"]]}, "these have 2, 1"),
+    "a negative that is no text": ({"negative_prompt": [1, 2, 3]}, "has to hold texts"),
+    "context that is one array": ({"context_video": np.zeros((9, 4, 4, 3), np.uint8)}, r"array of the shape \(9, 4, 4, 3\)"),
     "a wrong number of negatives": ({"negative_prompt": ["x", "y"]}, "3 scenes .* but has 2"),
     "frames the VAE cannot carry": ({"num_frames": 50}, r"num_frames=50 has to be 1 \+ 4m .* 49 or 53"),
     "no frames": ({"num_frames": 0}, "the nearest is 1"),
@@ -346,9 +348,13 @@ BAD_CALLS = {
 @pytest.mark.parametrize("arguments, message", BAD_CALLS.values(), ids=BAD_CALLS)
 def test_bad_input_ends_before_any_work_with_one_clear_sentence(make_pipeline, monkeypatch, arguments, message):
     pipe = make_pipeline()
-    for part in (pipe.vae, pipe.transformer):
-        monkeypatch.setattr(part, "forward", lambda *args: pytest.fail("expensive work was begun"))
-    monkeypatch.setattr(pipe, "encode_prompt", lambda *args: pytest.fail("expensive work was begun"))
+    for part, name in (
+        (pipe.vae, "encode"),
+        (pipe.vae, "decode"),
+        (pipe.transformer, "forward"),
+        (pipe, "encode_prompt"),
+    ):
+        monkeypatch.setattr(part, name, lambda *args: pytest.fail("expensive work was begun"))
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         pipe(**{"prompt": ["a", "b", "c"], **FAST, **arguments})
     assert "\n" not in str(error.value)
@@ -420,8 +426,8 @@ def test_a_missing_part_of_a_folder_is_named(small_model, tmp_path, part):
 
 
 def test_components_can_be_handed_over_and_other_keywords_are_refused(small_model, tiny_vae):
-    pipe = Mask2DiTPipeline.from_pretrained(small_model, vae=tiny_vae)
-    assert pipe.vae is tiny_vae
+    pipe = Mask2DiTPipeline.from_pretrained(small_model, vae=tiny_vae, text_encoder=None)
+    assert pipe.vae is tiny_vae and pipe.text_encoder is None
     with pytest.raises(TypeError, match=r"'vea' is no component .* tokenizer, text_encoder, vae"):
         Mask2DiTPipeline.from_pretrained(small_model, vea=tiny_vae)
 
