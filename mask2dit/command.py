@@ -1,6 +1,7 @@
 """The command line that every task shares: `[CONFIG.yaml] [key=value …]`."""
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -34,6 +35,8 @@ def run_command(schema: type, task: str, default_config: str | Path, arguments: 
         )
         return 0
     path = overrides.pop(0) if overrides and "=" not in overrides[0] else default_config
+    # A job that is stopped ends like one that fails: what it was writing is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         config = load_config(schema, path, overrides)
         module, name = task.split(":")

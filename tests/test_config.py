@@ -66,6 +66,8 @@ def test_overrides_win_and_take_their_keys_type(tmp_path):
         ("prompts: [a]\ncontext_start: end", [], "context_start has to be one of center, random"),
         ("prompts: [a]\nnum_frames: many", [], "num_frames has to be a number or a list of numbers, but is 'many'"),
         ("prompts: [a]\nnegative_prompt: 3", [], "negative_prompt has to be a text"),
+        ("prompts: [a]\nnegative_prompt: [b, c]", [], "negative_prompt has 2 entries for 1 prompts"),
+        ("prompts: [a]\ncompile: true\nmemory: fp8", [], "compile=true cannot be used with memory=fp8"),
         ("prompts: [a]\nnum_inference_steps: 0", [], "num_inference_steps=0"),
         ("prompts: [a]\nname: a/b", [], "put a folder into save_path"),
     ],

@@ -3,26 +3,31 @@
 import dataclasses
 import json
 import logging
-import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from diffusers.models.attention_dispatch import AttentionBackendName
 from tqdm import tqdm
 
-from mask2dit.models.loading import fingerprint
+from mask2dit.models.loading import fingerprint, weight_files, weight_shapes
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.inference_config import InferenceConfig
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode
 from mask2dit.pipelines.story import SceneStore, check_story, generate_story
+from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.video.frames import to_uint8
 from mask2dit.video.reading import read_scene
 from mask2dit.video.writing import check_writable, contact_sheet, write_image, write_text, write_video
@@ -44,18 +49,15 @@ def generate(config: InferenceConfig) -> Path:
     """
     started = time.time()
     device = _device(config.device)
-    output = _output_path(config)
-    if config.build_untrained:
-        from mask2dit.pipelines.untrained import build_untrained_model
-
+    if config.build_untrained and Path(config.model).name.startswith("untrained"):
         build_untrained_model(config.model)
-        logger.warning("The model in %s is untrained: its pictures are noise and mean nothing.", config.model)
     check(config, device)
+    untrained = is_untrained(config.model)
+    if untrained:
+        logger.warning("The model in %s is untrained: its pictures are noise and mean nothing.", config.model)
 
     pipe = load_pipeline(config, device)
-    identity = fingerprint(config.model)
-    if config.lora.path:
-        identity += f" lora {fingerprint(config.lora.path)} * {config.lora.scale}"
+    identity = _identity(config)
     store = SceneStore(Path(config.save_path) / "scenes", identity)
     context_latents = _context(config, pipe, store) if config.context_videos else None
     scenes = list(
@@ -87,11 +89,12 @@ def generate(config: InferenceConfig) -> Path:
             scene_frames.append(len(video))
             yield from video
 
-    write_video(output, frames(), config.fps)
-    title = "untrained weights: these pictures mean nothing" if config.build_untrained else None
+    with _reserved_output(config) as output:
+        write_video(output, frames(), config.fps)
+    title = "untrained weights: these pictures mean nothing" if untrained else None
     sheet = contact_sheet(sheet_rows, config.prompts, columns=SHEET_COLUMNS, title=title)
     write_image(output.with_suffix(".png"), sheet)
-    record = _record(config, identity, scene_frames, device, time.time() - started)
+    record = _record(config, pipe, identity, scene_frames, device, time.time() - started)
     write_text(output.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     logger.info("Wrote %s, %s and %s", output, output.with_suffix(".png").name, output.with_suffix(".json").name)
     return output
@@ -112,13 +115,22 @@ def check(config: InferenceConfig, device: torch.device) -> None:
             f"there is no model in {config.model!r}: put the weights there (models/README.md says which), or run the small "
             f"untrained model with configs/inference/{small}, which needs none"
         )
-    if config.lora.path and not Path(config.lora.path).exists():
-        raise FileNotFoundError(f"there is no LoRA {config.lora.path!r}")
+    backends = sorted(backend.value for backend in AttentionBackendName)
+    if config.attention_backend is not None and config.attention_backend not in backends:
+        raise ValueError(
+            f"attention_backend has to be one of {', '.join(backends)}, but is {config.attention_backend!r}"
+        )
     skeleton = Mask2DiTPipeline.skeleton(config.model)
+    if config.lora.path:
+        _check_lora(config.lora.path, skeleton)
     num_given = len(config.context_videos)
     check_story(
         skeleton, len(config.prompts), num_given, config.window, config.height, config.width, config.num_frames
     )
+    if config.name is not None and (Path(config.save_path) / f"{config.name}.mp4").exists():
+        raise FileExistsError(
+            f"{config.name}.mp4 is in {config.save_path!r} already: choose another name, or leave name out"
+        )
     frames, _, _ = skeleton.check_size(config.height, config.width, config.num_frames, len(config.prompts))
     for video, num_frames in zip(config.context_videos, frames):
         read_scene(video, num_frames, config.height, config.width)
@@ -175,34 +187,71 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _output_path(config: InferenceConfig) -> Path:
-    """Where the video goes. Nothing that exists is overwritten."""
+def _identity(config: InferenceConfig) -> str:
+    """Names all that a scene is made with beside what `generate_story` knows: weights, and what computes with them."""
+    parts = [fingerprint(config.model), f"attention {config.attention_backend}", f"tiling {config.vae_tiling}"]
+    if config.memory == "fp8":
+        parts.append("fp8")
+    if config.lora.path:
+        parts.append(f"lora {fingerprint(config.lora.path)} * {config.lora.scale}")
+    return ", ".join(parts)
+
+
+def _check_lora(path: str, skeleton: Mask2DiTPipeline) -> None:
+    """Raises `FileNotFoundError` or `ValueError` if there is no LoRA, or none for this transformer."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no LoRA {path!r}")
+    files = weight_files(Path(path)) if Path(path).is_dir() else [Path(path)]
+    modules = {name for name, _ in skeleton.transformer.named_modules()}
+    names = [name.removeprefix("transformer.").split(".lora")[0] for file in files for name in weight_shapes(file)]
+    if not modules & set(names):
+        raise ValueError(
+            f"the LoRA {path!r} has weights for {names[0] if names else 'nothing'}, not for this transformer"
+        )
+
+
+@contextmanager
+def _reserved_output(config: InferenceConfig) -> Iterator[Path]:
+    """The video's path, which no other run can take meanwhile. Nothing that exists is overwritten."""
     folder = Path(config.save_path)
-    if config.name is None:
-        taken = [int(file.stem) for file in folder.glob("*.mp4") if file.stem.isdigit()]
-        return folder / f"{max(taken, default=0) + 1:05d}.mp4"
-    output = folder / f"{config.name}.mp4"
-    if output.exists():
-        raise FileExistsError(f"{str(output)!r} is there already: choose another name, or leave name out")
-    return output
+    while True:
+        path = folder / f"{config.name or _next_number(folder)}.mp4"
+        try:
+            path.touch(exist_ok=False)
+            break
+        except FileExistsError:
+            if config.name is not None:
+                raise
+    try:
+        yield path
+    except BaseException:
+        path.unlink()
+        raise
 
 
-def _record(config, identity, scene_frames, device, seconds) -> dict:
+def _next_number(folder: Path) -> str:
+    taken = [int(file.stem) for file in folder.glob("*.mp4") if re.fullmatch("[0-9]+", file.stem)]
+    return f"{max(taken, default=0) + 1:05d}"
+
+
+def _record(config, pipe, identity, scene_frames, device, seconds) -> dict:
     """What made a video: the resolved configuration, its scenes, and the versions and device it was made with."""
     stops = np.cumsum(scene_frames).tolist()
     return {
         "config": dataclasses.asdict(config),
-        "command": " ".join(sys.argv),
-        "weights_fingerprint": identity,
+        "command": shlex.join(sys.argv),
+        "weights": identity,
+        "mask_variant": pipe.transformer.config.mask_variant,
+        "scheduler": {"class": type(pipe.scheduler).__name__, **pipe.scheduler.config},
         "scenes": [
             {
                 "prompt": prompt,
                 "frames": [stop - count, stop],
-                "context": config.context_videos[i] if i < len(config.context_videos) else None,
+                "context": video and {"path": video, "fingerprint": fingerprint(video)},
             }
-            for i, (prompt, count, stop) in enumerate(zip(config.prompts, scene_frames, stops))
+            for prompt, count, stop, video in zip_longest(config.prompts, scene_frames, stops, config.context_videos)
         ],
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "versions": {name: version(name) for name in ("mask2dit", "torch", "diffusers", "transformers", "accelerate")},
         "git_commit": _git_commit(),
         "seconds": round(seconds, 1),

@@ -23,7 +23,8 @@ class InferenceConfig:
     model: str = "models/Mask2DiT"
     """A folder in diffusers' layout: trained here, released by the authors, or plain CogVideoX."""
     build_untrained: bool = False
-    """Build a small model with random weights in that folder where there is none. Its pictures mean nothing."""
+    """Build a small model with random weights in that folder, whose name has to begin with "untrained", where there is
+    none. Its pictures mean nothing."""
     mask_variant: str | None = None
     """v1 … v5; null: what the model was trained with."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
@@ -68,7 +69,7 @@ class InferenceConfig:
     attention_backend: str | None = None
     """An attention backend of diffusers, such as flash, sage or _native_cudnn; null: torch's own choice."""
     compile: bool = False
-    """Compile the transformer's blocks: slow to start, then faster."""
+    """Compile the transformer's blocks: slow to start, then faster. With memory full or model_offload."""
 
     # The output
     save_path: str = "samples/mask2dit"
@@ -83,8 +84,13 @@ class InferenceConfig:
         _check_choice("sampler", self.sampler, SAMPLERS)
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("context_start", self.context_start, CONTEXT_STARTS)
-        if not isinstance(self.negative_prompt, (str, list)):
+        texts = [self.negative_prompt] if isinstance(self.negative_prompt, str) else self.negative_prompt
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"negative_prompt has to be a text or a list of texts, but is {self.negative_prompt!r}")
+        if texts is self.negative_prompt and len(texts) != len(self.prompts):
+            raise ValueError(f"negative_prompt has {len(texts)} entries for {len(self.prompts)} prompts")
+        if self.compile and self.memory in ("group_offload", "sequential_offload", "fp8"):
+            raise ValueError(f"compile=true cannot be used with memory={self.memory}: use full or model_offload")
         counts = self.num_frames if isinstance(self.num_frames, list) else [self.num_frames]
         if not all(type(count) is int for count in counts):
             raise ValueError(f"num_frames has to be a number or a list of numbers, but is {self.num_frames!r}")

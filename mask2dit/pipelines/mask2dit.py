@@ -228,13 +228,13 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         num_given = len(is_generated) - num_generated
         config = self.transformer.config
         text_shape = (batch_size, num_scenes, config.max_text_seq_length, config.text_embed_dim)
-        _check_shape("prompt_embeds", prompt_embeds, text_shape, "stories, scenes, tokens, width")
-        _check_shape("negative_prompt_embeds", negative_prompt_embeds, text_shape, "stories, scenes, tokens, width")
+        check_shape("prompt_embeds", prompt_embeds, text_shape, "stories, scenes, tokens, width")
+        check_shape("negative_prompt_embeds", negative_prompt_embeds, text_shape, "stories, scenes, tokens, width")
         for name, given, count in (
             ("latents", latents, num_generated),
             ("context_latents", context_latents, num_given),
         ):
-            _check_shape(name, given, (batch_size, count, *frame_shape), "stories, latent frames, channels, h, w")
+            check_shape(name, given, (batch_size, count, *frame_shape), "stories, latent frames, channels, h, w")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators for {batch_size} stories")
         if self.text_encoder is None and (prompts or (guided and negatives)):
@@ -633,6 +633,7 @@ def _videos_of_stories(videos, batch_size) -> list[list[Video]] | None:
     return stories
 
 
-def _check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...], meaning: str) -> None:
+def check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...], meaning: str) -> None:
+    """Raises `ValueError` with both shapes; None is fine."""
     if tensor is not None and tuple(tensor.shape) != shape:
         raise ValueError(f"{name} has to have the shape {shape} ({meaning}), but has {tuple(tensor.shape)}")

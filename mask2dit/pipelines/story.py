@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, count_given_scenes
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, check_shape, count_given_scenes
 from mask2dit.video.writing import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,10 @@ def story_windows(num_scenes: int, num_given: int = 0, window: int | None = None
         raise ValueError(
             f"{num_given} context scenes leave nothing to generate with {num_scenes} prompts: every scene needs a prompt, "
             "given or generated"
+        )
+    if num_given and window == 1:
+        raise ValueError(
+            "window=1 makes every scene by itself, but there are context scenes to go on from: use window=2 or more"
         )
     windows = []
     done = num_given
@@ -73,7 +78,13 @@ class SceneStore:
     def load(self, key: str) -> torch.Tensor | None:
         """(1, F, C, h, w), or None if there is no such scene."""
         path = self._path(key)
-        return load_file(path)["latents"] if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return load_file(path)["latents"]
+        except SafetensorError as error:
+            logger.warning("%s is damaged (%s): its scene is made again", path, error)
+            return None
 
     def save(self, key: str, latents: torch.Tensor) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -141,10 +152,20 @@ def generate_story(
     Raises:
         ValueError: at the call, for anything that cannot be carried out.
     """
+    if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts):
+        raise ValueError(f"prompts has to be a list with one text for every scene, but is {prompts!r}")
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps={num_inference_steps} has to be at least 1")
     num_scenes = len(prompts)
-    frames, latent_frames, _ = pipe.check_size(height, width, num_frames, num_scenes)
+    frames, latent_frames, frame_shape = pipe.check_size(height, width, num_frames, num_scenes)
     given = []
     if context_latents is not None:
+        check_shape(
+            "context_latents",
+            context_latents,
+            (1, len(context_latents[0]), *frame_shape),
+            "stories, frames, channels, h, w",
+        )
         num_given = count_given_scenes(context_latents, latent_frames)
         given = [scene.cpu() for scene in context_latents.split(latent_frames[:num_given], dim=1)]
     windows = check_story(pipe, num_scenes, len(given), window, height, width, num_frames)
@@ -161,22 +182,28 @@ def generate_story(
         "noise_context": noise_context,
     }
     model = {
-        "transformer": {key: value for key, value in pipe.transformer.config.items() if not key.startswith("_")},
-        "scheduler": [type(pipe.scheduler).__name__, dict(pipe.scheduler.config)],
+        "transformer": _own_settings(pipe.transformer),
+        "scheduler": [type(pipe.scheduler).__name__, _own_settings(pipe.scheduler)],
         "dtype": str(pipe.transformer.dtype),
     }
 
     def generate(context: range, new: range, made: list[torch.Tensor]) -> list[torch.Tensor]:
         part = slice(context.start, new.stop)
-        latents = pipe(
-            prompts[part],
-            negative_prompt=negative_prompt[part],
-            num_frames=frames[part],
-            context_latents=torch.cat([made[i] for i in context], dim=1) if context else None,
-            generator=torch.Generator().manual_seed(_window_seed(seed, new.start)),
-            output_type="latent",
-            **settings,
-        ).frames
+        which = f"scene {new.stop}" if len(new) == 1 else f"scenes {new.start + 1} to {new.stop}"
+        progress_bar = getattr(pipe, "_progress_bar_config", {})
+        pipe.set_progress_bar_config(**{**progress_bar, "desc": f"{which} of {num_scenes}"})
+        try:
+            latents = pipe(
+                prompts[part],
+                negative_prompt=negative_prompt[part],
+                num_frames=frames[part],
+                context_latents=torch.cat([made[i] for i in context], dim=1) if context else None,
+                generator=torch.Generator().manual_seed(_window_seed(seed, new.start)),
+                output_type="latent",
+                **settings,
+            ).frames
+        finally:
+            pipe.set_progress_bar_config(**progress_bar)
         return [latents.cpu() for latents in latents.split(latent_frames[part], dim=1)[len(context) :]]
 
     def scenes() -> Iterator[torch.Tensor]:
@@ -190,7 +217,6 @@ def generate_story(
             new_keys = [store.key(made_from, scene) if store else "" for scene in new]
             latents = [store.load(key) if store else None for key in new_keys]
             if any(scene is None for scene in latents):
-                pipe.set_progress_bar_config(desc=f"scenes {new.start + 1} to {new.stop} of {num_scenes}")
                 latents = generate(context, new, made)
                 if store:
                     for key, scene in zip(new_keys, latents):
@@ -202,6 +228,11 @@ def generate_story(
             yield from latents
 
     return scenes()
+
+
+def _own_settings(model) -> dict:
+    """A configuration without what diffusers notes in it for itself, which differs from process to process."""
+    return {key: value for key, value in model.config.items() if not key.startswith("_")}
 
 
 def _window_seed(seed: int, first_scene: int) -> int:

@@ -22,6 +22,7 @@ from mask2dit.models.loading import load_tokenizer
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
+MARKER = "UNTRAINED.md"  # the model card, by whose name the model is known
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 16
 
@@ -123,6 +124,11 @@ def build_untrained_model(folder: str | os.PathLike, seed: int = 0) -> Path:
     return folder
 
 
+def is_untrained(folder: str | os.PathLike) -> bool:
+    """Whether a model folder is one of these."""
+    return (Path(folder) / MARKER).is_file()
+
+
 def _is_complete(folder: Path) -> bool:
     """Whether all parts of a pipeline are there."""
     try:
@@ -146,7 +152,7 @@ def _write_model(folder: Path, seed: int) -> None:
     for file in spiece.parent.iterdir():
         if file != spiece:
             file.unlink()
-    (folder / "README.md").write_text(MODEL_CARD.format(seed=seed), encoding="utf-8")
+    (folder / MARKER).write_text(MODEL_CARD.format(seed=seed), encoding="utf-8")
 
 
 def _sentencepiece_model() -> bytes:

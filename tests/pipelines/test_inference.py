@@ -1,17 +1,21 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
+from safetensors.torch import save_file
 
 from mask2dit.pipelines import inference
 from mask2dit.pipelines.inference import generate
 from mask2dit.pipelines.inference_config import InferenceConfig, LoRAConfig
+from mask2dit.pipelines.untrained import MARKER
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import write_video
 
@@ -60,13 +64,14 @@ def test_a_run_writes_video_contact_sheet_and_record(config):
     assert [scene["frames"] for scene in record["scenes"]] == [[0, 9], [9, 18]]
     assert [scene["prompt"] for scene in record["scenes"]] == ["a fox", "a lake"]
     assert {"torch", "diffusers", "mask2dit"} <= record["versions"].keys()
-    assert record["weights_fingerprint"]
+    assert record["weights"] and record["mask_variant"] == "v2"
+    assert record["scheduler"]["class"] == "CogVideoXDDIMScheduler"
 
 
 def test_runs_are_numbered_and_never_overwrite(config):
     assert [generate(config()).name for _ in range(2)] == ["00001.mp4", "00002.mp4"]
     assert generate(config(name="fox")).name == "fox.mp4"
-    with pytest.raises(FileExistsError, match=r"fox\.mp4"):
+    with pytest.raises(FileExistsError, match=r"fox\.mp4 is in"):
         generate(config(name="fox"))
 
 
@@ -81,7 +86,7 @@ def test_a_story_continues_from_videos_and_records_them(config, clip, monkeypatc
     output = generate(story)
     assert open_video(output).num_frames == 36
     record = json.loads(output.with_suffix(".json").read_text())
-    assert [scene["context"] for scene in record["scenes"]] == [clip, clip, None, None]
+    assert [scene["context"] and scene["context"]["path"] for scene in record["scenes"]] == [clip, clip, None, None]
 
     monkeypatch.setattr(inference.Mask2DiTPipeline, "__call__", lambda *a, **k: pytest.fail("made a scene again"))
     monkeypatch.setattr(inference.Mask2DiTPipeline, "encode_context", lambda *a, **k: pytest.fail("encoded again"))
@@ -99,9 +104,27 @@ def test_sampler_and_lora_change_the_video(config, tmp_path):
 
 
 def test_an_untrained_model_is_built_where_it_is_missing_and_said_to_be_untrained(config, tmp_path, caplog):
-    generate(config(model=str(tmp_path / "new"), build_untrained=True))
-    assert (tmp_path / "new" / "transformer").is_dir()
+    generate(config(model=str(tmp_path / "untrained-new"), build_untrained=True))
+    assert (tmp_path / "untrained-new" / "transformer").is_dir()
     assert any("untrained" in record.getMessage() for record in caplog.records)
+
+
+def test_an_untrained_model_never_takes_the_place_of_a_missing_trained_one(config, tmp_path):
+    with pytest.raises(FileNotFoundError, match="put the weights there"):
+        generate(config(model=str(tmp_path / "Mask2DiT"), build_untrained=True))
+    assert not (tmp_path / "Mask2DiT").exists()
+
+
+def test_a_trained_model_is_not_called_untrained(config, small_model, tmp_path, caplog):
+    shutil.copytree(small_model, tmp_path / "trained")
+    (tmp_path / "trained" / MARKER).unlink()
+    generate(config(model=str(tmp_path / "trained"), build_untrained=True))
+    assert not any("untrained" in record.getMessage() for record in caplog.records)
+
+
+def test_scenes_are_not_taken_from_a_run_that_computed_otherwise(config):
+    first, second = generate(config()), generate(config(memory="fp8"))
+    assert first.read_bytes() != second.read_bytes()
 
 
 def truncated(path):
@@ -121,6 +144,7 @@ BAD = {
     "a missing context video": ({"context_videos": ["nowhere.mp4"]}, "nowhere.mp4"),
     "more context than prompts": ({"context_videos": ["a", "b", "c"]}, "3 context scenes leave nothing"),
     "an empty window": ({"window": 0}, "window=0"),
+    "an unknown attention backend": ({"attention_backend": "flesh"}, "attention_backend has to be one of .* but is 'flesh'"),
     "a missing LoRA": ({"lora": LoRAConfig(path="nowhere")}, "no LoRA 'nowhere'"),
 }  # fmt: skip
 
@@ -138,6 +162,17 @@ def test_a_corrupt_or_short_context_video_ends_before_weights_are_read(config, c
         generate(config(context_videos=[clip], num_frames=49))
     with pytest.raises(ValueError, match=r"clip\.mp4"):
         generate(config(context_videos=[truncated(clip)]))
+
+
+def test_a_lora_for_another_model_or_a_corrupt_one_ends_before_weights_are_read(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "load_pipeline", lambda *args: pytest.fail("weights were read"))
+    path = tmp_path / "lora.safetensors"
+    save_file({"unet.down.lora_A.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(ValueError, match=r"has weights for unet\.down, not for this transformer"):
+        generate(config(lora=LoRAConfig(path=str(path))))
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"lora\.safetensors.*fetch it again"):
+        generate(config(lora=LoRAConfig(path=str(path))))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

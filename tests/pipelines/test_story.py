@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -103,6 +107,35 @@ def test_only_what_a_change_touches_is_made_again(small_pipeline, tmp_path, monk
     assert len(calls) == made_again
 
 
+def test_a_story_is_found_again_by_another_process(small_model, tmp_path):
+    # The scheduler leaves keys out, for which diffusers notes defaults in an order that differs between processes.
+    code = (
+        "import sys; from mask2dit import Mask2DiTPipeline, generate_story; from diffusers import CogVideoXDDIMScheduler;"
+        "from mask2dit.pipelines.story import SceneStore; pipe = Mask2DiTPipeline.from_pretrained(sys.argv[1]);"
+        "pipe.scheduler = CogVideoXDDIMScheduler.from_config({'snr_shift_scale': 1.0});"
+        "list(generate_story(pipe, ['a'], height=64, width=96, num_frames=9, num_inference_steps=1,"
+        "store=SceneStore(sys.argv[2], 'weights')))"
+    )
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", code, small_model, tmp_path], check=True, env=environment)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_damaged_scene_is_made_again(small_pipeline, tmp_path, caplog):
+    expected = tell(small_pipeline, PROMPTS[:1], store=SceneStore(tmp_path, "weights"))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-10])
+    again = tell(small_pipeline, PROMPTS[:1], store=SceneStore(tmp_path, "weights"))
+    assert torch.equal(again[0], expected[0])
+    assert any("damaged" in record.getMessage() for record in caplog.records)
+
+
+def test_the_callers_progress_bar_settings_are_kept(small_pipeline):
+    tell(small_pipeline, PROMPTS[:1])
+    assert small_pipeline._progress_bar_config == {"disable": True}
+
+
 def test_given_scenes_come_first_and_unchanged(small_pipeline):
     context = torch.randn(1, 6, 16, 8, 12, generator=torch.Generator().manual_seed(0))
     scenes = tell(small_pipeline, PROMPTS[:3], context_latents=context)
@@ -129,11 +162,19 @@ def test_each_scene_keeps_its_own_length_and_negative_prompt(small_pipeline):
         ({"negative_prompt": ["a", "b"]}, "2 entries for 5 scenes"),
         ({"window": 0}, "window=0"),
         ({"context_latents": torch.zeros(1, 4, 16, 8, 12)}, "no whole number of scenes"),
+        ({"context_latents": torch.zeros(2, 6, 16, 8, 12)}, r"\(1, 6, 16, 8, 12\).*\(2, 6, 16, 8, 12\)"),
+        ({"context_latents": torch.zeros(1, 6, 16, 8, 12), "window": 1}, "use window=2"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0"),
     ],
 )
 def test_bad_input_is_refused_at_the_call_and_not_at_the_first_scene(small_pipeline, options, message):
     with pytest.raises(ValueError, match=message):
         generate_story(small_pipeline, PROMPTS, **{"window": 3, **SMALL, **options})
+
+
+def test_prompts_that_are_one_text_are_refused(small_pipeline):
+    with pytest.raises(ValueError, match="list with one text for every scene"):
+        generate_story(small_pipeline, "a fox", **SMALL)
 
 
 def test_a_window_that_the_positions_cannot_carry_is_refused(make_pipeline):

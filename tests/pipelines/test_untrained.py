@@ -100,7 +100,7 @@ def test_folder_is_below_10_megabytes(folder):
 
 
 def test_model_card_says_untrained(folder):
-    card = (folder / "README.md").read_text(encoding="utf-8")
+    card = (folder / untrained.MARKER).read_text(encoding="utf-8")
 
     assert "untrained" in card and "random" in card and "means nothing" in card
 
