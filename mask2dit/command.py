@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from mask2dit.config import load_config
 
 
@@ -31,8 +33,10 @@ def run_command(schema: type, task: str, default_config: str | Path, arguments: 
     overrides = list(arguments)
     if {"-h", "--help"} & set(overrides):
         print(
-            f"usage: {Path(sys.argv[0]).name} [CONFIG.yaml] [key=value ...]\n\nwithout CONFIG.yaml: {default_config}"
+            f"usage: {Path(sys.argv[0]).name} [CONFIG.yaml] [key=value ...]\n\nWithout CONFIG.yaml: {default_config}\n"
         )
+        print(f"Keys and their defaults; {schema.__module__} describes them:\n")
+        print(OmegaConf.to_yaml(OmegaConf.structured(schema)))
         return 0
     path = overrides.pop(0) if overrides and "=" not in overrides[0] else default_config
     # A job that is stopped ends like one that fails: what it was writing is removed.
@@ -42,7 +46,9 @@ def run_command(schema: type, task: str, default_config: str | Path, arguments: 
         module, name = task.split(":")
         status = getattr(import_module(module), name)(config)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # An OSError made here has its sentence where the system's have a phrase and a file's name.
+        is_sentence = isinstance(error, OSError) and error.strerror and not error.filename
+        print(f"error: {error.strerror if is_sentence else error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

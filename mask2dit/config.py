@@ -17,7 +17,7 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
 
     Args:
         schema: the dataclass; its fields are the known keys, their types what a value is converted to.
-        path: the YAML file.
+        path: the YAML file; or the JSON record of a run, whose "config" is taken.
         overrides: such as ["seed=1", "prompts=[one, two]"], which win over the file.
 
     Raises:
@@ -28,27 +28,40 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
     if not path.is_file():
         raise FileNotFoundError(f"there is no configuration file {str(path)!r}")
     config = OmegaConf.structured(schema)
+    source = path
     try:
-        config = OmegaConf.merge(config, OmegaConf.load(path))
-    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {_one_line(error, config)}") from error
-    for override in overrides:
-        if "=" not in override:
-            raise ValueError(f"overrides have the form key=value, but this one is {override!r}")
-        try:
+        given = OmegaConf.load(path)
+        if path.suffix == ".json" and "config" in given:
+            given = given.config
+        config = OmegaConf.merge(config, given)
+        for override in overrides:
+            if "=" not in override:
+                raise ValueError("overrides have the form key=value, after the configuration file")
+            source = override
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
-            raise ValueError(f"{override}: {_one_line(error, config)}") from error
-    return OmegaConf.to_object(config)
+        source = path
+        return OmegaConf.to_object(config)
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {_explain(error, config)}") from error
 
 
-def _one_line(error: Exception, config) -> str:
-    """What is wrong and, for an unknown key, what it may have meant."""
+def _explain(error: Exception, config) -> str:
+    """What is wrong, in one line and without OmegaConf's own words; for an unknown key, what it may have meant."""
+    message = " ".join(str(error).split("\n    full_key")[0].split())
+    key = getattr(error, "full_key", None)
     if isinstance(error, ConfigKeyError):
-        key = error.full_key or str(error.key)
-        known = [str(name) for name in config]
+        key = key or str(error.key)
+        group = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+        known = [f"{key.rpartition('.')[0]}.{name}".removeprefix(".") for name in group]
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}"
         return f"there is no key {key!r}; {hint}"
-    key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-    return key + " ".join(str(error).split("\n    full_key")[0].split())
+    if "is not a ListConfig" in message:
+        return f"{key} has to be a list, such as {key}=[…]"
+    if "is not a subclass of" in message:
+        return "this is a group of keys, each of which is set by itself, as in lora.path=…"
+    if "Incompatible value 'None'" in message:
+        return f"{key} needs a value"
+    if "incompatible container types" in message or isinstance(error, TypeError):
+        return "it has to hold keys and values"
+    return f"{key}: {message}" if key else message

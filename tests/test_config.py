@@ -57,7 +57,13 @@ def test_overrides_win_and_take_their_keys_type(tmp_path):
         ("prompts: [a]\nseed: many", [], "seed: Value 'many' of type 'str' could not be converted to Integer"),
         ("prompts: [a", [], "config.yaml: "),
         ("just text", [], "config.yaml: "),
-        ("prompts: [a]", ["seed"], "key=value, but this one is 'seed'"),
+        ("prompts: [a]", ["seed"], "key=value, after the configuration file"),
+        ("prompts: a", [], "config.yaml: prompts has to be a list, such as prompts=[…]"),
+        ("prompts: [a]", ["lora=x"], "lora=x: this is a group of keys"),
+        ("prompts: [a]", ["seed="], "seed=: seed needs a value"),
+        ("- a", [], "config.yaml: it has to hold keys and values"),
+        ("prompts: [a]", ["lora.pth=x"], "there is no key 'lora.pth'; did you mean 'lora.path'?"),
+        ("prompts: ['a: b', {then: c}]", [], "prompts has to hold texts, but one is {'then': 'c'}"),
         ("prompts: [a]", ["sede=1"], "sede=1: there is no key 'sede'; did you mean 'seed'?"),
         ("prompts: []", [], "prompts has to hold one text"),
         ("prompts: [a, '  ']", [], "prompts has to hold one text"),
@@ -77,6 +83,12 @@ def test_a_mistake_is_told_in_one_line_that_names_it(tmp_path, text, overrides, 
         load_config(InferenceConfig, write(tmp_path, text), overrides)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_record_of_a_run_is_a_configuration(tmp_path):
+    path = tmp_path / "00001.json"
+    path.write_text('{"config": {"prompts": ["a"], "seed": 7}, "seconds": 3}')
+    assert load_config(InferenceConfig, path, ["fps=4"]) == InferenceConfig(prompts=["a"], seed=7, fps=4)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -38,7 +38,9 @@ def model_folder(folder: str | os.PathLike, subfolder: str | None, default: str 
     if subfolder is None:
         subfolder = "" if (folder / CONFIG_NAME).is_file() else default
     if not (folder / subfolder / CONFIG_NAME).is_file():
-        raise FileNotFoundError(f"there is no {CONFIG_NAME} in {str(folder / subfolder)!r}")
+        raise FileNotFoundError(
+            f"there is no {CONFIG_NAME} in {str(folder / subfolder)!r}: a part of the model is missing"
+        )
     return folder / subfolder
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
-from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 from tqdm import tqdm
 
 from mask2dit.models.loading import fingerprint, weight_files, weight_shapes
@@ -34,6 +34,7 @@ from mask2dit.video.writing import check_writable, contact_sheet, write_image, w
 
 logger = logging.getLogger(__name__)
 
+CPU_BACKENDS = ("native", "_native_math", "flex")
 SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
 SHEET_COLUMNS = 6
 
@@ -56,6 +57,8 @@ def generate(config: InferenceConfig) -> Path:
     if untrained:
         logger.warning("The model in %s is untrained: its pictures are noise and mean nothing.", config.model)
 
+    for i, prompt in enumerate(config.prompts):
+        logger.info("Scene %d%s: %s", i + 1, " (given)" if i < len(config.context_videos) else "", prompt)
     pipe = load_pipeline(config, device)
     identity = _identity(config)
     store = SceneStore(Path(config.save_path) / "scenes", identity)
@@ -112,15 +115,13 @@ def check(config: InferenceConfig, device: torch.device) -> None:
     if not (Path(config.model) / "transformer").is_dir():
         small = "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml"
         raise FileNotFoundError(
-            f"there is no model in {config.model!r}: put the weights there (models/README.md says which), or run the small "
-            f"untrained model with configs/inference/{small}, which needs none"
+            f"there is no model in {str(Path(config.model).resolve())!r}: put the weights there (models/README.md says "
+            f"which), or run the small untrained model with configs/inference/{small}, which needs none"
         )
-    backends = sorted(backend.value for backend in AttentionBackendName)
-    if config.attention_backend is not None and config.attention_backend not in backends:
-        raise ValueError(
-            f"attention_backend has to be one of {', '.join(backends)}, but is {config.attention_backend!r}"
-        )
+    if config.attention_backend is not None:
+        _check_attention_backend(config.attention_backend, device)
     skeleton = Mask2DiTPipeline.skeleton(config.model)
+    skeleton.check_steps(config.num_inference_steps)
     if config.lora.path:
         _check_lora(config.lora.path, skeleton)
     num_given = len(config.context_videos)
@@ -197,10 +198,23 @@ def _identity(config: InferenceConfig) -> str:
     return ", ".join(parts)
 
 
+def _check_attention_backend(name: str, device: torch.device) -> None:
+    """Raises `ValueError` for a backend that is unknown, not installed, or not for this device."""
+    backends = sorted(backend.value for backend in AttentionBackendName)
+    if name not in backends:
+        raise ValueError(f"attention_backend has to be one of {', '.join(backends)}, but is {name!r}")
+    if device.type == "cpu" and name not in CPU_BACKENDS:
+        raise ValueError(f"attention_backend={name} needs a GPU: on a CPU use {', '.join(CPU_BACKENDS)} or null")
+    try:
+        _check_attention_backend_requirements(AttentionBackendName(name))
+    except RuntimeError as error:
+        raise ValueError(f"attention_backend={name} cannot be used here: {error}") from error
+
+
 def _check_lora(path: str, skeleton: Mask2DiTPipeline) -> None:
     """Raises `FileNotFoundError` or `ValueError` if there is no LoRA, or none for this transformer."""
     if not Path(path).exists():
-        raise FileNotFoundError(f"there is no LoRA {path!r}")
+        raise FileNotFoundError(f"there is no LoRA {path!r}: name a .safetensors file or the folder of one")
     files = weight_files(Path(path)) if Path(path).is_dir() else [Path(path)]
     modules = {name for name, _ in skeleton.transformer.named_modules()}
     names = [name.removeprefix("transformer.").split(".lora")[0] for file in files for name in weight_shapes(file)]

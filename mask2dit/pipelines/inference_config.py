@@ -79,6 +79,11 @@ class InferenceConfig:
     fps: int = 8
 
     def __post_init__(self):
+        for text in self.prompts:
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"prompts has to hold texts, but one is {text!r}: put quotes around a text with a comma or colon"
+                )
         if not self.prompts or not all(text.strip() for text in self.prompts):
             raise ValueError("prompts has to hold one text for every scene, but is empty or has an empty one")
         _check_choice("sampler", self.sampler, SAMPLERS)

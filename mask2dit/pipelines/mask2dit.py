@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 Video = str | os.PathLike | np.ndarray  # a file, or (frames, H, W, 3) uint8
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+QUOTED = 300  # characters of a prompt that a warning quotes at most
 
 
 class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
@@ -370,7 +371,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     "a prompt of %d tokens is longer than the text window of %d; this part is cut off: %r",
                     len(token_ids),
                     window,
-                    lost,
+                    lost if len(lost) <= QUOTED else f"{lost[: QUOTED // 2]} … {lost[-QUOTED // 2 :]}",
                 )
         tokens = self.tokenizer(texts, padding="max_length", max_length=window, truncation=True, return_tensors="pt")
         embeds = self.text_encoder(tokens.input_ids.to(self._execution_device))[0]  # (texts, L, D)
@@ -491,8 +492,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         return self._interrupt
 
     def _check_options(self, num_inference_steps, output_type, callback_tensors) -> None:
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps={num_inference_steps} has to be at least 1")
+        self.check_steps(num_inference_steps)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type has to be one of {', '.join(OUTPUT_TYPES)}, but is {output_type!r}")
         unknown = [name for name in callback_tensors if name not in self._callback_tensor_inputs]
@@ -502,6 +502,12 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 f"{', '.join(unknown)}"
             )
 
+    def check_steps(self, num_inference_steps: int) -> None:
+        """Raises `ValueError` for a number of steps that the scheduler does not have."""
+        most = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= most:
+            raise ValueError(f"num_inference_steps={num_inference_steps} has to lie between 1 and {most}")
+
     def _frames_of_scenes(self, num_frames, num_scenes) -> tuple[int, ...]:
         """Frames of each scene, which VAE and temporal patch have to be able to carry."""
         frames = (num_frames,) * num_scenes if isinstance(num_frames, Integral) else tuple(num_frames)
@@ -509,7 +515,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             raise ValueError(f"num_frames has {len(frames)} entries for {num_scenes} scenes")
         ratio, patch_t = self.vae_scale_factor_temporal, self.transformer.config.patch_size_t or 1
         for n in frames:  # n = 1 + ratio * (latent frames - 1), with latent frames a multiple of patch_t
-            patches = (n - 1 + ratio) // (ratio * patch_t)
+            patches = max(0, (n - 1 + ratio) // (ratio * patch_t))
             if n != ratio * (patches * patch_t - 1) + 1 or patches < 1:
                 below, above = (ratio * (k * patch_t - 1) + 1 for k in (patches, patches + 1))
                 nearest = f"{below} or {above}" if patches > 0 else str(above)

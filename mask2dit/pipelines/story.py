@@ -154,8 +154,7 @@ def generate_story(
     """
     if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts):
         raise ValueError(f"prompts has to be a list with one text for every scene, but is {prompts!r}")
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps={num_inference_steps} has to be at least 1")
+    pipe.check_steps(num_inference_steps)
     num_scenes = len(prompts)
     frames, latent_frames, frame_shape = pipe.check_size(height, width, num_frames, num_scenes)
     given = []
@@ -189,9 +188,8 @@ def generate_story(
 
     def generate(context: range, new: range, made: list[torch.Tensor]) -> list[torch.Tensor]:
         part = slice(context.start, new.stop)
-        which = f"scene {new.stop}" if len(new) == 1 else f"scenes {new.start + 1} to {new.stop}"
         progress_bar = getattr(pipe, "_progress_bar_config", {})
-        pipe.set_progress_bar_config(**{**progress_bar, "desc": f"{which} of {num_scenes}"})
+        pipe.set_progress_bar_config(**{**progress_bar, "desc": f"{_name(new)} of {num_scenes}"})
         try:
             latents = pipe(
                 prompts[part],
@@ -222,12 +220,16 @@ def generate_story(
                     for key, scene in zip(new_keys, latents):
                         store.save(key, scene)
             else:
-                logger.info("scenes %d to %d were made before: taken from %s", new.start + 1, new.stop, store.folder)
+                logger.info("%s was made before and is taken from %s", _name(new), store.folder)
             made += latents
             keys += new_keys
             yield from latents
 
     return scenes()
+
+
+def _name(scenes: range) -> str:
+    return f"scene {scenes.stop}" if len(scenes) == 1 else f"scenes {scenes.start + 1} to {scenes.stop}"
 
 
 def _own_settings(model) -> dict:

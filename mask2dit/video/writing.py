@@ -52,7 +52,7 @@ def check_writable(folder: str | os.PathLike) -> None:
     except OSError as error:
         # OSError picks its subclass by the error number.
         raise OSError(
-            error.errno, f"cannot write in folder {folder} ({error.strerror}); choose another or repair this one"
+            error.errno, f"cannot write in the folder {str(folder)!r} ({error.strerror}): choose another one"
         ) from error
 
 

@@ -134,7 +134,7 @@ def truncated(path):
 
 
 BAD = {
-    "no weights": ({"model": "models/nowhere"}, "no model in 'models/nowhere'.*put the weights there.*fixed_scene_small"),
+    "no weights": ({"model": "models/nowhere"}, "no model in '.*models/nowhere'.*put the weights there.*fixed_scene_small"),
     "a bad height": ({"height": 70}, "height=70 .* 64 or 80"),
     "bad frames": ({"num_frames": 10}, "num_frames=10 .* 9 or 13"),
     "an unknown memory mode": ({"memory": "tiny"}, "memory has to be one of full"),
@@ -145,6 +145,8 @@ BAD = {
     "more context than prompts": ({"context_videos": ["a", "b", "c"]}, "3 context scenes leave nothing"),
     "an empty window": ({"window": 0}, "window=0"),
     "an unknown attention backend": ({"attention_backend": "flesh"}, "attention_backend has to be one of .* but is 'flesh'"),
+    "an attention backend for GPUs": ({"attention_backend": "flash"}, "flash needs a GPU: on a CPU use native"),
+    "too many steps": ({"num_inference_steps": 2000}, "num_inference_steps=2000 has to lie between 1 and 1000"),
     "a missing LoRA": ({"lora": LoRAConfig(path="nowhere")}, "no LoRA 'nowhere'"),
 }  # fmt: skip
 

@@ -325,6 +325,7 @@ BAD_CALLS = {
     "a wrong number of negatives": ({"negative_prompt": ["x", "y"]}, "3 scenes .* but has 2"),
     "frames the VAE cannot carry": ({"num_frames": 50}, r"num_frames=50 has to be 1 \+ 4m .* 49 or 53"),
     "no frames": ({"num_frames": 0}, "the nearest is 1"),
+    "negative frames": ({"num_frames": -9}, "the nearest is 1"),
     "a wrong number of frame counts": ({"num_frames": [9, 9]}, "2 entries for 3 scenes"),
     "a height the patch cannot carry": ({"height": 72}, "height=72 has to be a multiple of 16; the nearest is 64 or 80"),
     "no width": ({"width": 0}, "the nearest is 16"),

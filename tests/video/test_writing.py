@@ -223,7 +223,9 @@ def test_a_folder_is_created_and_left_empty(tmp_path):
 def test_a_folder_without_write_permission_is_refused(tmp_path):
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o500)
-    with pytest.raises(PermissionError, match=re.escape(f"cannot write in folder {folder} (Permission denied)")):
+    with pytest.raises(
+        PermissionError, match=re.escape(f"cannot write in the folder {str(folder)!r} (Permission denied)")
+    ):
         check_writable(folder)
     with pytest.raises(OSError, match="Permission denied"):
         write_video(folder / "video.mp4", NOISE, 8)
@@ -231,7 +233,7 @@ def test_a_folder_without_write_permission_is_refused(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError, match=r"cannot write in folder .*file"):
+    with pytest.raises(FileExistsError, match=r"cannot write in the folder .*file"):
         check_writable(tmp_path / "file")
 
 
@@ -240,7 +242,9 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(writing.tempfile, "TemporaryFile", full)
-    with pytest.raises(OSError, match=re.escape(f"cannot write in folder {tmp_path} (No space left")) as caught:
+    with pytest.raises(
+        OSError, match=re.escape(f"cannot write in the folder {str(tmp_path)!r} (No space left")
+    ) as caught:
         check_writable(tmp_path)
     assert caught.value.errno == errno.ENOSPC
 
