@@ -12,26 +12,27 @@ from yaml import YAMLError
 T = TypeVar("T")
 
 
-def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """Reads a YAML file and `key=value` overrides into a dataclass.
 
     Args:
         schema: the dataclass; its fields are the known keys, their types what a value is converted to.
-        path: the YAML file.
+        path: the YAML file. None: only the defaults and the overrides.
         overrides: such as ["seed=1", "prompts=[one, two]"], which win over the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for a key that the schema lacks, a value of the wrong type, or anything that is no YAML mapping.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration file {str(path)!r}")
     config = OmegaConf.structured(schema)
-    try:
-        config = OmegaConf.merge(config, OmegaConf.load(path))
-    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {_one_line(error, config)}") from error
+    if path is not None:
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no configuration file {str(path)!r}")
+        try:
+            config = OmegaConf.merge(config, OmegaConf.load(path))
+        except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {_one_line(error, config)}") from error
     for override in overrides:
         if "=" not in override:
             raise ValueError(f"overrides have the form key=value, but this one is {override!r}")

@@ -43,7 +43,7 @@ def generate(config: InferenceConfig) -> Path:
         ValueError, FileNotFoundError, PermissionError: for anything that cannot be carried out, before weights are read.
     """
     started = time.time()
-    device = _device(config.device)
+    device = choose_device(config.device)
     output = _output_path(config)
     if config.build_untrained:
         from mask2dit.pipelines.untrained import build_untrained_model
@@ -163,7 +163,8 @@ def _context(config: InferenceConfig, pipe: Mask2DiTPipeline, store: SceneStore)
     return latents
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto": a GPU if there is one. Raises `ValueError` for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
