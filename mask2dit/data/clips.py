@@ -44,10 +44,8 @@ def required_frames(config: DataConfig) -> int:
     """The fewest frames of a clip from which a scene can be taken."""
     if config.kind == "finetune":
         return config.num_frames
-    total = config.num_frames * config.max_stride
-    while _kept(total)[1] - _kept(total)[0] < config.num_frames * config.max_stride:
-        total += 1
-    return total
+    # Rounded up: what is kept of them, rounded down, has to hold num_frames steps of the stride.
+    return -(-config.num_frames * config.max_stride * 100 // (100 - 2 * DROPPED_PERCENT))
 
 
 def is_long_enough(clip: Clip, config: DataConfig) -> bool:
@@ -90,7 +88,7 @@ def choose_window(config: DataConfig, name: str, total_frames: int, variant: int
     generator = generator_for(config.seed, "window", name, variant)
     if config.kind == "finetune":
         return choose_frames(total_frames, config.num_frames, config.max_stride, "random", generator)
-    first, stop = _kept(total_frames)
+    first, stop = total_frames * DROPPED_PERCENT // 100, total_frames * (100 - DROPPED_PERCENT) // 100
     span = (config.num_frames - 1) * config.max_stride + 1
     first += int(torch.randint(stop - first - span + 1, (1,), generator=generator))
     return list(range(first, first + span, config.max_stride))
@@ -131,8 +129,3 @@ def _read_once(config: DataConfig, clip: Clip, variant: int) -> torch.Tensor:
     except ValueError as error:
         raise ValueError(f"video {clip.path} is too short: {error}") from error
     return resize_and_crop(reader.read(indices), config.height, config.width)
-
-
-def _kept(total_frames: int) -> tuple[int, int]:
-    """Start and stop of what pre-training keeps of a clip."""
-    return total_frames * DROPPED_PERCENT // 100, total_frames * (100 - DROPPED_PERCENT) // 100

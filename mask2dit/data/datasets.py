@@ -59,8 +59,9 @@ class StoryDataset(Dataset, ABC):
         """Samples in an epoch."""
 
     @abstractmethod
-    def _choose(self, epoch: int, position: int, broken: list[Clip]) -> list[Clip] | None:
-        """The clips of a sample. With `broken` clips, found in it so far: those of a replacement; None if there is none."""
+    def _choose(self, epoch: int, position: int, broken: list[str]) -> list[Clip] | None:
+        """The clips of a sample; once some, named in `broken`, could not be read, those of a replacement without them, or
+        None if there is none."""
 
     def __getitem__(self, position: Position) -> dict:
         """The sample at (epoch, position).
@@ -82,7 +83,7 @@ class StoryDataset(Dataset, ABC):
         if not 0 <= position < len(self):
             raise IndexError(f"an epoch has samples 0 to {len(self) - 1}, but sample {position} was asked for")
         variant = window_variant(self.config, epoch)
-        broken: list[Clip] = []
+        broken: list[str] = []
         while len(broken) <= MAX_REPLACEMENTS:
             clips = self._choose(epoch, position, broken)
             if clips is None:
@@ -93,7 +94,7 @@ class StoryDataset(Dataset, ABC):
                     scenes.append(self._read(clip, variant))
                 except (OSError, ValueError) as error:
                     self.quarantine.add(clip, error, epoch=epoch, position=position)
-                    broken.append(clip)
+                    broken.append(clip.name)
                     break
             else:
                 return {
@@ -141,11 +142,11 @@ class PretrainDataset(StoryDataset):
     def __len__(self) -> int:
         return len(self._clips) // self.config.num_scenes
 
-    def _choose(self, epoch: int, position: int, broken: list[Clip]) -> list[Clip] | None:
+    def _choose(self, epoch: int, position: int, broken: list[str]) -> list[Clip] | None:
         n = self.config.num_scenes
         if not broken:
             return [self._clips[i] for i in self._order(epoch)[position * n : (position + 1) * n]]
-        rest = [clip for clip in self._clips if clip not in broken]
+        rest = [clip for clip in self._clips if clip.name not in broken]
         generator = generator_for(self.config.seed, "replacement", epoch, position, len(broken))
         chosen = torch.randperm(len(rest), generator=generator)[:n]
         return [rest[i] for i in chosen] if len(chosen) == n else None
@@ -169,17 +170,17 @@ class FineTuneDataset(StoryDataset):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def _choose(self, epoch: int, position: int, broken: list[Clip]) -> list[Clip] | None:
+    def _choose(self, epoch: int, position: int, broken: list[str]) -> list[Clip] | None:
         generator = generator_for(self.config.seed, "sample", epoch, position, len(broken))
         if not broken:
             windows = self._rows[self._order(epoch)[position]]
         else:
-            broken_rows = {clip.row for clip in broken}
-            rest = [windows for windows in self._rows if windows[0][0].row not in broken_rows]
+            rest = [[w for w in windows if not any(clip.name in broken for clip in w)] for windows in self._rows]
+            rest = [windows for windows in rest if windows]
             if not rest:
                 return None
-            windows = rest[int(torch.randint(len(rest), (1,), generator=generator))]
-        return windows[int(torch.randint(len(windows), (1,), generator=generator))]
+            windows = rest[_draw(len(rest), generator)]
+        return windows[_draw(len(windows), generator)]
 
 
 def build_dataset(
@@ -210,6 +211,11 @@ def collate(samples: list[dict]) -> dict:
         else [sample[name] for sample in samples]
         for name in samples[0]
     }
+
+
+def _draw(count: int, generator: torch.Generator) -> int:
+    """One of 0 … count - 1."""
+    return int(torch.randint(count, (1,), generator=generator))
 
 
 def _log_left_out(what: str, reason: str, listed: int, kept: int, config: DataConfig) -> None:
