@@ -69,22 +69,21 @@ class LatentCache:
         self._files: dict[str, Path] = {}  # by the key of a clip or a caption
         self._sizes: dict[str, int] = {}  # of clips' video files in bytes
         for file in sorted([*self.folder.glob("latents-*.safetensors"), *self.folder.glob("text-*.safetensors")]):
-            metadata = _metadata(file)
-            if metadata["settings"] != _hash(settings):
+            contents = _contents(file)
+            if contents["settings"] != _hash(settings):
                 raise ValueError(
                     f"{str(file)!r} does not belong to this cache, but to one of other settings: remove it"
                 )
-            contents = json.loads(metadata["contents"])
-            self._files |= dict.fromkeys(contents, file)
-            self._sizes |= contents if file.name.startswith("latents-") else {}
+            self._files |= dict.fromkeys(contents["keys"], file)
+            self._sizes |= contents["sizes"]
 
     def missing_clips(self, clips: Iterable[Clip]) -> list[Clip]:
         """Those of different clips that are not in the cache."""
-        return [clip for clip in {clip.name: clip for clip in clips}.values() if _hash(clip.name) not in self._files]
+        return [clip for clip in {clip.name: clip for clip in clips}.values() if _clip_key(clip) not in self._files]
 
     def missing_captions(self, captions: Iterable[str]) -> list[str]:
         """Those of different captions that are not in the cache."""
-        return [caption for caption in dict.fromkeys(captions) if _hash(caption) not in self._files]
+        return [caption for caption in dict.fromkeys(captions) if _caption_key(caption) not in self._files]
 
     def check(self, clips: Sequence[Clip]) -> None:
         """Raises `ValueError` unless all of these are in the cache (or known to be unreadable) and made from the files that
@@ -111,7 +110,7 @@ class LatentCache:
         Raises:
             ValueError: if the clip could not be read when the cache was made.
         """
-        key = _hash(clip.name)
+        key = _clip_key(clip)
         if key not in self._files:
             raise ValueError(self._failed()[clip.name])
         with safe_open(self._files[key], framework="pt") as file:
@@ -119,7 +118,7 @@ class LatentCache:
 
     def embeddings(self, caption: str) -> torch.Tensor:
         """The embeddings of a caption, (L, D); the empty one's too, for classifier-free guidance."""
-        key = _hash(caption)
+        key = _caption_key(caption)
         with safe_open(self._files[key], framework="pt") as file:
             return file.get_tensor(key)
 
@@ -127,7 +126,7 @@ class LatentCache:
         return Quarantine(self.folder / "failed.jsonl", 0, 1.0).reasons()
 
     def _has_changed(self, clip: Clip) -> bool:
-        size = self._sizes.get(_hash(clip.name))
+        size = self._sizes.get(_clip_key(clip))
         return size is not None and clip.path.is_file() and clip.path.stat().st_size != size
 
 
@@ -188,9 +187,9 @@ def build_cache(config: CacheConfig) -> None:
         for chunk in caption_files:
             tensors = {}
             for caption in chunk:
-                tensors[_hash(caption)] = encode_caption(pipe, caption).cpu()
+                tensors[_caption_key(caption)] = encode_caption(pipe, caption).cpu()
                 progress.update()
-            _write(folder, "text", tensors, dict.fromkeys(tensors), settings)
+            _write(folder, "text", tensors, list(tensors), {}, settings)
 
     failed = Quarantine(folder / "failed.jsonl", len(clips), config.data.max_quarantined_share)
     num_failed = 0
@@ -198,7 +197,7 @@ def build_cache(config: CacheConfig) -> None:
         for chunk in clip_files:
             tensors, sizes = {}, {}
             for clip in chunk:
-                key = _hash(clip.name)
+                key = _clip_key(clip)
                 try:
                     for variant in range(config.data.num_windows):
                         mean, logvar = encode_clip(pipe.vae, read_clip(config.data, clip, variant))
@@ -209,7 +208,7 @@ def build_cache(config: CacheConfig) -> None:
                     num_failed += 1
                     failed.add(clip, error)
                 progress.update()
-            _write(folder, "latents", tensors, sizes, settings)
+            _write(folder, "latents", tensors, list(sizes), sizes, settings)
     logger.info(
         "Wrote %d clips and %d captions to %s; %d clips could not be read",
         num_clips - num_failed,
@@ -219,25 +218,37 @@ def build_cache(config: CacheConfig) -> None:
     )
 
 
-def _write(folder: Path, name: str, tensors: dict[str, torch.Tensor], contents: dict, settings: dict) -> None:
-    """Writes a file that is named after what is in it, so that no two processes or runs write different ones of a name."""
+def _write(
+    folder: Path, name: str, tensors: dict[str, torch.Tensor], keys: list[str], sizes: dict[str, int], settings: dict
+) -> None:
+    """Writes a file that is named after the clips or captions in it, so that no two runs write different ones of a name."""
     if not tensors:
         return
-    metadata = {"settings": _hash(settings), "contents": json.dumps(contents)}
-    with atomic_path(folder / f"{name}-{_hash(sorted(contents))}.safetensors") as temporary:
+    # In one entry, as safetensors writes several in any order.
+    metadata = {"contents": json.dumps({"settings": _hash(settings), "keys": keys, "sizes": sizes})}
+    with atomic_path(folder / f"{name}-{_hash(sorted(keys))}.safetensors") as temporary:
         save_file(tensors, temporary, metadata)
 
 
-def _metadata(file: Path) -> dict[str, str]:
+def _contents(file: Path) -> dict:
+    """What `_write` noted in a file, without reading its tensors."""
     try:
-        with safe_open(file, framework="pt") as contents:
-            return contents.metadata()
+        with safe_open(file, framework="pt") as opened:
+            return json.loads(opened.metadata()["contents"])
     except SafetensorError as error:
         raise ValueError(f"{str(file)!r} of the cache is damaged ({error}): remove it and make it again") from error
 
 
 def _chunks(items: list, size: int) -> list[list]:
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _clip_key(clip: Clip) -> str:
+    return _hash(["clip", clip.name])
+
+
+def _caption_key(caption: str) -> str:
+    return _hash(["caption", caption])
 
 
 def _hash(value: object) -> str:

@@ -58,7 +58,7 @@ def test_a_csv_with_one_of_each_fault_is_told_row_by_row(run, tmp_path, numbered
         ["row 7", "width", "warning", "the manifest says 48, but the file has 64"],
         ["row 7", "height", "warning", "the manifest says 30, but the file has 32"],
         ["row 8", "columns", "error", columns],
-        ["8 rows, 6 clips; errors: 6, warnings: 4, unusable rows: 6"],
+        ["8 rows, 5 clips; errors: 6, warnings: 4, unusable rows: 6"],
     ]
 
 

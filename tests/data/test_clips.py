@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ def test_pre_training_needs_164_frames_for_49_at_stride_3():
 
 def test_pre_training_takes_its_stride_from_between_the_first_and_last_five_percent():
     chosen = windows(DataConfig(num_frames=9, max_stride=2), 100, count=1000)
-    assert {b - a for window in chosen for a, b in zip(window, window[1:])} == {2}
+    assert {b - a for window in chosen for a, b in pairwise(window)} == {2}
     assert {window[0] for window in chosen} == set(range(5, 79))  # 78 + 8 * 2 = 94, the last of 5 … 94
     assert max(window[-1] for window in chosen) == 94
 
@@ -29,8 +31,8 @@ def test_pre_training_takes_its_stride_from_between_the_first_and_last_five_perc
 def test_fine_tuning_takes_the_largest_stride_that_fits(total_frames, stride):
     config = DataConfig(kind="finetune", num_frames=9)
     for window in windows(config, total_frames, 20):
-        assert {b - a for a, b in zip(window, window[1:])} == {stride}
-        assert 0 <= window[0] and window[-1] < total_frames
+        assert {b - a for a, b in pairwise(window)} == {stride}
+        assert window[0] >= 0 and window[-1] < total_frames
 
 
 def test_fine_tuning_starts_anywhere_in_the_clip():
