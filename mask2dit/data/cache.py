@@ -158,23 +158,23 @@ def build_cache(config: CacheConfig) -> None:
     """
     device = choose_device(config.device)
     settings = cache_settings(config.data, config.model, config.dtype)
-    clips = {clip.name: clip for row in read_manifest(config.data) for clip in row}
     # Whether or not a sample can be made of its row: the cache serves any num_scenes.
-    long_enough = [clip for clip in clips.values() if is_long_enough(clip, config.data)]
-    captions = ["", *(clip.caption for clip in long_enough)]
+    listed = [clip for row in read_manifest(config.data) for clip in row if is_long_enough(clip, config.data)]
+    clips = list({clip.name: clip for clip in listed}.values())
+    captions = list(dict.fromkeys(["", *(clip.caption for clip in listed)]))
 
     folder = Path(config.data.cache)
     check_writable(folder)
     if not (folder / "index.json").is_file():
         write_text(folder / "index.json", json.dumps(settings, indent=2) + "\n")
     cache = LatentCache(folder, settings)
-    missing_clips = {clip.name for clip in cache.missing_clips(long_enough)}
+    missing_clips = {clip.name for clip in cache.missing_clips(clips)}
     missing_captions = set(cache.missing_captions(captions))
 
     index, count = map(int, config.shard.split("/"))
     # Cut before what is there already is left out, so that processes that start at different times agree on their parts.
-    clip_files = _chunks(long_enough, CLIPS_A_FILE)[index::count]
-    caption_files = _chunks(list(dict.fromkeys(captions)), CAPTIONS_A_FILE)[index::count]
+    clip_files = _chunks(clips, CLIPS_A_FILE)[index::count]
+    caption_files = _chunks(captions, CAPTIONS_A_FILE)[index::count]
     clip_files = [[clip for clip in chunk if clip.name in missing_clips] for chunk in clip_files]
     caption_files = [[caption for caption in chunk if caption in missing_captions] for chunk in caption_files]
     num_clips, num_captions = sum(map(len, clip_files)), sum(map(len, caption_files))
@@ -197,17 +197,19 @@ def build_cache(config: CacheConfig) -> None:
         for chunk in clip_files:
             tensors, sizes = {}, {}
             for clip in chunk:
-                key = _clip_key(clip)
-                try:
-                    for variant in range(config.data.num_windows):
-                        mean, logvar = encode_clip(pipe.vae, read_clip(config.data, clip, variant))
-                        tensors[f"{key}.{variant}.mean"], tensors[f"{key}.{variant}.logvar"] = mean.cpu(), logvar.cpu()
-                    sizes[key] = clip.path.stat().st_size
-                except (OSError, ValueError) as error:
-                    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(key)}
-                    num_failed += 1
-                    failed.add(clip, error)
                 progress.update()
+                try:
+                    windows = [read_clip(config.data, clip, variant) for variant in range(config.data.num_windows)]
+                    size = clip.path.stat().st_size
+                except (OSError, ValueError) as error:
+                    failed.add(clip, error)
+                    num_failed += 1
+                    continue
+                key = _clip_key(clip)
+                sizes[key] = size
+                for variant, pixels in enumerate(windows):
+                    mean, logvar = encode_clip(pipe.vae, pixels)
+                    tensors[f"{key}.{variant}.mean"], tensors[f"{key}.{variant}.logvar"] = mean.cpu(), logvar.cpu()
             _write(folder, "latents", tensors, list(sizes), sizes, settings)
     logger.info(
         "Wrote %d clips and %d captions to %s; %d clips could not be read",

@@ -17,14 +17,14 @@ DROPPED_PERCENT = 5
 RETRY_SECONDS = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)  # small, since there may be millions in every process
 class Clip:
     """One clip of a manifest: a video file with its caption, and what the manifest says about the file (None: nothing).
 
-    `name` is the path as the manifest has it. It stands for the clip wherever the folder of videos may lie.
+    `name` is the path as the manifest has it, starting at `root`. It stands for the clip wherever the folder of videos lies.
     """
 
-    path: Path
+    root: Path
     name: str
     caption: str
     row: int
@@ -33,6 +33,10 @@ class Clip:
     fps: float | None = None
     width: int | None = None
     height: int | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.name
 
     @property
     def label(self) -> str:

@@ -1,7 +1,8 @@
 """Scenes and captions as the transformer takes them. Training and the cache call the same functions, one clip and one caption
 at a time, since the last bits of a result may depend on what else is in the batch.
 
-Shapes: F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene, D text width.
+Shapes: B samples, S scenes, F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene,
+D text width.
 """
 
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
+from mask2dit.data.randomness import generator_for
 from mask2dit.models.loading import load_model, load_text_encoder
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
@@ -68,3 +70,34 @@ def sample_latents(
     """
     noise = torch.randn(mean.shape, generator=generator).to(mean.device)
     return ((mean.float() + torch.exp(0.5 * logvar.float()) * noise) * scaling_factor).to(mean.dtype)
+
+
+def prepare_batch(
+    pipe: Mask2DiTPipeline, batch: dict, seed: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `diffusion_loss` takes of a batch, the same whether it was encoded ahead or is encoded now.
+
+    Args:
+        pipe: of `load_encoders`; for a batch from a cache `Mask2DiTPipeline.skeleton` is enough.
+        batch: of `mask2dit.data.datasets.collate`.
+        seed: of the draw from the posterior, which is otherwise a function of each sample's epoch and position.
+        device: for the results.
+
+    Returns:
+        Scaled latents (B, S*F, C, h, w) and text embeddings (B, S*L, D).
+    """
+    if "pixels" in batch:
+        posteriors = [[encode_clip(pipe.vae, scene) for scene in sample] for sample in batch["pixels"]]
+        means, logvars = (torch.stack([torch.stack([p[i] for p in scenes]) for scenes in posteriors]) for i in (0, 1))
+        embeddings = torch.stack(
+            [torch.stack([encode_caption(pipe, caption) for caption in captions]) for captions in batch["captions"]]
+        )
+    else:
+        means, logvars, embeddings = (batch[name] for name in ("latent_mean", "latent_logvar", "prompt_embeds"))
+    latents = torch.stack(
+        [
+            sample_latents(mean, logvar, generator_for(seed, *position, "posterior"), pipe.vae.config.scaling_factor)
+            for mean, logvar, *position in zip(means.to(device), logvars.to(device), batch["epoch"], batch["position"])
+        ]
+    )
+    return latents.flatten(1, 2), embeddings.to(device).flatten(1, 2)

@@ -155,7 +155,7 @@ def _clip(record: dict, suffix: str, root: Path, row: int, scene: int | None, pr
     if suffix == ".json":  # seconds
         length = None if length is None or fps is None else round(length * fps)
     return Clip(
-        path=root / name,
+        root=root,
         name=name,
         caption=caption,
         row=row,

@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mask2dit import Mask2DiTPipeline
 from mask2dit.data import cache as cache_module
 from mask2dit.data.cache import LatentCache, build_cache, cache_settings, main
 from mask2dit.data.clips import read_clip
 from mask2dit.data.config import CacheConfig
-from mask2dit.data.datasets import build_dataset
-from mask2dit.data.encoding import encode_caption, encode_clip, load_encoders, sample_latents
+from mask2dit.data.datasets import build_dataset, collate
+from mask2dit.data.encoding import encode_caption, encode_clip, load_encoders, prepare_batch, sample_latents
 from mask2dit.data.manifests import read_manifest
 from mask2dit.data.randomness import generator_for
+from mask2dit.training.objective import diffusion_loss
 
 SIZE = {"num_frames": 9, "height": 32, "width": 48, "num_windows": 2}
 
@@ -70,6 +72,46 @@ def test_the_cache_holds_exactly_what_training_would_encode(cache_config, encode
         for name in ("captions", "names", "epoch", "position", "replaced"):
             assert sample[name] == video[name]
     assert not torch.equal(cached[0, 0]["latent_mean"], cached[1, 0]["latent_mean"])
+
+
+def test_the_loss_is_the_same_with_and_without_a_cache_and_in_one_process_and_two(
+    cache_config, encoders, small_pipeline, small_model, tmp_path
+):
+    config = cache_config()
+    build_cache(config)
+    skeleton = Mask2DiTPipeline.skeleton(small_model)
+
+    def losses(pipe, samples):
+        latents, prompt_embeds = prepare_batch(pipe, collate(samples), 0, torch.device("cpu"))
+        assert latents.shape == (len(samples), 9, 16, 4, 6)
+        assert prompt_embeds.shape == (len(samples), 192, 64)
+        noise = torch.stack(
+            [
+                torch.randn(latents.shape[1:], generator=generator_for(0, s["epoch"], s["position"], "noise"))
+                for s in samples
+            ]
+        )
+        timesteps = torch.full((len(samples),), 500)
+        with torch.no_grad():
+            loss = diffusion_loss(
+                small_pipeline.transformer,
+                skeleton.scheduler,
+                latents,
+                noise,
+                prompt_embeds,
+                timesteps,
+                reduction="none",
+            )
+        return latents, loss
+
+    positions = [(0, 0), (0, 1)]
+    cached, read = dataset(config, tmp_path), on_the_fly(config, tmp_path)
+    latents, loss = losses(skeleton, [cached[p] for p in positions])
+    latents_read, loss_read = losses(encoders, [read[p] for p in positions])
+    assert torch.equal(latents, latents_read) and torch.equal(loss, loss_read)
+    alone = [losses(skeleton, [cached[p]]) for p in positions]
+    assert torch.equal(torch.cat([latents for latents, _ in alone]), latents)
+    torch.testing.assert_close(torch.cat([loss for _, loss in alone]), loss)
 
 
 def test_the_cache_can_be_read_without_the_videos(cache_config, tmp_path):
@@ -213,6 +255,25 @@ def test_a_repaired_clip_is_added_later(cache_config, clips, tmp_path):
     build_cache(config)
     cached = dataset(config, tmp_path)
     assert sum(cached[epoch, position]["replaced"] for epoch in range(4) for position in range(2)) == 0
+
+
+def test_a_clip_that_is_listed_twice_keeps_both_captions(cache_config, write_csv, tmp_path):
+    rows = [("1.mp4", "one", 41), ("1.mp4", "another", 41), ("2.mp4", "2.mp4", 42)]
+    config = cache_config(manifest=str(write_csv(rows, "twice.csv")))
+    build_cache(config)
+    sample = dataset(config, tmp_path)[0, 0]
+    assert sorted(sample["captions"]) == ["2.mp4", "another", "one"]
+    assert len({tuple(embeddings.flatten().tolist()) for embeddings in sample["prompt_embeds"]}) == 3
+
+
+def test_a_defect_is_not_taken_for_a_broken_clip(cache_config, monkeypatch, tmp_path):
+    def encode(vae, pixels):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(cache_module, "encode_clip", encode)
+    with pytest.raises(ValueError, match="a defect"):
+        build_cache(cache_config())
+    assert not (tmp_path / "cache/failed.jsonl").exists()
 
 
 def test_a_damaged_file_of_the_cache_is_named(cache_config, tmp_path):
