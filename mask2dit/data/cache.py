@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from mask2dit.command import run_command
-from mask2dit.data.clips import Clip, is_long_enough, read_clip
+from mask2dit.data.clips import Clip, UnreadableClipError, is_long_enough, read_clip
 from mask2dit.data.config import CacheConfig, DataConfig
 from mask2dit.data.encoding import encode_caption, encode_clip, load_encoders
 from mask2dit.data.manifests import read_manifest
@@ -108,11 +108,11 @@ class LatentCache:
         """Mean and log-variance of one window of a clip, (F, C, h, w) each, unscaled.
 
         Raises:
-            ValueError: if the clip could not be read when the cache was made.
+            UnreadableClipError: if the clip could not be read when the cache was made.
         """
         key = _clip_key(clip)
         if key not in self._files:
-            raise ValueError(self._failed()[clip.name])
+            raise UnreadableClipError(self._failed()[clip.name])
         with safe_open(self._files[key], framework="pt") as file:
             return file.get_tensor(f"{key}.{variant}.mean"), file.get_tensor(f"{key}.{variant}.logvar")
 
@@ -200,13 +200,12 @@ def build_cache(config: CacheConfig) -> None:
                 progress.update()
                 try:
                     windows = [read_clip(config.data, clip, variant) for variant in range(config.data.num_windows)]
-                    size = clip.path.stat().st_size
-                except (OSError, ValueError) as error:
+                except UnreadableClipError as error:
                     failed.add(clip, error)
                     num_failed += 1
                     continue
                 key = _clip_key(clip)
-                sizes[key] = size
+                sizes[key] = clip.path.stat().st_size
                 for variant, pixels in enumerate(windows):
                     mean, logvar = encode_clip(pipe.vae, pixels)
                     tensors[f"{key}.{variant}.mean"], tensors[f"{key}.{variant}.logvar"] = mean.cpu(), logvar.cpu()

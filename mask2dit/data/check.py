@@ -150,9 +150,9 @@ def _check_row(config: DataConfig, number: int, row: list[Clip], videos: list[_V
 def main(arguments: Sequence[str]) -> int:
     """Prints the report; the exit status is 1 if a row is unusable or the manifest cannot be read."""
     logging.basicConfig(format="%(message)s")
-    if not arguments or {"-h", "--help"} & set(arguments) or "=" in arguments[0]:
+    if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
-        return 0 if arguments and "=" not in arguments[0] else 2
+        return 0 if arguments else 2
     manifest, *overrides = arguments
     try:
         config = dataclasses.replace(load_config(DataConfig, None, overrides), manifest=manifest)

@@ -17,6 +17,10 @@ DROPPED_PERCENT = 5
 RETRY_SECONDS = 0.5
 
 
+class UnreadableClipError(ValueError):
+    """No scene can be taken of a clip. The message names the file and says why."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)  # small, since there may be millions in every process
 class Clip:
     """One clip of a manifest: a video file with its caption, and what the manifest says about the file (None: nothing).
@@ -114,15 +118,14 @@ def read_clip(config: DataConfig, clip: Clip, variant: int) -> torch.Tensor:
     A clip that cannot be read is tried again `config.max_retries` times.
 
     Raises:
-        OSError: if there is no such file, or it cannot be reached.
-        ValueError: if the video cannot be read or is too short; the message names the path.
+        UnreadableClipError: if there is no such file, or it cannot be reached or decoded, or it is too short.
     """
     for tries_left in range(config.max_retries, -1, -1):
         try:
             return _read_once(config, clip, variant)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             if not tries_left:
-                raise
+                raise UnreadableClipError(str(error)) from error
             time.sleep(RETRY_SECONDS)
 
 

@@ -12,7 +12,15 @@ import torch
 from torch.utils.data import Dataset
 
 from mask2dit.data.cache import LatentCache, cache_settings
-from mask2dit.data.clips import Clip, is_long_enough, read_clip, required_frames, scene_windows, window_variant
+from mask2dit.data.clips import (
+    Clip,
+    UnreadableClipError,
+    is_long_enough,
+    read_clip,
+    required_frames,
+    scene_windows,
+    window_variant,
+)
 from mask2dit.data.config import DataConfig
 from mask2dit.data.manifests import read_manifest
 from mask2dit.data.order import Position, sample_order
@@ -92,7 +100,7 @@ class StoryDataset(Dataset, ABC):
             for clip in clips:
                 try:
                     scenes.append(self._read(clip, variant))
-                except (OSError, ValueError) as error:
+                except UnreadableClipError as error:
                     self.quarantine.add(clip, error, epoch=epoch, position=position)
                     broken.append(clip.name)
                     break

@@ -293,6 +293,16 @@ def test_a_file_of_another_cache_is_refused(cache_config, tmp_path):
         dataset(cache_config(), tmp_path)
 
 
+def test_a_file_of_the_cache_that_goes_missing_is_not_taken_for_a_broken_clip(cache_config, tmp_path):
+    build_cache(cache_config())
+    cached = dataset(cache_config(), tmp_path)
+    for file in (tmp_path / "cache").glob("latents-*"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match="latents-"):
+        cached[0, 0]
+    assert not (tmp_path / "quarantine.jsonl").exists()
+
+
 def test_a_missing_cache_is_an_error(cache_config, tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"there is no cache in .*: make it with python -m mask2dit\.data\.cache"

@@ -121,6 +121,7 @@ def test_warnings_alone_end_with_status_0(run, clips, write_csv):
         (["nowhere.csv"], "error: there is no manifest 'nowhere.csv'"),
         (["nowhere.csv", "kind=sft"], "error: kind has to be one of pretrain, finetune"),
         (["nowhere.csv", "knd=finetune"], "there is no key 'knd'; did you mean 'kind'?"),
+        (["kind=finetune"], "error: a manifest is a .csv or a .json file, but this one is 'kind=finetune'"),
         (["nowhere.csv", "finetune"], "overrides have the form key=value"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mask2dit.data import clips as clips_module
-from mask2dit.data.clips import Clip, choose_window, read_clip, required_frames, window_variant
+from mask2dit.data.clips import Clip, UnreadableClipError, choose_window, read_clip, required_frames, window_variant
 from mask2dit.data.config import DataConfig
 
 
@@ -71,7 +71,9 @@ def test_the_chosen_frames_are_what_is_read(clips):
 
 def test_a_clip_that_is_too_short_is_named(clips):
     clip = Clip(root=clips, name="3.mp4", caption="a", row=1)
-    with pytest.raises(ValueError, match=r"3\.mp4 is too short: it has 43 frames, but 49 are needed even at stride 1"):
+    with pytest.raises(
+        UnreadableClipError, match=r"3\.mp4 is too short: it has 43 frames, but 49 are needed even at stride 1"
+    ):
         read_clip(DataConfig(kind="finetune"), clip, 0)
 
 
@@ -92,6 +94,6 @@ def test_reading_is_tried_again_so_often_and_no_more(clips, monkeypatch, failure
     if succeeds:
         assert len(read_clip(config, clip, 0)) == 5
     else:
-        with pytest.raises(OSError, match="the storage is away"):
+        with pytest.raises(UnreadableClipError, match="the storage is away"):
             read_clip(config, clip, 0)
     assert len(tries) == 1 + min(failures, max_retries)
