@@ -1,9 +1,8 @@
 """Time and memory of grouped attention under Mask²DiT's mask (v2) against two other ways to compute the same.
 
 - grouped:  this project's `grouped_attention`.
-- repeated: (b) also unmasked calls, but with the keys and values of all video copied once for each scene, so that the
-            scenes fold into the batch, as in the published code. That code copies them twice (repeat, then concatenate);
-            here it is once, which is as lean as this form gets.
+- repeated: (b) unmasked calls too, but all video keys and values are copied once a scene, so that scenes fold into the
+            batch, as in the published code. That one copies twice (repeat, concatenate); here it is once.
 - dense:    (a) one call of `scaled_dot_product_attention` with the (N, N) boolean mask, which is built beforehand.
 
 All paths take the same inputs, their results are checked against each other, and their runs are interleaved. Memory is
@@ -13,9 +12,8 @@ the peak of one call over what was held just before it, results included; on CPU
     python benchmarks/attention.py --device cuda --dtype bfloat16 --heads 48 --video 17550
     python benchmarks/attention.py --transformer --layers 2 --runs 5
 
-With `--transformer` a whole transformer runs, forward and backward, with all scenes at one timestep (plain) and with all
-but the last scene as context at timestep 0 (conditional); "repeated" is then the same model with (b) in place of
-`grouped_attention`.
+With `--transformer` a whole transformer runs, forward and backward: plain (all scenes at one timestep) and conditional
+(all but the last scene are context at timestep 0). "repeated" is then the same model with (b) for `grouped_attention`.
 """
 
 import argparse
@@ -215,7 +213,7 @@ def check_agreement(case: Case, tolerance: float) -> None:
 
 
 def interleaved_times(case: Case, runs: int, device: str) -> dict[str, list[float]]:
-    """Milliseconds of each run. Paths take turns, another one first in each round, so that all meet the same machine."""
+    """Milliseconds of each run. Paths take turns, each round begun by another, so that all meet the same machine."""
     names = list(case)
     times = {name: [] for name in names}
     for run in range(runs):
@@ -245,9 +243,10 @@ def peak_extra_memory(step: Step, device: str) -> int | None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
-    before = _process_status("VmRSS")
+    status = Path("/proc/self/status")
+    before = _proc_field(status, "VmRSS")
     step()
-    return _process_status("VmHWM") - before
+    return _proc_field(status, "VmHWM") - before
 
 
 def peak_extra_memory_of_fresh_process(argv: list[str], case: str, path: str) -> int | None:
@@ -265,7 +264,7 @@ def peak_extra_memory_of_fresh_process(argv: list[str], case: str, path: str) ->
 
 
 def measure_memory(args: argparse.Namespace) -> int | None:
-    """The fresh process's side of it: first the same at a tiny size, for thread pools and lazy loading, then for real."""
+    """The fresh process's side of it: the same at a tiny size, for thread pools and lazy loading, then for real."""
     case, path = args.measure_memory
     args.skip_dense = args.skip_dense or path != "dense"
     tiny = argparse.Namespace(**{**vars(args), "text": 2, "video": 4})
@@ -273,9 +272,16 @@ def measure_memory(args: argparse.Namespace) -> int | None:
     return peak_extra_memory(build_cases(args)[case][path], args.device)
 
 
-def _process_status(field: str) -> int:
-    """Bytes of a field of /proc/self/status, which is in KiB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
+def _free_memory(device: str) -> int | None:
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    meminfo = Path("/proc/meminfo")
+    return _proc_field(meminfo, "MemAvailable") if meminfo.exists() else None
+
+
+def _proc_field(path: Path, field: str) -> int:
+    """Bytes of a field of a file of /proc, where it is in KiB."""
+    line = next(line for line in path.read_text().splitlines() if line.startswith(field + ":"))
     return 1024 * int(line.split()[1])
 
 
@@ -295,11 +301,8 @@ def why_skip_dense(args: argparse.Namespace) -> str | None:
         return "--skip-dense"
     # The boolean mask, once more as the kernel's additive bias, and a third of that again for what else a run takes.
     needed = _mask_bytes(args) * (1 + getattr(torch, args.dtype).itemsize) * 4 // 3
-    if args.device == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > free:
+    free = _free_memory(args.device)
+    if free is not None and needed > free:
         return f"its mask would take about {needed / MIB:.0f} MiB of the {free / MIB:.0f} MiB that are free"
     return None
 

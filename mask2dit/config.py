@@ -12,28 +12,28 @@ from yaml import YAMLError
 T = TypeVar("T")
 
 
-def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """Reads a YAML file and `key=value` overrides into a dataclass.
 
     Args:
         schema: the dataclass; its fields are the known keys, their types what a value is converted to.
-        path: the YAML file; or the JSON record of a run, whose "config" is taken.
+        path: the YAML file; or the JSON record of a run, whose "config" is taken. None: the defaults and the overrides.
         overrides: such as ["seed=1", "prompts=[one, two]"], which win over the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for a key that the schema lacks, a value of the wrong type, or anything that is no YAML mapping.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration file {str(path)!r}")
     config = OmegaConf.structured(schema)
     source = path
+    if path is not None and not Path(path).is_file():
+        raise FileNotFoundError(f"there is no configuration file {str(path)!r}")
     try:
-        given = OmegaConf.load(path)
-        if path.suffix == ".json" and "config" in given:
-            given = given.config
-        config = OmegaConf.merge(config, given)
+        if path is not None:
+            given = OmegaConf.load(path)
+            if Path(path).suffix == ".json" and "config" in given:
+                given = given.config
+            config = OmegaConf.merge(config, given)
         for override in overrides:
             if "=" not in override:
                 raise ValueError("overrides have the form key=value, after the configuration file")
@@ -42,7 +42,8 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
         source = path
         return OmegaConf.to_object(config)
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: {_explain(error, config)}") from error
+        where = f"{source}: " if source is not None else ""
+        raise ValueError(f"{where}{_explain(error, config)}") from error
 
 
 def _explain(error: Exception, config) -> str:

@@ -49,7 +49,7 @@ def generate(config: InferenceConfig) -> Path:
         ValueError, FileNotFoundError, PermissionError: for anything that cannot be carried out, before weights are read.
     """
     started = time.time()
-    device = _device(config.device)
+    device = choose_device(config.device)
     if config.build_untrained and Path(config.model).name.startswith("untrained"):
         build_untrained_model(config.model)
     check(config, device)
@@ -176,7 +176,8 @@ def _context(config: InferenceConfig, pipe: Mask2DiTPipeline, store: SceneStore)
     return latents
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto": a GPU if there is one. Raises `ValueError` for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,0 +1,265 @@
+"""Latents and text embeddings computed ahead: `python -m mask2dit.data.cache [CONFIG.yaml] [key=value …]`.
+
+The folder holds `index.json` with everything that the numbers depend on, `latents-*.safetensors` with the mean and the
+log-variance of each window of each clip, `text-*.safetensors` with the embeddings of each caption, and `failed.jsonl` with
+the clips that could not be read. Every file appears whole or not at all; a later run goes on with what is missing.
+
+Shapes: F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene, D text width.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from mask2dit.command import run_command
+from mask2dit.data.clips import Clip, UnreadableClipError, is_long_enough, read_clip
+from mask2dit.data.config import CacheConfig, DataConfig
+from mask2dit.data.encoding import encode_caption, encode_clip, load_encoders
+from mask2dit.data.manifests import read_manifest
+from mask2dit.data.quarantine import Quarantine
+from mask2dit.models.loading import fingerprint
+from mask2dit.pipelines.inference import choose_device
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.video.writing import atomic_path, check_writable, write_text
+
+logger = logging.getLogger(__name__)
+
+# Written together: what an interruption costs, against the number of files. One window of 49 frames at 480x720 takes 4.5 MB
+# in bfloat16, one caption 1.9 MB.
+CLIPS_A_FILE = 32
+CAPTIONS_A_FILE = 64
+
+
+class LatentCache:
+    """Reads a cache.
+
+    Args:
+        folder: the cache.
+        settings: what it has to be made with, see `cache_settings`.
+
+    Raises:
+        FileNotFoundError: if there is no cache.
+        ValueError: if it was made with other settings, naming those that differ, or a file of it is damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: dict):
+        self.folder = Path(folder)
+        index = self.folder / "index.json"
+        if not index.is_file():
+            raise FileNotFoundError(
+                f"there is no cache in {str(self.folder)!r}: make it with python -m mask2dit.data.cache, or set cache=null"
+            )
+        found = json.loads(index.read_text(encoding="utf-8"))
+        differing = [key for key in {**settings, **found} if settings.get(key) != found.get(key)]
+        if differing:
+            changes = ", ".join(f"{key} ({found.get(key)} there, {settings.get(key)} now)" for key in differing)
+            raise ValueError(
+                f"the cache {str(self.folder)!r} is stale, since it was made with other settings: {changes}; make another "
+                "with python -m mask2dit.data.cache, or go back to those"
+            )
+        self._files: dict[str, Path] = {}  # by the key of a clip or a caption
+        self._sizes: dict[str, int] = {}  # of clips' video files in bytes
+        for file in sorted([*self.folder.glob("latents-*.safetensors"), *self.folder.glob("text-*.safetensors")]):
+            contents = _contents(file)
+            if contents["settings"] != _hash(settings):
+                raise ValueError(
+                    f"{str(file)!r} does not belong to this cache, but to one of other settings: remove it"
+                )
+            self._files |= dict.fromkeys(contents["keys"], file)
+            self._sizes |= contents["sizes"]
+
+    def missing_clips(self, clips: Iterable[Clip]) -> list[Clip]:
+        """Those of different clips that are not in the cache."""
+        return [clip for clip in {clip.name: clip for clip in clips}.values() if _clip_key(clip) not in self._files]
+
+    def missing_captions(self, captions: Iterable[str]) -> list[str]:
+        """Those of different captions that are not in the cache."""
+        return [caption for caption in dict.fromkeys(captions) if _caption_key(caption) not in self._files]
+
+    def check(self, clips: Sequence[Clip]) -> None:
+        """Raises `ValueError` unless all of these are in the cache (or known to be unreadable) and made from the files that
+        are there now. Files that are there no longer are not needed."""
+        failed = self._failed()
+        missing = [clip for clip in self.missing_clips(clips) if clip.name not in failed]
+        captions = self.missing_captions(clip.caption for clip in clips)
+        if missing or captions:
+            example = f", such as {missing[0].label} ({missing[0].name})" if missing else ""
+            raise ValueError(
+                f"the cache {str(self.folder)!r} is not complete: {len(missing)} clips{example} and {len(captions)} captions "
+                "are missing; run python -m mask2dit.data.cache again, which goes on where it was"
+            )
+        changed = [clip for clip in clips if self._has_changed(clip)]
+        if changed:
+            raise ValueError(
+                f"the cache {str(self.folder)!r} is stale: {len(changed)} video files have changed since, such as "
+                f"{changed[0].path} ({changed[0].label}); make another with python -m mask2dit.data.cache"
+            )
+
+    def latents(self, clip: Clip, variant: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance of one window of a clip, (F, C, h, w) each, unscaled.
+
+        Raises:
+            UnreadableClipError: if the clip could not be read when the cache was made.
+        """
+        key = _clip_key(clip)
+        if key not in self._files:
+            raise UnreadableClipError(self._failed()[clip.name])
+        with safe_open(self._files[key], framework="pt") as file:
+            return file.get_tensor(f"{key}.{variant}.mean"), file.get_tensor(f"{key}.{variant}.logvar")
+
+    def embeddings(self, caption: str) -> torch.Tensor:
+        """The embeddings of a caption, (L, D); the empty one's too, for classifier-free guidance."""
+        key = _caption_key(caption)
+        with safe_open(self._files[key], framework="pt") as file:
+            return file.get_tensor(key)
+
+    def _failed(self) -> dict[str, str]:
+        return Quarantine(self.folder / "failed.jsonl", 0, 1.0).reasons()
+
+    def _has_changed(self, clip: Clip) -> bool:
+        size = self._sizes.get(_clip_key(clip))
+        return size is not None and clip.path.is_file() and clip.path.stat().st_size != size
+
+
+def cache_settings(data: DataConfig, model: str | os.PathLike, dtype: str) -> dict:
+    """Everything that latents and embeddings depend on, besides the clips and captions themselves.
+
+    Raises:
+        FileNotFoundError, ValueError: if the model's folder is not complete, or does not carry videos of this size.
+    """
+    skeleton = Mask2DiTPipeline.skeleton(model)
+    skeleton.check_size(data.height, data.width, data.num_frames, data.num_scenes)
+    return {
+        **{f"{part} weights": fingerprint(Path(model) / part) for part in ("vae", "text_encoder", "tokenizer")},
+        "text_length": skeleton.transformer.config.max_text_seq_length,
+        "dtype": dtype,
+        **{
+            key: getattr(data, key)
+            for key in ("kind", "num_frames", "height", "width", "max_stride", "num_windows", "seed")
+        },
+    }
+
+
+def build_cache(config: CacheConfig) -> None:
+    """Computes what a cache lacks of this process's part, and says what it did.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: for anything that cannot be carried out, before weights are read.
+        QuarantineError: if too many clips cannot be read.
+    """
+    device = choose_device(config.device)
+    settings = cache_settings(config.data, config.model, config.dtype)
+    # Whether or not a sample can be made of its row: the cache serves any num_scenes.
+    listed = [clip for row in read_manifest(config.data) for clip in row if is_long_enough(clip, config.data)]
+    clips = list({clip.name: clip for clip in listed}.values())
+    captions = list(dict.fromkeys(["", *(clip.caption for clip in listed)]))
+
+    folder = Path(config.data.cache)
+    check_writable(folder)
+    if not (folder / "index.json").is_file():
+        write_text(folder / "index.json", json.dumps(settings, indent=2) + "\n")
+    cache = LatentCache(folder, settings)
+    missing_clips = {clip.name for clip in cache.missing_clips(clips)}
+    missing_captions = set(cache.missing_captions(captions))
+
+    index, count = map(int, config.shard.split("/"))
+    # Cut before what is there already is left out, so that processes that start at different times agree on their parts.
+    clip_files = _chunks(clips, CLIPS_A_FILE)[index::count]
+    caption_files = _chunks(captions, CAPTIONS_A_FILE)[index::count]
+    clip_files = [[clip for clip in chunk if clip.name in missing_clips] for chunk in clip_files]
+    caption_files = [[caption for caption in chunk if caption in missing_captions] for chunk in caption_files]
+    num_clips, num_captions = sum(map(len, clip_files)), sum(map(len, caption_files))
+    if not num_clips and not num_captions:
+        logger.info("Nothing is missing in part %s of %s", config.shard, folder)
+        return
+
+    pipe = load_encoders(config.model, getattr(torch, config.dtype), device)
+    with tqdm(total=num_captions, desc="captions", unit="caption") as progress:
+        for chunk in caption_files:
+            tensors = {}
+            for caption in chunk:
+                tensors[_caption_key(caption)] = encode_caption(pipe, caption).cpu()
+                progress.update()
+            _write(folder, "text", tensors, list(tensors), {}, settings)
+
+    failed = Quarantine(folder / "failed.jsonl", len(clips), config.data.max_quarantined_share)
+    num_failed = 0
+    with tqdm(total=num_clips, desc="clips", unit="clip") as progress:
+        for chunk in clip_files:
+            tensors, sizes = {}, {}
+            for clip in chunk:
+                progress.update()
+                try:
+                    windows = [read_clip(config.data, clip, variant) for variant in range(config.data.num_windows)]
+                except UnreadableClipError as error:
+                    failed.add(clip, error)
+                    num_failed += 1
+                    continue
+                key = _clip_key(clip)
+                sizes[key] = clip.path.stat().st_size
+                for variant, pixels in enumerate(windows):
+                    mean, logvar = encode_clip(pipe.vae, pixels)
+                    tensors[f"{key}.{variant}.mean"], tensors[f"{key}.{variant}.logvar"] = mean.cpu(), logvar.cpu()
+            _write(folder, "latents", tensors, list(sizes), sizes, settings)
+    logger.info(
+        "Wrote %d clips and %d captions to %s; %d clips could not be read",
+        num_clips - num_failed,
+        num_captions,
+        folder,
+        num_failed,
+    )
+
+
+def _write(
+    folder: Path, name: str, tensors: dict[str, torch.Tensor], keys: list[str], sizes: dict[str, int], settings: dict
+) -> None:
+    """Writes a file that is named after the clips or captions in it, so that no two runs write different ones of a name."""
+    if not tensors:
+        return
+    # In one entry, as safetensors writes several in any order.
+    metadata = {"contents": json.dumps({"settings": _hash(settings), "keys": keys, "sizes": sizes})}
+    with atomic_path(folder / f"{name}-{_hash(sorted(keys))}.safetensors") as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def _contents(file: Path) -> dict:
+    """What `_write` noted in a file, without reading its tensors."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return json.loads(opened.metadata()["contents"])
+    except SafetensorError as error:
+        raise ValueError(f"{str(file)!r} of the cache is damaged ({error}): remove it and make it again") from error
+
+
+def _chunks(items: list, size: int) -> list[list]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _clip_key(clip: Clip) -> str:
+    return _hash(["clip", clip.name])
+
+
+def _caption_key(caption: str) -> str:
+    return _hash(["caption", caption])
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def main(arguments: Sequence[str]) -> int:
+    default = Path(__file__).parents[2] / "configs/data/cache.yaml"
+    return run_command(CacheConfig, "mask2dit.data.cache:build_cache", default, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,169 @@
+"""Reads a whole manifest before training: `python -m mask2dit.data.check MANIFEST [key=value …]`.
+
+The keys are those of `DataConfig`, as in training. Every video is opened and its first frame decoded; damage further inside a
+file shows only in training or when the cache is made.
+"""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mask2dit.config import load_config
+from mask2dit.data.clips import Clip, describe_required_frames, is_long_enough, required_frames, scene_windows
+from mask2dit.data.config import DataConfig
+from mask2dit.data.manifests import LENGTH_FIELD, PATH_FIELD, Problem, parse_manifest
+from mask2dit.video.reading import open_video
+
+FPS_TOLERANCE = 0.01  # 23.98 stands for 24000/1001
+KEYS = ", ".join(field.name for field in dataclasses.fields(DataConfig))
+USAGE = f"usage: python -m mask2dit.data.check MANIFEST [key=value ...]\n\nkeys: {KEYS}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What is wrong with a manifest, in the order of its rows."""
+
+    num_rows: int
+    num_clips: int
+    """That could be looked at: faulty entries name none."""
+    problems: list[Problem]
+
+    @property
+    def unusable_rows(self) -> set[int]:
+        return {problem.row for problem in self.problems if not problem.is_warning}
+
+    def __str__(self) -> str:
+        """A table with a line a problem, and a summary."""
+        cells = [("row", "field", "level", "problem")] if self.problems else []
+        cells += [
+            (problem.label, problem.field, "warning" if problem.is_warning else "error", problem.message)
+            for problem in self.problems
+        ]
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
+        warnings = sum(problem.is_warning for problem in self.problems)
+        summary = (
+            f"{self.num_rows} rows, {self.num_clips} clips; errors: {len(self.problems) - warnings}, "
+            f"warnings: {warnings}, unusable rows: {len(self.unusable_rows)}"
+        )
+        return "\n".join([*lines, summary])
+
+
+def check_manifest(config: DataConfig) -> Report:
+    """Checks every row and opens every video of a manifest.
+
+    Raises:
+        FileNotFoundError, ValueError: if the manifest cannot be read at all.
+    """
+    rows, problems = parse_manifest(config)
+    clips = [clip for row in rows for clip in row]
+    # Most of it is waiting for files, and decord decodes outside Python's lock.
+    with ThreadPoolExecutor() as pool:
+        videos = list(tqdm(pool.map(_open, clips), total=len(clips), desc="clips", unit="clip", disable=None))
+    of_clip = dict(zip(clips, videos))
+    faulty = {problem.row for problem in problems}
+    for number, row in enumerate(rows, start=1):
+        # Fine-tuning steps around scenes of which the manifest itself says that they are too short.
+        avoidable = config.kind == "finetune" and bool(scene_windows(row, config))
+        for clip in row:
+            problems += _check_clip(config, clip, of_clip[clip], avoidable)
+        if config.kind == "finetune" and number not in faulty:
+            problems += _check_row(config, number, row, [of_clip[clip] for clip in row])
+    problems.sort(key=lambda problem: (problem.row, problem.scene or 0))
+    return Report(num_rows=len(rows), num_clips=len(clips), problems=problems)
+
+
+@dataclass(frozen=True)
+class _Video:
+    """What a file says of itself."""
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+
+
+def _open(clip: Clip) -> _Video | str:
+    """The video of a clip, or why there is none."""
+    if not clip.path.exists():
+        return f"there is no file {clip.path}"
+    try:
+        reader = open_video(clip.path)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return _Video(reader.num_frames, reader.fps, reader.width, reader.height)
+
+
+def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: bool) -> list[Problem]:
+    """Whether the file could be read, is long enough, and is what the manifest says."""
+
+    def problem(field: str, message: str, is_warning: bool = False) -> Problem:
+        return Problem(row=clip.row, scene=clip.scene, field=field, message=message, is_warning=is_warning)
+
+    suffix = Path(config.manifest).suffix
+    if isinstance(video, str):
+        return [problem(PATH_FIELD[suffix], video)]
+    length = LENGTH_FIELD[suffix]
+    problems = []
+    if video.num_frames < required_frames(config):
+        is_left_out = avoidable and not is_long_enough(clip, config)
+        message = f"the file has {video.num_frames} frames, but {describe_required_frames(config)}"
+        problems.append(problem(length, message, is_warning=is_left_out))
+    for field, stated, actual, tolerance in (
+        (length, clip.num_frames, video.num_frames, 1 if length == "duration" else 0),  # a duration is rounded
+        ("fps", clip.fps, video.fps, FPS_TOLERANCE),
+        ("width", clip.width, video.width, 0),
+        ("height", clip.height, video.height, 0),
+    ):
+        if stated is not None and abs(stated - actual) > tolerance:
+            unit = " frames" if field == length else ""
+            message = f"the manifest says {stated:.6g}{unit}, but the file has {actual:.6g}"
+            problems.append(problem(field, message, is_warning=True))
+    return problems
+
+
+def _check_row(config: DataConfig, number: int, row: list[Clip], videos: list[_Video | str]) -> list[Problem]:
+    """Whether the row has enough scenes, and whether these are alike."""
+    problems = []
+    if len(row) < config.num_scenes:
+        message = f"the row has {len(row)} scenes, but a sample takes {config.num_scenes}"
+        problems.append(Problem(row=number, scene=None, field="values", message=message))
+    elif not scene_windows(row, config):
+        message = f"no {config.num_scenes} consecutive scenes of the row are long enough"
+        problems.append(Problem(row=number, scene=None, field="values", message=message))
+    readable = [video for video in videos if isinstance(video, _Video)]
+    sizes = list(dict.fromkeys(f"{video.width}x{video.height}" for video in readable))
+    rates = list(dict.fromkeys(f"{video.fps:.6g}" for video in readable))
+    for field, values in (("width, height", sizes), ("fps", rates)):
+        if len(values) > 1:
+            message = f"differs within the row: {', '.join(values)}"
+            problems.append(Problem(row=number, scene=None, field=field, message=message, is_warning=True))
+    return problems
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the report; the exit status is 1 if a row is unusable or the manifest cannot be read."""
+    logging.basicConfig(format="%(message)s")
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0 if arguments else 2
+    manifest, *overrides = arguments
+    try:
+        config = dataclasses.replace(load_config(DataConfig, None, overrides), manifest=manifest)
+        report = check_manifest(config)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{manifest} for kind={config.kind}: samples of {config.num_scenes} scenes, {config.num_frames} frames each")
+    print(report)
+    return 1 if report.unusable_rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

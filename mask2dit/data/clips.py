@@ -1,0 +1,138 @@
+"""Clips, the frames that a training scene takes of them, and reading these."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mask2dit.data.config import DataConfig
+from mask2dit.data.randomness import generator_for
+from mask2dit.video.frames import choose_frames, resize_and_crop
+from mask2dit.video.reading import open_video
+
+# Pre-training drops the start and the end of a clip, where found clips often still show the scenes beside them.
+DROPPED_PERCENT = 5
+# Between two tries to read a clip: what passes by itself, as a hiccup of network storage does, takes a moment to.
+RETRY_SECONDS = 0.5
+
+
+class UnreadableClipError(ValueError):
+    """No scene can be taken of a clip. The message names the file and says why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)  # small, since there may be millions in every process
+class Clip:
+    """One clip of a manifest: a video file with its caption, and what the manifest says about the file (None: nothing).
+
+    `name` is the path as the manifest has it, starting at `root`. It stands for the clip wherever the folder of videos lies.
+    """
+
+    root: Path
+    name: str
+    caption: str
+    row: int
+    scene: int | None = None
+    num_frames: int | None = None
+    fps: float | None = None
+    width: int | None = None
+    height: int | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def label(self) -> str:
+        """Where the manifest lists the clip, counted from 1."""
+        return f"row {self.row}" if self.scene is None else f"row {self.row} scene {self.scene}"
+
+
+def required_frames(config: DataConfig) -> int:
+    """The fewest frames of a clip from which a scene can be taken."""
+    if config.kind == "finetune":
+        return config.num_frames
+    # Rounded up: what is kept of them, rounded down, has to hold num_frames steps of the stride.
+    return -(-config.num_frames * config.max_stride * 100 // (100 - 2 * DROPPED_PERCENT))
+
+
+def is_long_enough(clip: Clip, config: DataConfig) -> bool:
+    """Whether the clip has enough frames by the manifest's account; one that does not say is taken to have."""
+    return clip.num_frames is None or clip.num_frames >= required_frames(config)
+
+
+def scene_windows(row: list[Clip], config: DataConfig) -> list[list[Clip]]:
+    """Every `num_scenes` consecutive scenes of a row that are all long enough by the manifest's account."""
+    starts = range(len(row) - config.num_scenes + 1)
+    windows = [row[start : start + config.num_scenes] for start in starts]
+    return [window for window in windows if all(is_long_enough(clip, config) for clip in window)]
+
+
+def window_variant(config: DataConfig, epoch: int) -> int:
+    """Which of a clip's windows an epoch takes."""
+    return epoch if config.num_windows is None else epoch % config.num_windows
+
+
+def choose_window(config: DataConfig, name: str, total_frames: int, variant: int) -> list[int]:
+    """The frames that a scene takes of a clip: a function of the seed, the clip and the variant alone.
+
+    Pre-training keeps what lies between the first and the last 5% and takes `num_frames` at the stride `max_stride` from a
+    random start in it. Fine-tuning takes them at the largest stride from `max_stride` down to 1 that fits, from a random
+    start. So does the published training.
+
+    Args:
+        name: the clip's.
+        total_frames: of the clip.
+        variant: see `window_variant`.
+
+    Returns:
+        `num_frames` indices.
+
+    Raises:
+        ValueError: if the clip is too short.
+    """
+    if total_frames < required_frames(config):
+        raise ValueError(f"it has {total_frames} frames, but {describe_required_frames(config)}")
+    generator = generator_for(config.seed, "window", name, variant)
+    if config.kind == "finetune":
+        return choose_frames(total_frames, config.num_frames, config.max_stride, "random", generator)
+    first, stop = total_frames * DROPPED_PERCENT // 100, total_frames * (100 - DROPPED_PERCENT) // 100
+    span = (config.num_frames - 1) * config.max_stride + 1
+    first += int(torch.randint(stop - first - span + 1, (1,), generator=generator))
+    return list(range(first, first + span, config.max_stride))
+
+
+def describe_required_frames(config: DataConfig) -> str:
+    """`required_frames` and where it comes from, as the end of a sentence."""
+    if config.kind == "finetune":
+        return f"{config.num_frames} are needed even at stride 1"
+    return (
+        f"{required_frames(config)} are needed for {config.num_frames} at stride {config.max_stride} after the first and "
+        f"last {DROPPED_PERCENT}% are dropped"
+    )
+
+
+def read_clip(config: DataConfig, clip: Clip, variant: int) -> torch.Tensor:
+    """One scene as the VAE takes it, `float32 (num_frames, 3, height, width)` in [-1, 1].
+
+    A clip that cannot be read is tried again `config.max_retries` times.
+
+    Raises:
+        UnreadableClipError: if there is no such file, or it cannot be reached or decoded, or it is too short.
+    """
+    for tries_left in range(config.max_retries, -1, -1):
+        try:
+            return _read_once(config, clip, variant)
+        except (OSError, ValueError) as error:
+            if not tries_left:
+                raise UnreadableClipError(str(error)) from error
+            time.sleep(RETRY_SECONDS)
+
+
+def _read_once(config: DataConfig, clip: Clip, variant: int) -> torch.Tensor:
+    reader = open_video(clip.path)  # a new one each time, since decord's stays broken after an error
+    try:
+        indices = choose_window(config, clip.name, reader.num_frames, variant)
+    except ValueError as error:
+        raise ValueError(f"video {clip.path} is too short: {error}") from error
+    return resize_and_crop(reader.read(indices), config.height, config.width)

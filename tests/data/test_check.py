@@ -1,0 +1,139 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mask2dit.data.check import main
+
+TINY = ["num_frames=9", "max_stride=2"]
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command and gives its exit status and the lines it prints, cells by cells."""
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        lines = capsys.readouterr().out.splitlines()
+        return status, [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+
+    return run
+
+
+def test_a_csv_with_one_of_each_fault_is_told_row_by_row(run, tmp_path, numbered_video):
+    numbered_video(tmp_path / "good.mp4", 40)
+    numbered_video(tmp_path / "short.mp4", 19)
+    (tmp_path / "broken.mp4").write_text("no video")
+    manifest = tmp_path / "faulty.csv"
+    manifest.write_text(
+        "fps,width,height,caption,path,num_frame\n"
+        "12,64,32,all is well,good.mp4,40\n"
+        "12,64,32,missing,gone.mp4,40\n"
+        "12,64,32,unreadable,broken.mp4,40\n"
+        "12,64,32,too short,short.mp4,19\n"
+        "12,64,32,,good.mp4,40\n"
+        "12,64,wide,wrong type,good.mp4,40\n"
+        "24,48,30,another than it says,good.mp4,41\n"
+        "12,64,32,commas, not in quotes,good.mp4,40\n"
+    )
+    status, lines = run(manifest, *TINY)
+    broken = (
+        f"video {tmp_path}/broken.mp4 cannot be read: it is not a video, or it is damaged or cut short; "
+        "check that it plays, then download or encode it again"
+    )
+    short = "the file has 19 frames, but 20 are needed for 9 at stride 2 after the first and last 5% are dropped"
+    columns = "more fields than the header's 6: put a caption with commas in quotes"
+    assert status == 1
+    assert lines == [
+        [f"{manifest} for kind=pretrain: samples of 3 scenes, 9 frames each"],
+        ["row", "field", "level", "problem"],
+        ["row 2", "path", "error", f"there is no file {tmp_path}/gone.mp4"],
+        ["row 3", "path", "error", broken],
+        ["row 4", "num_frame", "error", short],
+        ["row 5", "caption", "error", "is empty"],
+        ["row 6", "height", "error", "has to be a positive whole number, but is 'wide'"],
+        ["row 7", "num_frame", "warning", "the manifest says 41 frames, but the file has 40"],
+        ["row 7", "fps", "warning", "the manifest says 24, but the file has 12"],
+        ["row 7", "width", "warning", "the manifest says 48, but the file has 64"],
+        ["row 7", "height", "warning", "the manifest says 30, but the file has 32"],
+        ["row 8", "columns", "error", columns],
+        ["8 rows, 5 clips; errors: 6, warnings: 4, unusable rows: 6"],
+    ]
+
+
+def test_a_json_with_one_of_each_fault_is_told_scene_by_scene(run, tmp_path, numbered_video):
+    numbered_video(tmp_path / "good.mp4", 40)
+    numbered_video(tmp_path / "short.mp4", 8)
+    numbered_video(tmp_path / "other.mp4", 40, size=(48, 64), fps=24)
+
+    def scene(url="good.mp4", seconds=40 / 12, **values):
+        return {"url": url, "caption": "a", "fps": 12, "width": 64, "height": 32, "duration": seconds} | values
+
+    rows = [
+        [scene(), scene(), scene()],
+        [scene(), scene()],
+        [scene(), scene("short.mp4", 8 / 12), scene(), scene()],  # the last two can be taken
+        [scene(), scene("short.mp4", 8 / 12), scene()],
+        [scene(), scene("short.mp4"), scene(), scene()],  # which the manifest does not know to be short
+        [scene(), scene("other.mp4", fps=24, height=48, seconds=40 / 24)],
+        [scene(), scene(caption=3)],
+    ]
+    manifest = tmp_path / "faulty.json"
+    manifest.write_text(json.dumps([{"prefix": "p", "values": values} for values in rows]))
+    status, lines = run(manifest, "kind=finetune", "num_scenes=2", *TINY)
+    short = "the file has 8 frames, but 9 are needed even at stride 1"
+    assert status == 1
+    assert lines[2:] == [
+        ["row 3 scene 2", "duration", "warning", short],
+        ["row 4", "values", "error", "no 2 consecutive scenes of the row are long enough"],
+        ["row 4 scene 2", "duration", "error", short],
+        ["row 5 scene 2", "duration", "error", short],
+        ["row 5 scene 2", "duration", "warning", "the manifest says 40 frames, but the file has 8"],
+        ["row 6", "width, height", "warning", "differs within the row: 64x32, 64x48"],
+        ["row 6", "fps", "warning", "differs within the row: 12, 24"],
+        ["row 7 scene 2", "caption", "error", "has to be a text, but is 3"],
+        ["7 rows, 19 clips; errors: 4, warnings: 4, unusable rows: 3"],
+    ]
+    status, lines = run(manifest, "kind=finetune", *TINY)
+    assert ["row 2", "values", "error", "the row has 2 scenes, but a sample takes 3"] in lines
+
+
+def test_a_good_manifest_ends_with_status_0(run, clips, write_csv):
+    manifest = write_csv([(f"{k}.mp4", "a", 40 + k) for k in range(8)])
+    assert run(manifest, *TINY, f"data_root={clips}") == (
+        0,
+        [
+            [f"{manifest} for kind=pretrain: samples of 3 scenes, 9 frames each"],
+            ["8 rows, 8 clips; errors: 0, warnings: 0, unusable rows: 0"],
+        ],
+    )
+
+
+def test_warnings_alone_end_with_status_0(run, clips, write_csv):
+    status, lines = run(write_csv([("1.mp4", "a", 40)]), *TINY, f"data_root={clips}")
+    assert (status, lines[-1]) == (0, ["1 rows, 1 clips; errors: 0, warnings: 1, unusable rows: 0"])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere.csv"], "error: there is no manifest 'nowhere.csv'"),
+        (["nowhere.csv", "kind=sft"], "error: kind has to be one of pretrain, finetune"),
+        (["nowhere.csv", "knd=finetune"], "there is no key 'knd'; did you mean 'kind'?"),
+        (["kind=finetune"], "error: a manifest is a .csv or a .json file, but this one is 'kind=finetune'"),
+        (["nowhere.csv", "finetune"], "overrides have the form key=value"),
+    ],
+)
+def test_a_command_that_cannot_be_carried_out_is_told_in_one_sentence(capsys, arguments, message):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_the_command_works_as_a_module(clips, write_csv):
+    manifest = write_csv([("1.mp4", "a", 41)])
+    command = [sys.executable, "-m", "mask2dit.data.check", manifest, *TINY, f"data_root={clips}"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "1 rows, 1 clips" in result.stdout

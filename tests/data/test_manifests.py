@@ -1,0 +1,78 @@
+import json
+
+import pytest
+
+from mask2dit.data.config import DataConfig
+from mask2dit.data.manifests import read_manifest
+
+
+def write(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return DataConfig(manifest=str(path))
+
+
+def test_a_csv_has_one_clip_a_row(tmp_path):
+    config = write(
+        tmp_path,
+        "a.csv",
+        'fps,width,height,caption,path,num_frame\n23.976,720,480,"A fox, red.",x/1.mp4,72\n,,,B,2.mp4,\n',
+    )
+    (one,), (two,) = read_manifest(config)
+    assert (one.caption, one.name, one.path, one.label) == ("A fox, red.", "x/1.mp4", tmp_path / "x/1.mp4", "row 1")
+    assert (one.fps, one.width, one.height, one.num_frames) == (23.976, 720, 480, 72)
+    assert (two.fps, two.width, two.height, two.num_frames, two.label) == (None, None, None, None, "row 2")
+
+
+def test_a_json_has_consecutive_scenes_a_row(tmp_path):
+    scene = {"vid": "v", "width": 720, "height": 480, "duration": 3.02, "fps": 24, "url": "1.mp4", "caption": "A"}
+    config = write(tmp_path, "a.json", json.dumps([{"prefix": "p", "values": [scene, {"url": "2", "caption": "B"}]}]))
+    ((one, two),) = read_manifest(config)
+    assert (one.caption, one.path, one.num_frames, one.fps) == ("A", tmp_path / "1.mp4", 72, 24)
+    assert (one.label, two.label) == ("row 1 scene 1", "row 1 scene 2")
+    assert two.num_frames is None
+
+
+def test_paths_start_at_the_data_root_if_there_is_one(tmp_path):
+    config = write(tmp_path, "a.csv", "caption,path\nA,1.mp4\nB,/abs/2.mp4\n")
+    config.data_root = "/videos"
+    assert [str(row[0].path) for row in read_manifest(config)] == ["/videos/1.mp4", "/abs/2.mp4"]
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("a.csv", "caption,path\nA,1\n,2\n", "a.csv, row 2, caption: is empty"),
+        ("a.csv", "caption,path\nA, \n", "row 1, path: is empty"),
+        ("a.csv", "caption,path\nA,b,1.mp4\n", "row 1, columns: more fields than the header's 2: put a caption with"),
+        ("a.csv", "caption,path\nA\n", "row 1, columns: fewer fields than the header's 2"),
+        ("a.csv", "fps,caption,path\nfast,A,1\n", "row 1, fps: has to be a positive number, but is 'fast'"),
+        ("a.csv", "num_frame,caption,path\n7.5,A,1\n", "num_frame: has to be a positive whole number, but is '7.5'"),
+        ("a.csv", "caption,path\n,\n", "row 1, path: is empty (and 1 more problems); python -m mask2dit.data.check"),
+        ("a.csv", "path\n1\n", "cannot be read: it has no column 'caption'"),
+        ("a.csv", "caption,path\n", "has no rows"),
+        ("a.csv", "", "it has no column 'path'"),
+        ("a.json", "[]", "has no rows"),
+        ("a.json", "{}", "it has to be a list of rows, but is an object"),
+        ("a.json", "[", "cannot be read: Expecting value"),
+        ("a.json", '[{"values": 3}]', "row 1, values: has to be a list of scenes, but is a number"),
+        ("a.json", '[{"prefix": "a"}]', "row 1, values: has to be a list of scenes;"),
+        ("a.json", '["a"]', "row 1, values: has to be a list of scenes;"),
+        ("a.json", '[{"values": ["a"]}]', "row 1 scene 1, values: a scene has to be an object, but is a text"),
+        ("a.json", '[{"values": [{"url": "a"}]}]', "row 1 scene 1, caption: is missing"),
+        ("a.json", '[{"values": [{"url": 1, "caption": "a"}]}]', "row 1 scene 1, url: has to be a text, but is 1"),
+        ("a.json", '[{"values": [{"url": "a", "caption": "a", "fps": "24"}]}]', "fps: has to be a positive number"),
+        ("a.json", '[{"values": [{"url": "a", "caption": "a", "width": true}]}]', "width: has to be a positive whole"),
+        ("a.txt", "", "a manifest is a .csv or a .json file"),
+    ],
+)
+def test_a_fault_is_told_with_row_and_field(tmp_path, name, text, message):
+    with pytest.raises(ValueError) as error:
+        read_manifest(write(tmp_path, name, text))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_manifest_is_named():
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
+        read_manifest(DataConfig(manifest="nowhere.csv"))
