@@ -29,7 +29,7 @@ def diffusion_loss(
     Args:
         transformer: a Mask²DiT transformer, bare or wrapped (DDP, DeepSpeed).
         scheduler: whose noise schedule is trained.
-        latents: (B, S*F, C, h, w) clean scaled latents.
+        latents: (B, S*F, C, h, w) clean scaled latents; the transformer gets them in the dtype of the text.
         noise: the same shape, standard normal.
         prompt_embeds: (B, S*L, D).
         timesteps: (B,) of 0 … 999.
@@ -66,7 +66,7 @@ def diffusion_loss(
     velocity = scheduler.get_velocity(clean, noise, timesteps)
 
     prediction = transformer(
-        hidden_states=noisy.to(latents.dtype),
+        hidden_states=noisy.to(prompt_embeds.dtype),
         encoder_hidden_states=prompt_embeds,
         timestep=scene_timesteps,
         scene_frames=None if scene_frames is None else tuple(scene_frames),

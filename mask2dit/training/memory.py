@@ -1,0 +1,107 @@
+"""What a run needs in memory, computed from shapes alone."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.training.config import TrainConfig
+from mask2dit.training.engine import deepspeed_config
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one process."""
+
+    parameters: int
+    trainable: int
+    tokens: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    optimizer_device: str
+    available: int | None
+
+    @property
+    def total(self) -> int:
+        on_device = self.weights + self.gradients + self.activations
+        return on_device + (self.optimizer if self.optimizer_device == "device" else 0)
+
+    def __str__(self) -> str:
+        lines = [
+            f"parameters          {self.parameters:,} ({self.trainable:,} trained)",
+            f"tokens a sample     {self.tokens:,}",
+            f"weights             {self.weights / GIB:8.2f} GiB a process",
+            f"gradients           {self.gradients / GIB:8.2f} GiB",
+            f"optimizer           {self.optimizer / GIB:8.2f} GiB ({self.optimizer_device})",
+            f"activations, about  {self.activations / GIB:8.2f} GiB",
+            f"total on the device {self.total / GIB:8.2f} GiB, beside VAE and text encoder",
+        ]
+        if self.available is None:
+            lines.append("no GPU is here to compare it with")
+        else:
+            verdict = "fits" if self.total < self.available else "does not fit"
+            lines.append(f"{verdict} the {self.available / GIB:.1f} GiB of this GPU")
+        return "\n".join(lines)
+
+
+def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_processes: int) -> MemoryEstimate:
+    """Memory of a process for the run's engine.
+
+    Weights, gradients and optimizer are counted: without DeepSpeed 4 + 4 + 8 bytes a trained parameter (2 bytes of moments
+    for adamw8bit) and, in 16 bits, 2 more for autocast's copies; with it 2 + 2 + 12 in 16 bits, of which ZeRO splits the
+    optimizer (stage 1), gradients (2) and weights (3) over the processes (Rajbhandari et al. 2020, Sec. 3). Activations
+    are estimated at 34 bytes a token and channel of a block in 16 bits (Korthikanti et al. 2022, Eq. 2, without the
+    attention matrix), for every block that is not recomputed and one that is, and what checkpointed blocks keep.
+    """
+    transformer, data = skeleton.transformer, config.data
+    _, latent_frames, (_, height, width) = skeleton.check_size(
+        data.height, data.width, data.num_frames, data.num_scenes
+    )
+    layout = transformer.scene_layout(height, width, latent_frames)
+    parameters = sum(parameter.numel() for parameter in transformer.parameters())
+    trainable = parameters
+    if config.lora.rank:
+        trainable = sum(
+            config.lora.rank * sum(module.weight.shape)
+            for name, module in transformer.named_modules()
+            if any(name.endswith(f".{target}") for target in config.lora.target_modules)
+        )
+    half = config.precision != "fp32"
+    engine = deepspeed_config(config, num_processes)
+    zero = engine["zero_optimization"] if engine else {"stage": 0}
+    stage = zero["stage"]
+    if engine and half:
+        sizes = {"weights": 2 * parameters, "gradients": 2 * trainable, "optimizer": 12 * trainable}
+    else:
+        sizes = {
+            "weights": (6 if half else 4) * parameters,
+            "gradients": 4 * trainable,
+            "optimizer": (2 if config.optimizer == "adamw8bit" else 8) * trainable,
+        }
+    for name, first_stage in (("optimizer", 1), ("gradients", 2), ("weights", 3)):
+        if stage >= first_stage:
+            sizes[name] //= num_processes
+
+    width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    layers = transformer.config.num_layers
+    scale = 1 if half else 2
+    tokens = config.micro_batch_size * layout.length
+    block = 34 * tokens * width * scale
+    interval = config.gradient_checkpointing
+    checkpointed = 0 if not interval else -(-layers // interval)
+    activations = (layers - checkpointed) * block + (
+        checkpointed * 2 * tokens * width * scale + block if interval else 0
+    )
+    return MemoryEstimate(
+        parameters=parameters,
+        trainable=trainable,
+        tokens=layout.length,
+        **sizes,
+        activations=activations,
+        optimizer_device="main memory" if "offload_optimizer" in zero else "device",
+        available=torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None,
+    )

@@ -1,0 +1,171 @@
+"""A training run from its configuration: checks, models, the loop, and the trained folder at the end."""
+
+import json
+import logging
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from mask2dit.data.datasets import StoryDataset, build_dataset
+from mask2dit.data.encoding import load_encoders
+from mask2dit.models.masks import cross_scene
+from mask2dit.models.transformer import Mask2DiTTransformer3DModel
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.training.callbacks import Checkpoints, Logging, Validation
+from mask2dit.training.checkpoints import find_checkpoint, run_record
+from mask2dit.training.config import TrainConfig
+from mask2dit.training.engine import (
+    accumulation_steps,
+    create_accelerator,
+    deepspeed_config,
+    world_size,
+    zero_stage,
+)
+from mask2dit.training.memory import estimate_memory
+from mask2dit.training.trainer import Callback, Trainer
+from mask2dit.video.writing import check_writable, write_text
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+FROZEN = ("vae", "text_encoder", "tokenizer", "scheduler")
+
+
+def train(config: TrainConfig) -> int:
+    """Runs a training configuration.
+
+    Returns:
+        The exit status: 0, or `trainer.PREEMPTED` after a SIGTERM.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError, PermissionError: before weights are read, for anything that cannot
+            be carried out.
+    """
+    skeleton = check(config)
+    if config.dry_run:
+        print(estimate_memory(config, skeleton, world_size()))
+        return 0
+    found = find_checkpoint(config)
+    set_seed(config.seed)  # of the weights that LoRA adds; samples have their own
+    # Before the accelerator: with ZeRO stage 3 under way, transformers would split the frozen text encoder as it reads it.
+    pipe = load_pipeline(config)
+    accelerator = create_accelerator(config)
+    for part in (pipe.vae, pipe.text_encoder):
+        if part is not None and part.device.type != "meta":
+            part.to(accelerator.device)
+    callbacks = [Checkpoints(), Validation(), Export(), Logging()]  # logging ends the processes' group
+    trainer = Trainer(config, accelerator, pipe, load_dataset(config), callbacks, start=found[1] if found else 0)
+    if found:
+        trainer.load(found[0])
+        logger.info("resumed from %s", found[0])
+    if accelerator.is_main_process:
+        write_text(Path(config.output_dir) / "run.json", json.dumps(run_record(config), indent=2))
+    return trainer.train()
+
+
+def check(config: TrainConfig) -> Mask2DiTPipeline:
+    """Everything that can be found wrong without reading weights. Returns the model without its weights.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError, PermissionError: with what is wrong and what would be right.
+    """
+    if not Path(config.model).is_dir():
+        raise FileNotFoundError(f"there is no model in {config.model!r}: put the weights there (models/README.md)")
+    if config.mask_variant is not None:
+        cross_scene(config.mask_variant)
+    accumulation_steps(config, world_size())
+    deepspeed_config(config, world_size())
+    if config.deepspeed and config.ema_decay:
+        raise ValueError(
+            f"ema_decay={config.ema_decay} averages whole float32 weights, which DeepSpeed splits or keeps out of sight: "
+            "leave out deepspeed or ema_decay"
+        )
+    if config.lora.rank and zero_stage(config) == 3:
+        raise ValueError("lora.rank cannot be used with ZeRO stage 3, which splits the frozen weights: use stage 2")
+    if config.optimizer == "adamw8bit":
+        if config.deepspeed:
+            raise ValueError("optimizer=adamw8bit cannot be used with deepspeed, which splits its state: use adamw")
+        if find_spec("bitsandbytes") is None or not torch.cuda.is_available():
+            raise ValueError("optimizer=adamw8bit needs a GPU and bitsandbytes (pip install bitsandbytes): use adamw")
+    skeleton = Mask2DiTPipeline.skeleton(config.model)
+    skeleton.check_size(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
+    load_dataset(config)
+    check_writable(config.output_dir)
+    find_checkpoint(config)
+    return skeleton
+
+
+def load_dataset(config: TrainConfig) -> StoryDataset:
+    """The dataset of a run, with the run's list of clips that could not be read."""
+    return build_dataset(
+        config.data, Path(config.output_dir) / "quarantine.jsonl", config.model, DTYPES[config.precision]
+    )
+
+
+def load_pipeline(config: TrainConfig) -> Mask2DiTPipeline:
+    """The pipeline to train: the transformer in float32, what is frozen in the run's precision, on the CPU."""
+    if config.data.cache is None or config.validation.every:
+        pipe = load_encoders(config.model, getattr(torch, DTYPES[config.precision]), torch.device("cpu"))
+    else:
+        pipe = Mask2DiTPipeline.skeleton(config.model)
+    transformer = Mask2DiTTransformer3DModel.from_pretrained(
+        config.model, subfolder="transformer", mask_variant=config.mask_variant
+    )
+    pipe.register_modules(transformer=transformer.train())
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+        transformer.gradient_checkpointing_interval = config.gradient_checkpointing
+    if config.lora.rank:
+        transformer.requires_grad_(False)
+        transformer.add_adapter(
+            LoraConfig(
+                r=config.lora.rank,
+                lora_alpha=config.lora.alpha or config.lora.rank,
+                target_modules=config.lora.target_modules,
+            )
+        )
+    return pipe
+
+
+class Export(Callback):
+    """At the end, writes `model/`, a folder that `Mask2DiTPipeline.from_pretrained` opens; for LoRA, `lora/`."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        if trainer.step == trainer.config.max_steps:
+            export(trainer, Path(trainer.config.output_dir))
+
+
+def export(trainer: Trainer, output_dir: Path) -> None:
+    """Writes the trained transformer, averaged where there is an average, with links to the frozen parts."""
+    accelerator, transformer = trainer.accelerator, trainer.accelerator.unwrap_model(trainer.transformer)
+    if trainer.config.lora.rank:
+        if accelerator.is_main_process:
+            layers = get_peft_model_state_dict(transformer)
+            Mask2DiTPipeline.save_lora_weights(output_dir / "lora", transformer_lora_layers=layers)
+        return
+    if trainer.ema:
+        trainer.ema.store(transformer.parameters())
+        trainer.ema.copy_to(transformer.parameters())
+    weights = accelerator.get_state_dict(trainer.transformer)
+    if accelerator.is_main_process:
+        partial, final = output_dir / ".model.partial", output_dir / "model"
+        shutil.rmtree(partial, ignore_errors=True)
+        transformer.save_config(partial / "transformer")
+        weights = {name: weight.contiguous().cpu() for name, weight in weights.items()}
+        save_file(weights, partial / "transformer" / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        for name in FROZEN:
+            os.symlink((Path(trainer.config.model) / name).resolve(), partial / name, target_is_directory=True)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        logger.info("Wrote %s", final)
+    if trainer.ema:
+        trainer.ema.restore(transformer.parameters())
+    accelerator.wait_for_everyone()

@@ -1,0 +1,263 @@
+"""The training loop. Pre-training and fine-tuning differ in the dataset and the conditional probability, in nothing else.
+
+Every random choice of a step (which samples, their windows, noise, timestep, task, dropped texts) follows from the seed and
+the sample's position alone, so that a run goes on after a stop, and is split over processes, without a change.
+
+Shapes: B samples of this process, S scenes, F latent frames of a scene, C latent channels, h x w latent size, L text tokens
+of a scene, D text width.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader
+
+from mask2dit.data.datasets import StoryDataset, collate
+from mask2dit.data.encoding import encode_caption, prepare_batch
+from mask2dit.data.order import PositionSampler
+from mask2dit.data.randomness import generator_for
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.training.checkpoints import save_checkpoint
+from mask2dit.training.config import TrainConfig
+from mask2dit.training.objective import diffusion_loss
+
+logger = logging.getLogger(__name__)
+
+PREEMPTED = 75  # the exit status after SIGTERM: saved, to be started again (EX_TEMPFAIL of sysexits.h)
+
+
+class Callback:
+    """What happens beside the optimisation. Every method is called on all processes."""
+
+    def on_start(self, trainer: "Trainer") -> None:
+        """Before the first step."""
+
+    def on_step(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
+        """After each step; `trainer.step` steps are done."""
+
+    def on_log(self, trainer: "Trainer", values: dict[str, float]) -> None:
+        """When something was measured."""
+
+    def on_end(self, trainer: "Trainer") -> None:
+        """After the last step, or when the run is stopped."""
+
+
+class Trainer:
+    """Trains the transformer of a pipeline.
+
+    Args:
+        config: the run.
+        accelerator: from `create_accelerator`.
+        pipe: the pipeline to train the transformer of. VAE and text encoder stay as they are, on the accelerator's device;
+            with a cache, and without validation, they are not needed.
+        dataset: from `build_dataset`.
+        callbacks: called in this order.
+        start: steps that were done before, when the state that belongs to them is loaded by `load`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        pipe: Mask2DiTPipeline,
+        dataset: StoryDataset,
+        callbacks: Sequence[Callback] = (),
+        start: int = 0,
+    ):
+        self.config, self.accelerator, self.pipe = config, accelerator, pipe
+        self.dataset, self.callbacks, self.step = dataset, callbacks, start
+        self.optimizer = create_optimizer(config, [p for p in pipe.transformer.parameters() if p.requires_grad])
+        self.ema = EMAModel(pipe.transformer.parameters(), decay=config.ema_decay) if config.ema_decay else None
+        self.transformer, self.prepared_optimizer = accelerator.prepare(pipe.transformer, self.optimizer)
+        if self.ema:
+            self.ema.to(accelerator.device)
+            accelerator.register_for_checkpointing(self.ema)
+
+    def train(self) -> int:
+        """Runs to `max_steps`, or to a SIGTERM. Returns the exit status: 0, or `PREEMPTED`."""
+        batches = self._batches()
+        for callback in self.callbacks:
+            callback.on_start(self)
+        status = 0
+        with _sigterm_noted() as terminated:
+            while self.step < self.config.max_steps:
+                metrics = self._step(batches)
+                for callback in self.callbacks:
+                    callback.on_step(self, metrics)
+                if self._any(terminated()):
+                    save_checkpoint(self.accelerator, self.config, self.step)
+                    logger.warning("stopped by SIGTERM after step %d, which is saved", self.step)
+                    status = PREEMPTED
+                    break
+        for callback in self.callbacks:
+            callback.on_end(self)
+        return status
+
+    def log(self, values: dict[str, float]) -> None:
+        """Hands measured values to the callbacks."""
+        for callback in self.callbacks:
+            callback.on_log(self, values)
+
+    def load(self, checkpoint: Path) -> None:
+        """Loads the state that `save_checkpoint` wrote."""
+        self.accelerator.load_state(str(checkpoint))
+
+    @torch.no_grad()
+    def inputs(self, batch: dict) -> dict[str, torch.Tensor]:
+        """What `diffusion_loss` takes, from a batch of the dataset: each draw is a function of a sample's position."""
+        config, device = self.config, self.accelerator.device
+        latents, embeds = prepare_batch(self.pipe, batch, config.seed, device)
+        noise, timesteps, masks = [], [], []
+        for i, position in enumerate(zip(batch["epoch"], batch["position"])):
+            draw = generator_for(config.seed, *position, "objective")
+            noise.append(torch.randn(latents.shape[1:], generator=draw))
+            timesteps.append(torch.randint(len(self.pipe.scheduler.alphas_cumprod), (1,), generator=draw))
+            num_scenes = len(batch["captions"][i])
+            masks.append(scene_mask(num_scenes, config.conditional_probability, config.given_scenes, draw))
+            if torch.rand(1, generator=draw) < config.text_dropout:
+                embeds[i] = self._empty_text().repeat(num_scenes, 1)
+        return {
+            "latents": latents.float(),
+            "noise": torch.stack(noise).to(device),
+            "prompt_embeds": embeds,
+            "timesteps": torch.cat(timesteps).to(device),
+            "scene_mask": torch.stack(masks).to(device),
+        }
+
+    def _step(self, batches: Iterator[dict]) -> dict[str, float]:
+        """One optimisation step over `batch_size` samples."""
+        started = time.perf_counter()
+        waited, losses, names = 0.0, [], []
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        for _ in range(self.accelerator.gradient_accumulation_steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            names += [name for sample in batch["names"] for name in sample]
+            with self.accelerator.accumulate(self.transformer):
+                with self.accelerator.autocast():
+                    loss = diffusion_loss(
+                        self.transformer, self.pipe.scheduler, **self.inputs(batch), reduction="none"
+                    )
+                losses.append(self.accelerator.gather(loss.detach()))
+                self._require_finite("loss", losses[-1], names)
+                self.accelerator.backward(loss.mean())
+                grad_norm = None
+                if self.accelerator.sync_gradients:
+                    grad_norm = self.accelerator.clip_grad_norm_(
+                        self.transformer.parameters(), self.config.max_grad_norm
+                    )
+                    if self.config.precision != "fp16":  # there the loss scaler skips such steps and recovers
+                        self._require_finite("gradient norm", torch.as_tensor(float(grad_norm or 0)), names)
+                self.prepared_optimizer.step()
+                self.prepared_optimizer.zero_grad()
+        if self.ema:
+            self.ema.step(self.accelerator.unwrap_model(self.transformer).parameters())
+        self.step += 1
+        seconds = time.perf_counter() - started
+        return {
+            "loss": torch.cat(losses).mean().item(),
+            "grad_norm": float(grad_norm or 0),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "seconds": seconds,
+            "data_wait": waited / seconds,
+        }
+
+    def _batches(self) -> Iterator[dict]:
+        """Batches of this process, from the next step's samples to the last step's."""
+        sampler = PositionSampler(
+            len(self.dataset),
+            start=self.step * self.config.batch_size,
+            stop=self.config.max_steps * self.config.batch_size,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        loader = DataLoader(
+            self.dataset,
+            batch_size=self.config.micro_batch_size,
+            sampler=sampler,
+            num_workers=self.config.num_workers,
+            collate_fn=collate,
+            persistent_workers=self.config.num_workers > 0,
+        )
+        yield from loader
+
+    def _empty_text(self) -> torch.Tensor:
+        """The embedding of no text, (L, D)."""
+        if self.dataset.cache is not None:
+            return self.dataset.cache.embeddings("").to(self.accelerator.device)
+        return encode_caption(self.pipe, "")
+
+    def _require_finite(self, what: str, values: torch.Tensor, names: list[str]) -> None:
+        """Raises `FloatingPointError` on all processes if one has a value that is not finite, naming the samples."""
+        if values.isfinite().all():
+            return
+        names = sorted(set(gather_object(names)))
+        raise FloatingPointError(
+            f"the {what} of step {self.step + 1} is {values.tolist()}; its samples are {', '.join(names)}. The weights are "
+            "those of the last step; lower learning_rate, or use precision=bf16 or fp32"
+        )
+
+    def _any(self, flag: bool) -> bool:
+        """Whether it is so on any process."""
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum") > 0)
+
+
+def create_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, or its 8-bit form from bitsandbytes."""
+    if config.optimizer == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit as AdamW  # an extra, checked for at the start
+    else:
+        AdamW = torch.optim.AdamW
+    return AdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+    )
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of the step after `step` done ones: a linear rise over `warmup_steps`, then constant."""
+    if step >= config.warmup_steps:
+        return config.learning_rate
+    return config.learning_rate * (step + 1) / config.warmup_steps
+
+
+def scene_mask(num_scenes: int, probability: float, given: str, generator: torch.Generator) -> torch.Tensor:
+    """(S,) bools, True where a scene is generated: all of them or, with this probability, an extension's.
+
+    Args:
+        num_scenes: S.
+        probability: of an extension.
+        given: "last": all but the last scene are given (published); "random": any proper, non-empty subset is.
+        generator: always advanced alike, whatever comes out.
+    """
+    is_extension = torch.rand(1, generator=generator) < probability
+    subset = int(torch.randint(1, 2**num_scenes - 1, (1,), generator=generator)) if num_scenes > 1 else 0
+    if not is_extension:
+        return torch.ones(num_scenes, dtype=torch.bool)
+    if given == "last":
+        return torch.arange(num_scenes) == num_scenes - 1
+    return torch.tensor([bool(subset >> scene & 1) for scene in range(num_scenes)])
+
+
+@contextmanager
+def _sigterm_noted() -> Iterator:
+    """Notes SIGTERM instead of dying of it: a cluster that takes the node back leaves time to save."""
+    noted = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: noted.append(True))
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(signal.SIGTERM, previous)

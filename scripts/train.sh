@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Trains on one machine or several: bash scripts/train.sh CONFIG.yaml [key=value ...]
+#
+#   GPU_NUM_PER_NODE  processes on this machine: its GPUs unless set, or 1 without a GPU
+#   NNODES            machines (1)
+#   NODE_RANK         this machine among them, from 0 (0)
+#   MASTER_ADDR       the first machine (127.0.0.1)
+#   PORT              a free port on it (29500)
+set -euo pipefail
+
+gpus=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')
+exec torchrun \
+  --nnodes "${NNODES:-1}" \
+  --node_rank "${NODE_RANK:-0}" \
+  --nproc_per_node "${GPU_NUM_PER_NODE:-$gpus}" \
+  --master_addr "${MASTER_ADDR:-127.0.0.1}" \
+  --master_port "${PORT:-29500}" \
+  -m mask2dit.training "$@"

@@ -1,0 +1,304 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mask2dit import Mask2DiTPipeline
+from mask2dit.data.cache import build_cache
+from mask2dit.data.config import CacheConfig
+from mask2dit.training import checkpoints
+from mask2dit.training.config import LoRATrainingConfig, ValidationConfig
+from mask2dit.training.trainer import learning_rate, scene_mask
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = "model/transformer/diffusion_pytorch_model.safetensors"
+
+
+def weights(config, path=WEIGHTS):
+    return load_file(Path(config.output_dir) / path)
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def losses(lines):
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_pretraining_then_fine_tuning_then_sampling(config, run, clips, tmp_path):
+    pretraining = config(output_dir=str(tmp_path / "pretrain"))
+    assert run(pretraining) == 0
+    tuning = config(
+        model=str(tmp_path / "pretrain/model"),
+        output_dir=str(tmp_path / "sft"),
+        data__kind="finetune",
+        data__manifest=str(clips / "sft.json"),
+        conditional_probability=0.5,
+    )
+    assert run(tuning) == 0
+    pipe = Mask2DiTPipeline.from_pretrained(tmp_path / "sft/model")
+    frames = pipe(["a", "b", "c"], height=64, width=96, num_frames=9, num_inference_steps=2).frames
+    assert frames.shape == (1, 27, 64, 96, 3)
+    before, after = weights(pretraining), weights(tuning)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_one_sample_can_be_learned_by_heart(config, run, metrics, monkeypatch):
+    # The same sample with the same noise at the same timestep in every step.
+    monkeypatch.setattr("mask2dit.data.order.PositionSampler.__iter__", lambda self: iter([(0, 0)] * len(self)))
+    memorising = config(
+        max_steps=150, batch_size=1, learning_rate=2e-3, warmup_steps=10, max_grad_norm=1.0, checkpoint_every=1000
+    )
+    run(memorising)
+    values = losses(metrics(memorising))
+    assert min(values[-5:]) < values[0] / 10
+
+
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(config, run, metrics, tmp_path):
+    whole = config(output_dir=str(tmp_path / "whole"), ema_decay=0.9, max_steps=4)
+    run(whole)
+    parts = config(output_dir=str(tmp_path / "parts"), ema_decay=0.9, max_steps=2)
+    run(parts)
+    parts = config(output_dir=str(tmp_path / "parts"), ema_decay=0.9, max_steps=4, resume="latest")
+    run(parts)
+    assert_equal(weights(parts), weights(whole))
+    last = "checkpoint-00000004/model.safetensors"
+    assert_equal(weights(parts, last), weights(whole, last))
+    assert losses(metrics(parts)) == losses(metrics(whole))
+
+
+@pytest.mark.parametrize("deepspeed", [None, "zero2", "zero3"])
+def test_two_processes_take_the_same_steps_as_one(config, run, launch, metrics, tmp_path, deepspeed):
+    one = config(output_dir=str(tmp_path / "one"))
+    run(one)
+    path = deepspeed and str(ROOT / f"configs/deepspeed/{deepspeed}.json")
+    two = config(output_dir=str(tmp_path / "two"), deepspeed=path, micro_batch_size=1)
+    result = launch(two, processes=2)
+    assert result.returncode == 0, result.stderr
+    expected, found = metrics(one), metrics(two)
+    assert losses(found) == pytest.approx(losses(expected), rel=1e-4)
+    assert [line["grad_norm"] for line in found] == pytest.approx([line["grad_norm"] for line in expected], rel=1e-3)
+    assert [line["learning_rate"] for line in found] == [line["learning_rate"] for line in expected]
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], weight, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("deepspeed", [False, True])
+def test_clipping_bounds_the_step(config, launch, tmp_path, deepspeed):
+    """With a plain sum of gradients a step of SGD-like size would show; with AdamW the second moment does."""
+    path = str(ROOT / "configs/deepspeed/zero2.json") if deepspeed else None
+    bound = 1e-3
+    clipped = config(
+        output_dir=str(tmp_path / "clipped"), max_steps=1, checkpoint_every=1, max_grad_norm=bound, deepspeed=path
+    )
+    result = launch(clipped)
+    assert result.returncode == 0, result.stderr
+    folder = Path(clipped.output_dir) / "checkpoint-00000001"
+    if deepspeed:
+        (file,) = folder.rglob("*_optim_states.pt")
+        state = torch.load(file, weights_only=False)["optimizer_state_dict"]["base_optimizer_state"]
+        moments = [value["exp_avg"] for value in (state["state"].values() if "state" in state else state)]
+    else:
+        state = torch.load(folder / "optimizer.bin", weights_only=True)["state"]
+        moments = [value["exp_avg"] for value in state.values()]
+    # After one step the first moment is a tenth of the gradient that the optimizer was given.
+    norm = torch.sqrt(sum(moment.float().square().sum() for moment in moments)) * 10
+    assert float(norm) == pytest.approx(bound, rel=1e-2)
+
+
+def test_sigterm_saves_and_ends_with_its_own_status(config, tmp_path, run, metrics):
+    long = config(max_steps=1000, checkpoint_every=1000)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"config": dataclasses.asdict(long)}))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mask2dit.training", path], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    log = Path(long.output_dir) / "metrics.jsonl"
+    for _ in range(600):
+        if log.is_file() and log.read_text().count("\n") >= 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    (checkpoint,) = checkpoints.checkpoints(long.output_dir)
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    resumed = config(max_steps=step + 1, checkpoint_every=1000, resume="latest")
+    assert run(resumed) == 0
+    assert [line["step"] for line in metrics(resumed)] == list(range(1, step + 2))
+
+
+def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, run, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(self, folder, **options):
+        Path(folder).mkdir()
+        (Path(folder) / "model.safetensors").write_bytes(b"half of it")
+        raise Killed
+
+    run(config(max_steps=2))
+    with monkeypatch.context() as patch:
+        patch.setattr("accelerate.Accelerator.save_state", die)
+        with pytest.raises(Killed):
+            run(config(max_steps=4, resume="latest"))
+    assert [path.name for path in checkpoints.checkpoints(config().output_dir)] == ["checkpoint-00000002"]
+    assert run(config(max_steps=4, resume="latest")) == 0
+
+
+def test_only_so_many_checkpoints_are_kept(config, run):
+    run(config(checkpoint_every=1, keep_checkpoints=2))
+    names = [path.name for path in checkpoints.checkpoints(config().output_dir)]
+    assert names == ["checkpoint-00000003", "checkpoint-00000004"]
+
+
+def test_a_lora_run_exports_a_lora_that_the_pipeline_loads(config, run, small_model):
+    tuned = config(lora=LoRATrainingConfig(rank=2), max_steps=2)
+    run(tuned)
+    pipe = Mask2DiTPipeline.from_pretrained(small_model)
+    pipe.load_lora_weights(Path(tuned.output_dir) / "lora")
+    assert any("lora" in name for name, _ in pipe.transformer.named_parameters())
+
+
+def test_validation_logs_losses_and_draws_a_story(config, run, metrics, clips):
+    validation = ValidationConfig(
+        every=2,
+        manifest=str(clips / "pretrain.csv"),
+        num_samples=1,
+        timesteps=[100, 900],
+        prompts=["a", "b", "c"],
+        num_inference_steps=1,
+    )
+    validated = config(max_steps=2, validation=validation)
+    run(validated)
+    (line,) = [line for line in metrics(validated) if "validation/normal_100" in line]
+    assert {"validation/normal_900", "validation/extension_100", "validation/extension_900"} <= line.keys()
+    names = sorted(path.name for path in (Path(validated.output_dir) / "samples").iterdir())
+    assert names == [f"00000002_{task}.{suffix}" for task in ("extension", "fixed") for suffix in ("mp4", "png")]
+
+
+def test_text_dropout_replaces_all_texts_of_a_sample(config, run, metrics, tmp_path):
+    plain, dropped = (
+        config(output_dir=str(tmp_path / str(share)), max_steps=1, text_dropout=share) for share in (0.0, 1.0)
+    )
+    run(plain)
+    run(dropped)
+    assert losses(metrics(plain)) != losses(metrics(dropped))
+
+
+def test_the_learning_rate_rises_linearly_and_stays(config):
+    rates = [learning_rate(config(warmup_steps=4), step) for step in range(6)]
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
+
+
+def test_which_scenes_are_given():
+    draw = torch.Generator().manual_seed(0)
+    assert scene_mask(3, 0.0, "last", draw).tolist() == [True] * 3
+    assert scene_mask(3, 1.0, "last", draw).tolist() == [False, False, True]
+    seen = {tuple(scene_mask(3, 1.0, "random", draw).tolist()) for _ in range(200)}
+    assert len(seen) == 6  # every subset but none and all
+    share = sum(not scene_mask(3, 0.5, "last", draw).all() for _ in range(400)) / 400
+    assert 0.4 < share < 0.6
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_samples(config, run, monkeypatch):
+    monkeypatch.setattr(
+        "mask2dit.training.trainer.diffusion_loss",
+        lambda transformer, *args, **kwargs: next(transformer.parameters()).sum() * torch.tensor([float("nan")]),
+    )
+    with pytest.raises(FloatingPointError, match=r"loss of step 1 .*clip_\d\.mp4"):
+        run(config())
+
+
+def test_a_dry_run_reads_no_weights_and_prints_what_is_needed(config, run, capsys, monkeypatch):
+    monkeypatch.setattr("mask2dit.training.run.load_pipeline", lambda *args: pytest.fail("weights were read"))
+    assert run(config(dry_run=True)) == 0
+    printed = capsys.readouterr().out
+    for words in ("parameters", "tokens a sample", "weights", "gradients", "optimizer", "activations"):
+        assert words in printed
+
+
+def test_a_run_stores_what_it_was_made_with(config, run):
+    run(config(max_steps=1))
+    record = json.loads((Path(config().output_dir) / "run.json").read_text())
+    assert record["config"]["learning_rate"] == 1e-3 and "torch" in record["versions"]
+
+
+BAD = {
+    "no model": ({"model": "nowhere"}, "no model in 'nowhere'"),
+    "no manifest": ({"data__manifest": "nowhere.csv"}, "nowhere.csv"),
+    "too many scenes": ({"data__num_scenes": 9}, "num_scenes=9"),
+    "bad frames": ({"data__num_frames": 10}, "num_frames=10 .* 9 or 13"),
+    "bad height": ({"data__height": 70}, "height=70 .* 64 or 80"),
+    "a batch that does not divide": ({"batch_size": 3, "micro_batch_size": 2}, "batch_size=3 does not divide .* 2 and 4"),
+    "nothing to resume": ({"resume": "latest"}, "no checkpoint in .* to resume"),
+    "an unknown checkpoint": ({"resume": "nowhere"}, "'nowhere' is no checkpoint"),
+    "no DeepSpeed file": ({"deepspeed": "nowhere.json"}, "no DeepSpeed configuration 'nowhere.json'"),
+    "EMA with DeepSpeed": ({"deepspeed": str(ROOT / "configs/deepspeed/zero2.json"), "ema_decay": 0.9}, "ema_decay=0.9"),
+    "8 bits with DeepSpeed": (
+        {"deepspeed": str(ROOT / "configs/deepspeed/zero2.json"), "optimizer": "adamw8bit"},
+        "adamw8bit cannot be used with deepspeed",
+    ),
+    "8 bits without bitsandbytes": ({"optimizer": "adamw8bit"}, "needs a GPU and bitsandbytes"),
+    "an unknown variant": ({"mask_variant": "v6"}, "but is 'v6'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, message", BAD.values(), ids=BAD)
+def test_bad_input_ends_before_weights_are_read(config, run, monkeypatch, changes, message):
+    monkeypatch.setattr("mask2dit.training.run.load_pipeline", lambda *args: pytest.fail("weights were read"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        run(config(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_lora_with_zero_stage_3_is_refused(config, run):
+    with pytest.raises(ValueError, match="use stage 2"):
+        run(config(lora=LoRATrainingConfig(rank=2), deepspeed=str(ROOT / "configs/deepspeed/zero3.json")))
+
+
+def test_another_runs_folder_and_another_configuration_are_refused(config, run):
+    run(config(max_steps=2))
+    with pytest.raises(FileExistsError, match="holds another run"):
+        run(config())
+    with pytest.raises(ValueError, match=r"another configuration: learning_rate \(0.001 then, 0.002 now\)"):
+        run(config(resume="latest", learning_rate=2e-3))
+
+
+@pytest.mark.parametrize(
+    "contents, message",
+    [
+        ({"zero_optimization": {"stage": 2}, "train_batch_size": 7}, "train_batch_size=7, .* makes it 2"),
+        ({"zero_optimization": {"stage": 2}, "gradient_clipping": 5}, "gradient_clipping=5, .* makes it 1.0"),
+        ({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}, "bf16="),
+        ({"zero_optimization": {"stage": 4}}, "has to be 1, 2 or 3, but is 4"),
+        ({}, "a stage in zero_optimization"),
+    ],
+)
+def test_a_deepspeed_file_cannot_contradict_the_configuration(config, run, tmp_path, contents, message):
+    path = tmp_path / "deepspeed.json"
+    path.write_text(json.dumps(contents))
+    with pytest.raises(ValueError, match=message):
+        run(config(deepspeed=str(path)))
+
+
+def test_the_cache_and_the_videos_give_the_same_losses(config, run, metrics, tmp_path):
+    from_videos = config(output_dir=str(tmp_path / "videos"), data__num_windows=1)
+    run(from_videos)
+    data = replace(from_videos.data, cache=str(tmp_path / "cache"))
+    build_cache(CacheConfig(model=from_videos.model, data=data, dtype="float32", device="cpu"))
+    from_cache = replace(from_videos, output_dir=str(tmp_path / "cached"), data=data)
+    run(from_cache)
+    assert losses(metrics(from_cache)) == losses(metrics(from_videos))
