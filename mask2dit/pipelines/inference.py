@@ -5,13 +5,10 @@ import json
 import logging
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
 
@@ -28,6 +25,7 @@ from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode
 from mask2dit.pipelines.story import SceneStore, check_story, generate_story
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
+from mask2dit.provenance import git_commit, versions
 from mask2dit.video.frames import to_uint8
 from mask2dit.video.reading import read_scene
 from mask2dit.video.writing import check_writable, contact_sheet, write_image, write_text, write_video
@@ -267,17 +265,7 @@ def _record(config, pipe, identity, scene_frames, device, seconds) -> dict:
             for prompt, count, stop, video in zip_longest(config.prompts, scene_frames, stops, config.context_videos)
         ],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "versions": {name: version(name) for name in ("mask2dit", "torch", "diffusers", "transformers", "accelerate")},
-        "git_commit": _git_commit(),
+        "versions": versions(),
+        "git_commit": git_commit(),
         "seconds": round(seconds, 1),
     }
-
-
-def _git_commit() -> str | None:
-    """The commit of the source this runs from, if it runs from a checkout."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    here = Path(__file__).parent
-    result = subprocess.run([git, "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return result.stdout.strip() if result.returncode == 0 else None

@@ -8,12 +8,12 @@ import dataclasses
 import json
 import os
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from mask2dit.provenance import git_commit, versions
 from mask2dit.training.config import TrainConfig
 from mask2dit.video.writing import write_text
 
@@ -88,9 +88,8 @@ def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) ->
 
 
 def run_record(config: TrainConfig) -> dict[str, Any]:
-    """The resolved configuration and the versions that a run was made with."""
-    names = ("mask2dit", "torch", "diffusers", "transformers", "accelerate", "peft")
-    return {"config": dataclasses.asdict(config), "versions": {name: version(name) for name in names}}
+    """The resolved configuration, and the versions and commit that a run was made with."""
+    return {"config": dataclasses.asdict(config), "versions": versions(), "git_commit": git_commit()}
 
 
 def _comparable(config: dict) -> dict[str, Any]:

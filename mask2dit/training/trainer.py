@@ -76,6 +76,9 @@ class Trainer:
         self.dataset, self.callbacks, self.step = dataset, callbacks, start
         self.optimizer = create_optimizer(config, [p for p in pipe.transformer.parameters() if p.requires_grad])
         self.ema = EMAModel(pipe.transformer.parameters(), decay=config.ema_decay) if config.ema_decay else None
+        data = config.data
+        _, latent_frames, (_, *size) = pipe.check_size(data.height, data.width, data.num_frames, data.num_scenes)
+        self._tokens = pipe.transformer.scene_layout(*size, latent_frames).length * config.batch_size  # of a step
         self.transformer, self.prepared_optimizer = accelerator.prepare(pipe.transformer, self.optimizer)
         if self.ema:
             self.ema.to(accelerator.device)
@@ -169,6 +172,7 @@ class Trainer:
             "grad_norm": float(grad_norm or 0),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "seconds": seconds,
+            "tokens_per_second": self._tokens / seconds,
             "data_wait": waited / seconds,
         }
 

@@ -233,7 +233,7 @@ def test_a_dry_run_reads_no_weights_and_prints_what_is_needed(config, run, capsy
 def test_a_run_stores_what_it_was_made_with(config, run):
     run(config(max_steps=1))
     record = json.loads((Path(config().output_dir) / "run.json").read_text())
-    assert record["config"]["learning_rate"] == 1e-3 and "torch" in record["versions"]
+    assert record["config"]["learning_rate"] == 1e-3 and "torch" in record["versions"] and "git_commit" in record
 
 
 BAD = {
