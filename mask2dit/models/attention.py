@@ -128,6 +128,9 @@ def _runs(blocks: Sequence[int]) -> tuple[Run, ...]:
 
 
 def _take(tokens: torch.Tensor, runs: tuple[Run, ...], edges: tuple[int, ...]) -> torch.Tensor:
-    """The tokens of these blocks: (B, N, …) -> (B, n, …); a view where it is one run."""
+    """The tokens of these blocks: (B, N, H, D) -> (B, n, H, D); a view where it is one run."""
     parts = [tokens[:, edges[first] : edges[last]] for first, last in runs]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    if len(parts) == 1:
+        return parts[0]
+    # What is copied anyway is laid out head by head, (B, H, n, D) in memory, from which kernels read keys faster.
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=2).transpose(1, 2)
