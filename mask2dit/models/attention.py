@@ -15,29 +15,30 @@ from diffusers.models.embeddings import apply_rotary_emb
 from mask2dit.models.masks import cross_scene
 from mask2dit.scenes import SceneLayout
 
+ALL = None  # in place of a scene: all of them
+
 Run = tuple[int, int]  # (first, last + 1) of consecutive blocks
+Keys = tuple[int | None, int | None]  # the scene, or ALL, whose text and whose video are seen
 
 
-def attention_groups(num_scenes: int, variant: str) -> list[tuple[tuple[Run, ...], tuple[Run, ...]]]:
-    """The attention calls that make up a mask variant, in terms of blocks: 0 … S-1 are the scenes' texts, S … 2S-1 their
-    videos, as they follow one another in the sequence.
+def attention_groups(num_scenes: int, variant: str) -> list[tuple[tuple[Run, ...], Keys]]:
+    """The attention calls that make up a mask variant. Blocks 0 … S-1 are the scenes' texts, S … 2S-1 their videos, as they
+    follow one another in the sequence.
 
     Returns:
-        (queries, keys) of each call as runs of blocks. Every block is a query of exactly one call. Blocks that touch are
-        one run, so that contiguous tokens are a view and not a copy.
+        (queries, keys) of each call: runs of blocks, and whose text and video they see. Every block is a query of exactly
+        one call.
     """
     cross = cross_scene(variant)
-    texts, videos = tuple(range(num_scenes)), tuple(range(num_scenes, 2 * num_scenes))
-    queries_by_keys: dict[tuple[Run, ...], list[int]] = {}
-    for blocks, sees_text, sees_video in (
-        (texts, cross.text_text, cross.text_video),
-        (videos, cross.text_video, cross.video_video),
+    queries_by_keys: dict[Keys, list[int]] = {}
+    for first, sees_text, sees_video in (
+        (0, cross.text_text, cross.text_video),
+        (num_scenes, cross.text_video, cross.video_video),
     ):
-        for scene, block in enumerate(blocks):
-            keys = (texts if sees_text else texts[scene : scene + 1]) + (
-                videos if sees_video else videos[scene : scene + 1]
-            )
-            queries_by_keys.setdefault(_runs(keys), []).append(block)
+        for scene in range(num_scenes):
+            single = num_scenes == 1  # then its own are all
+            keys = (ALL if sees_text or single else scene, ALL if sees_video or single else scene)
+            queries_by_keys.setdefault(keys, []).append(first + scene)
     return [(_runs(queries), keys) for keys, queries in queries_by_keys.items()]
 
 
@@ -46,10 +47,9 @@ def grouped_attention(
 ) -> torch.Tensor:
     """Attention of N tokens under a mask variant.
 
-    Keys and values of a call are concatenated for that call alone: in inference one such pair, at most (N, H, D) each,
-    is alive at a time, and the last scene of v2 needs none, since `[T_S | V_1 … V_S]` is contiguous. In training,
-    autograd keeps the pair of every call until the backward pass: for v2 (S - 1) copies of the video's keys and values a
-    layer, or of one layer only where blocks are checkpointed.
+    Keys and values of a call are concatenated for that call alone: in inference one such pair, at most (N, H, D) each, is
+    alive at a time, and none where all is seen. In training, autograd keeps the pair of every call until the backward
+    pass: for v2 S copies of the video's keys and values a layer, or of one layer only where blocks are checkpointed.
 
     Args:
         query, key, value: (B, N, H, D), tokens in the order of `layout`.
@@ -58,16 +58,38 @@ def grouped_attention(
     Returns:
         (B, N, H, D).
     """
+    groups = attention_groups(layout.num_scenes, variant)
     edges = (0, *accumulate(layout.text_lengths + layout.video_lengths))  # where each block begins
-    outputs = []
-    for queries, keys in attention_groups(layout.num_scenes, variant):
-        output = dispatch_attention_fn(
-            _take(query, queries, edges), _take(key, keys, edges), _take(value, keys, edges), backend=backend
+    runs = sorted(run for queries, _ in groups for run in queries)
+    # Split rather than sliced: the backward pass of a split is one concatenation, that of each slice fills N tokens.
+    query_runs = dict(zip(runs, query.split([edges[last] - edges[first] for first, last in runs], dim=1)))
+    key, value = _Parts(key, layout), _Parts(value, layout)
+
+    outputs = {}
+    for queries, keys in groups:
+        parts = [query_runs[run] for run in queries]
+        output = dispatch_attention_fn(_concatenate(parts), key.take(keys), value.take(keys), backend=backend)
+        outputs.update(zip(queries, output.split([part.shape[1] for part in parts], dim=1)))
+    return outputs[runs[0]] if len(runs) == 1 else torch.cat([outputs[run] for run in runs], dim=1)
+
+
+class _Parts:
+    """Keys or values (B, N, H, D) by scene."""
+
+    def __init__(self, tokens: torch.Tensor, layout: SceneLayout):
+        self._tokens = tokens
+        self._text, self._video = tokens.split([layout.text_length, layout.video_length], dim=1)
+        self._texts = self._text.split(layout.text_lengths, dim=1)
+        self._videos = self._video.split(layout.video_lengths, dim=1)
+
+    def take(self, keys: Keys) -> torch.Tensor:
+        """(B, n, H, D): the text of one scene or of all, then the video of one or of all."""
+        text, video = keys
+        if text is ALL and video is ALL:
+            return self._tokens
+        return _concatenate(
+            [self._text if text is ALL else self._texts[text], self._video if video is ALL else self._videos[video]]
         )
-        outputs += zip(queries, output.split([edges[last] - edges[first] for first, last in queries], dim=1))
-    if len(outputs) == 1:
-        return outputs[0][1]
-    return torch.cat([output for _, output in sorted(outputs, key=lambda item: item[0])], dim=1)
 
 
 class Mask2DiTAttnProcessor:
@@ -127,10 +149,9 @@ def _runs(blocks: Sequence[int]) -> tuple[Run, ...]:
     return tuple(runs)
 
 
-def _take(tokens: torch.Tensor, runs: tuple[Run, ...], edges: tuple[int, ...]) -> torch.Tensor:
-    """The tokens of these blocks: (B, N, H, D) -> (B, n, H, D); a view where it is one run."""
-    parts = [tokens[:, edges[first] : edges[last]] for first, last in runs]
+def _concatenate(parts: list[torch.Tensor]) -> torch.Tensor:
+    """(B, n_1, H, D), (B, n_2, H, D), … -> (B, n, H, D); one part stays what it is."""
     if len(parts) == 1:
         return parts[0]
-    # What is copied anyway is laid out head by head, (B, H, n, D) in memory, from which kernels read keys faster.
+    # Laid out head by head, (B, H, n, D) in memory, from which kernels read faster.
     return torch.cat([part.transpose(1, 2) for part in parts], dim=2).transpose(1, 2)

@@ -7,7 +7,7 @@ from diffusers.models import attention_dispatch
 
 from mask2dit import SceneLayout
 from mask2dit.models import attention
-from mask2dit.models.attention import Mask2DiTAttnProcessor, attention_groups, grouped_attention
+from mask2dit.models.attention import ALL, Mask2DiTAttnProcessor, attention_groups, grouped_attention
 from mask2dit.models.masks import MASK_VARIANTS, dense_mask
 
 LAYOUTS = {
@@ -66,9 +66,9 @@ def test_no_call_carries_a_mask_and_v2_makes_two_calls_a_scene(monkeypatch):
 
 
 def test_full_attention_and_a_single_scene_are_one_call_without_a_copy():
-    assert attention_groups(3, "v5") == [(((0, 6),), ((0, 6),))]
+    assert attention_groups(3, "v5") == [(((0, 6),), (ALL, ALL))]
     for variant in MASK_VARIANTS:
-        assert attention_groups(1, variant) == [(((0, 2),), ((0, 2),))]
+        assert attention_groups(1, variant) == [(((0, 2),), (ALL, ALL))]
 
 
 @pytest.mark.parametrize("variant", MASK_VARIANTS)
