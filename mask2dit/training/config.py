@@ -101,8 +101,8 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
     log_every: int = 10
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
-    """tensorboard, wandb, both or none; metrics.jsonl is always written."""
+    trackers: list[str] = field(default_factory=list)
+    """tensorboard, wandb, or both, where they are installed; metrics.jsonl is always written."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     dry_run: bool = False
     """Print what the run would need, without reading weights."""

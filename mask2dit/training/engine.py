@@ -102,5 +102,7 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
         gradient_accumulation_steps=accumulation_steps(config, world_size()),
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=given) if given else None,
         kwargs_handlers=handlers,
+        log_with=config.trackers or None,
+        project_dir=config.output_dir,
         cpu=on_cpu and not given,  # told of a CPU, accelerate would leave DeepSpeed out
     )

@@ -95,6 +95,11 @@ def check(config: TrainConfig) -> Mask2DiTPipeline:
             raise ValueError("optimizer=adamw8bit cannot be used with deepspeed, which splits its state: use adamw")
         if find_spec("bitsandbytes") is None or not torch.cuda.is_available():
             raise ValueError("optimizer=adamw8bit needs a GPU and bitsandbytes (pip install bitsandbytes): use adamw")
+    for tracker in config.trackers:
+        if find_spec(tracker) is None:
+            raise ValueError(
+                f"trackers names {tracker}, which is not installed: pip install {tracker}, or leave it out"
+            )
     skeleton = Mask2DiTPipeline.skeleton(config.model)
     skeleton.check_size(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
     load_dataset(config)

@@ -264,6 +264,12 @@ def test_bad_input_ends_before_weights_are_read(config, run, monkeypatch, change
     assert "\n" not in str(error.value)
 
 
+def test_a_tracker_that_is_not_installed_is_refused(config, run, monkeypatch):
+    monkeypatch.setattr("mask2dit.training.run.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        run(config(trackers=["tensorboard"]))
+
+
 def test_lora_with_zero_stage_3_is_refused(config, run):
     with pytest.raises(ValueError, match="use stage 2"):
         run(config(lora=LoRATrainingConfig(rank=2), deepspeed=str(ROOT / "configs/deepspeed/zero3.json")))
