@@ -121,7 +121,9 @@ def test_damaged_frames_are_named_with_the_file(tmp_path):
     data[len(data) // 2 : len(data) // 2 + 10_000] = bytes(10_000)
     path.write_bytes(data)
     # decord decodes ahead in a thread of its own, so on a busy machine it may meet the damage while opening the file.
-    with pytest.raises(ValueError, match=re.escape(str(path)) + " cannot be (decoded at or near frames 20 to 40|read)"):
+    with pytest.raises(
+        ValueError, match=re.escape(str(path)) + " cannot be (decoded at or near frames 20 to 40|read)"
+    ):
         DecordReader(path).read([40, 20, 30])
 
 
