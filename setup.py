@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "mask2dit/__init__.py").read_text(encoding="utf-8"))[1]
 
-TRAINING = ["deepspeed>=0.19"]
+TRAINING = ["deepspeed>=0.19", "tensorboard>=2.18"]
 DEVELOPMENT = ["pytest>=8", "ruff>=0.14"]
 
 setup(

@@ -9,7 +9,7 @@
 set -euo pipefail
 
 gpus=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')
-exec torchrun \
+exec python -m mask2dit.training.launch \
   --nnodes "${NNODES:-1}" \
   --node_rank "${NODE_RANK:-0}" \
   --nproc_per_node "${GPU_NUM_PER_NODE:-$gpus}" \

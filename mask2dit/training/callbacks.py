@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from mask2dit.data.datasets import build_dataset, collate
 from mask2dit.data.order import Position
+from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.training.checkpoints import save_checkpoint
 from mask2dit.training.objective import diffusion_loss
 from mask2dit.training.trainer import Callback, Trainer
+from mask2dit.training.utilisation import peak_flops, training_flops
 from mask2dit.video.frames import to_uint8
 from mask2dit.video.writing import contact_sheet, write_image, write_video
 
@@ -32,6 +35,9 @@ class Logging(Callback):
     def on_start(self, trainer: Trainer) -> None:
         config, accelerator = trainer.config, trainer.accelerator
         self._since = []
+        self._peak = peak_flops(config.precision)
+        if self._peak:
+            self._flops = config.batch_size * training_flops(Mask2DiTPipeline.skeleton(config.model), config.data)
         accelerator.init_trackers("mask2dit")
         self._bar = tqdm(
             total=config.max_steps, initial=trainer.step, unit="step", disable=not accelerator.is_main_process
@@ -49,6 +55,8 @@ class Logging(Callback):
             return
         values = {name: sum(step[name] for step in self._since) / len(self._since) for name in metrics}
         values["learning_rate"] = metrics["learning_rate"]
+        if self._peak:
+            values["utilisation"] = self._flops / (values["seconds"] * self._peak * trainer.accelerator.num_processes)
         if torch.cuda.is_available():
             values["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self._since = []
@@ -67,10 +75,10 @@ class Logging(Callback):
 
 
 class Validation(Callback):
-    """Every `validation.every` steps: the loss on held-out clips, and a story drawn from fixed prompts and seed.
+    """Every `validation.every` steps: the loss on held-out clips, and stories drawn from fixed prompts and seed.
 
     The loss is taken at fixed noise and timesteps, for the normal task and for extension from all scenes but the last, and
-    logged for each timestep. Samples are split over processes.
+    logged for each timestep. Samples and stories are split over processes.
     """
 
     def on_start(self, trainer: Trainer) -> None:
@@ -89,7 +97,7 @@ class Validation(Callback):
         transformer.eval()
         if self._dataset:
             trainer.log(self._losses(trainer))
-        if config.prompts:
+        if config.stories:
             self._draw(trainer, transformer)
         transformer.train()
 
@@ -115,34 +123,55 @@ class Validation(Callback):
             for j, timestep in enumerate(config.timesteps)
         }
 
-    def _draw(self, trainer: Trainer, transformer) -> None:
-        """All scenes at once, and the last one from those before it, as mp4 and contact sheet."""
-        config, data, accelerator = trainer.config.validation, trainer.config.data, trainer.accelerator
+    def _draw(self, trainer: Trainer, transformer: Mask2DiTTransformer3DModel) -> None:
+        """All scenes of each story at once, and its last one from those before it, as mp4 and contact sheet."""
+        config, accelerator = trainer.config.validation, trainer.accelerator
         folder = Path(trainer.config.output_dir) / "samples"
         folder.mkdir(exist_ok=True)
         pipe = Mask2DiTPipeline(**{**trainer.pipe.components, "transformer": transformer})
         pipe.set_progress_bar_config(disable=True)
-        size = {"height": data.height, "width": data.width, "num_frames": data.num_frames}
-        options = {
-            "num_inference_steps": config.num_inference_steps,
-            "guidance_scale": config.guidance_scale,
-            "output_type": "latent",
-        }
-        frames, latent_frames, _ = pipe.check_size(**size, num_scenes=len(config.prompts))
+        sheets = {}
+        for first in range(0, len(config.stories), accelerator.num_processes):
+            # Where nothing is left for a process, it draws the last story with the others: with ZeRO stage 3 each forward
+            # pass needs all of them.
+            number = min(first + accelerator.process_index, len(config.stories) - 1)
+            is_mine = number == first + accelerator.process_index
+            for task, scenes in self._story(trainer, pipe, config.stories[number]).items():
+                if is_mine:
+                    path = folder / f"{trainer.step:08d}_{number:02d}_{task}.mp4"
+                    write_video(path, np.concatenate(scenes), config.fps)
+                    sheet = contact_sheet(scenes, config.stories[number])
+                    write_image(path.with_suffix(".png"), sheet)
+                    sheets[f"samples/{number:02d}_{task}"] = np.asarray(sheet)[None]
+        if trainer.config.trackers:
+            sheets = dict(gather_object(list(sheets.items())))
+            for tracker in accelerator.trackers if accelerator.is_main_process else ():
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images(sheets, step=trainer.step, **layout)
 
-        def draw(context=None):
-            generator = torch.Generator().manual_seed(config.seed)
-            with accelerator.autocast():
-                return pipe(config.prompts, context_latents=context, generator=generator, **size, **options).frames
+    @staticmethod
+    def _story(trainer: Trainer, pipe: Mask2DiTPipeline, prompts: list[str]) -> dict[str, list[np.ndarray]]:
+        """The scenes of a story, uint8 (frames, H, W, 3) each, for each task."""
+        config, data = trainer.config.validation, trainer.config.data
+        size = {"height": data.height, "width": data.width, "num_frames": data.num_frames}
+        frames, latent_frames, _ = pipe.check_size(**size, num_scenes=len(prompts))
+
+        def draw(context: torch.Tensor | None = None) -> torch.Tensor:
+            with trainer.accelerator.autocast():
+                return pipe(
+                    prompts,
+                    context_latents=context,
+                    num_inference_steps=config.num_inference_steps,
+                    guidance_scale=config.guidance_scale,
+                    generator=torch.Generator().manual_seed(config.seed),
+                    output_type="latent",
+                    **size,
+                ).frames
 
         latents = {"fixed": draw()}
-        if len(frames) > 1:
+        if len(prompts) > 1:
             latents["extension"] = draw(latents["fixed"][:, : sum(latent_frames[:-1])])
-        if not accelerator.is_main_process:
-            return
-        for name, story in latents.items():
-            video = to_uint8(pipe.decode_latents(story, latent_frames)[0])
-            path = folder / f"{trainer.step:08d}_{name}.mp4"
-            write_video(path, video, config.fps)
-            scenes = np.split(video, np.cumsum(frames)[:-1])
-            write_image(path.with_suffix(".png"), contact_sheet(scenes, config.prompts))
+        return {
+            task: np.split(to_uint8(pipe.decode_latents(story, latent_frames)[0]), np.cumsum(frames)[:-1])
+            for task, story in latents.items()
+        }

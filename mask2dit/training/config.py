@@ -35,8 +35,8 @@ class ValidationConfig:
     num_samples: int = 8
     """Samples of that manifest."""
     timesteps: list[int] = field(default_factory=lambda: [100, 300, 500, 700, 900])
-    prompts: list[str] = field(default_factory=list)
-    """One text a scene of a story that is drawn; empty: none."""
+    stories: list[list[str]] = field(default_factory=list)
+    """Stories that are drawn, one text a scene each; empty: none."""
     num_inference_steps: int = 50
     guidance_scale: float = 6.0
     seed: int = 0
@@ -101,8 +101,8 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
     log_every: int = 10
-    trackers: list[str] = field(default_factory=list)
-    """tensorboard, wandb, or both, where they are installed; metrics.jsonl is always written."""
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """tensorboard, wandb, both or none; metrics.jsonl is always written."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     dry_run: bool = False
     """Print what the run would need, without reading weights."""
@@ -137,6 +137,12 @@ class TrainConfig:
                 f"conditional_probability={self.conditional_probability} needs at least 2 scenes a sample, but "
                 f"data.num_scenes={self.data.num_scenes}"
             )
+        for story in self.validation.stories:
+            if len(story) != self.data.num_scenes:
+                raise ValueError(
+                    f"a story of validation.stories has {len(story)} texts, but data.num_scenes={self.data.num_scenes}: "
+                    f"{story}"
+                )
         unknown = set(self.trackers) - {"tensorboard", "wandb"}
         if unknown:
             raise ValueError(f"trackers can be tensorboard and wandb, but not {', '.join(sorted(unknown))}")

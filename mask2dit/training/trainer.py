@@ -100,8 +100,8 @@ class Trainer:
                     logger.warning("stopped by SIGTERM after step %d, which is saved", self.step)
                     status = PREEMPTED
                     break
-        for callback in self.callbacks:
-            callback.on_end(self)
+            for callback in self.callbacks:
+                callback.on_end(self)
         return status
 
     def log(self, values: dict[str, float]) -> None:

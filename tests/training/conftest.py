@@ -91,34 +91,30 @@ def run():
 
 
 @pytest.fixture
-def launch(tmp_path):
-    """Trains in other processes: torchrun where there are several. Returns the finished process."""
+def command(tmp_path):
+    """What `subprocess` takes to train in other processes, by the launcher where there are several."""
 
-    def train_there(
-        config: TrainConfig, processes: int = 1, port: int = 29711, **options
-    ) -> subprocess.CompletedProcess:
+    def of(config: TrainConfig, processes: int = 1, port: int = 29711) -> dict:
         path = tmp_path / "config.json"
         path.write_text(json.dumps({"config": dataclasses.asdict(config)}))
-        python = [sys.executable]
+        launcher = []
         if processes > 1 or config.deepspeed:
-            python = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                f"--nproc_per_node={processes}",
-                f"--master_port={port}",
-            ]
-        return subprocess.run(
-            [*python, "-m", "mask2dit.training", path],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            **options,
-        )
+            options = [f"--nproc_per_node={processes}", f"--master_port={port}"]
+            launcher = ["-m", "mask2dit.training.launch", *options]
+        return {
+            "args": [sys.executable, *launcher, "-m", "mask2dit.training", str(path)],
+            "cwd": ROOT,
+            "env": {**os.environ, "OMP_NUM_THREADS": "1"},
+            "text": True,
+        }
 
-    return train_there
+    return of
+
+
+@pytest.fixture
+def launch(command):
+    """Trains in other processes. Returns the finished process."""
+    return lambda config, processes=1: subprocess.run(**command(config, processes), capture_output=True, check=False)
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
-import dataclasses
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mask2dit import Mask2DiTPipeline
 from mask2dit.data.cache import build_cache
@@ -79,13 +77,16 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(config
 
 
 @pytest.mark.parametrize("deepspeed", [None, "zero2", "zero3"])
-def test_two_processes_take_the_same_steps_as_one(config, run, launch, metrics, tmp_path, deepspeed):
+def test_two_processes_stopped_and_resumed_take_the_same_steps_as_one(
+    config, run, launch, metrics, tmp_path, deepspeed
+):
     one = config(output_dir=str(tmp_path / "one"))
     run(one)
     path = deepspeed and str(ROOT / f"configs/deepspeed/{deepspeed}.json")
     two = config(output_dir=str(tmp_path / "two"), deepspeed=path, micro_batch_size=1)
-    result = launch(two, processes=2)
-    assert result.returncode == 0, result.stderr
+    for part in (replace(two, max_steps=2), replace(two, resume="latest")):
+        result = launch(part, processes=2)
+        assert result.returncode == 0, result.stderr
     expected, found = metrics(one), metrics(two)
     assert losses(found) == pytest.approx(losses(expected), rel=1e-4)
     assert [line["grad_norm"] for line in found] == pytest.approx([line["grad_norm"] for line in expected], rel=1e-3)
@@ -117,14 +118,10 @@ def test_clipping_bounds_the_step(config, launch, tmp_path, deepspeed):
     assert float(norm) == pytest.approx(bound, rel=1e-2)
 
 
-def test_sigterm_saves_and_ends_with_its_own_status(config, tmp_path, run, metrics):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_and_ends_with_its_own_status(config, command, run, metrics, processes):
     long = config(max_steps=1000, checkpoint_every=1000)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({"config": dataclasses.asdict(long)}))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mask2dit.training", path], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(**command(long, processes), stderr=subprocess.PIPE)
     log = Path(long.output_dir) / "metrics.jsonl"
     for _ in range(600):
         if log.is_file() and log.read_text().count("\n") >= 2:
@@ -135,27 +132,36 @@ def test_sigterm_saves_and_ends_with_its_own_status(config, tmp_path, run, metri
     assert process.returncode == 75, errors
     (checkpoint,) = checkpoints.checkpoints(long.output_dir)
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    resumed = config(max_steps=step + 1, checkpoint_every=1000, resume="latest")
-    assert run(resumed) == 0
-    assert [line["step"] for line in metrics(resumed)] == list(range(1, step + 2))
+    if processes == 1:
+        resumed = config(max_steps=step + 1, checkpoint_every=1000, resume="latest")
+        assert run(resumed) == 0
+        assert [line["step"] for line in metrics(resumed)] == list(range(1, step + 2))
 
 
-def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, run, monkeypatch):
-    class Killed(BaseException):
-        pass
+def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, run, command, metrics):
+    killed = config(max_steps=4)
+    run(replace(killed, max_steps=2))
+    # accelerate saves the weights with safetensors and then the optimizer with torch.save: the kill falls between the two.
+    program = (
+        "import os, runpy, signal, torch\n"
+        "torch.save = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "runpy.run_module('mask2dit.training', run_name='__main__', alter_sys=True)"
+    )
+    training = command(replace(killed, resume="latest"))
+    training["args"][1:3] = ["-c", program]  # in place of -m mask2dit.training
+    process = subprocess.run(**training, check=False)
+    assert process.returncode == -signal.SIGKILL
+    (partial,) = Path(killed.output_dir).glob(".checkpoint-00000004.partial")
+    assert [path.name for path in partial.iterdir()] == ["model.safetensors"]
+    assert [path.name for path in checkpoints.checkpoints(killed.output_dir)] == ["checkpoint-00000002"]
+    assert run(replace(killed, resume="latest")) == 0
+    assert [line["step"] for line in metrics(killed)] == [1, 2, 3, 4]
 
-    def die(self, folder, **options):
-        Path(folder).mkdir()
-        (Path(folder) / "model.safetensors").write_bytes(b"half of it")
-        raise Killed
 
-    run(config(max_steps=2))
-    with monkeypatch.context() as patch:
-        patch.setattr("accelerate.Accelerator.save_state", die)
-        with pytest.raises(Killed):
-            run(config(max_steps=4, resume="latest"))
-    assert [path.name for path in checkpoints.checkpoints(config().output_dir)] == ["checkpoint-00000002"]
-    assert run(config(max_steps=4, resume="latest")) == 0
+def test_the_launcher_ends_with_the_status_of_what_it_launched(config, launch):
+    result = launch(config(model="nowhere"), processes=2)
+    assert result.returncode == 1
+    assert "error: there is no model in 'nowhere'" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_only_so_many_checkpoints_are_kept(config, run):
@@ -172,21 +178,38 @@ def test_a_lora_run_exports_a_lora_that_the_pipeline_loads(config, run, small_mo
     assert any("lora" in name for name, _ in pipe.transformer.named_parameters())
 
 
-def test_validation_logs_losses_and_draws_a_story(config, run, metrics, clips):
+def test_validation_logs_losses_and_draws_stories(config, run, metrics, clips):
     validation = ValidationConfig(
         every=2,
         manifest=str(clips / "pretrain.csv"),
         num_samples=1,
         timesteps=[100, 900],
-        prompts=["a", "b", "c"],
+        stories=[["a", "b", "c"], ["d", "e", "f"]],
         num_inference_steps=1,
     )
-    validated = config(max_steps=2, validation=validation)
+    validated = config(max_steps=2, validation=validation, trackers=["tensorboard"])
     run(validated)
     (line,) = [line for line in metrics(validated) if "validation/normal_100" in line]
     assert {"validation/normal_900", "validation/extension_100", "validation/extension_900"} <= line.keys()
-    names = sorted(path.name for path in (Path(validated.output_dir) / "samples").iterdir())
-    assert names == [f"00000002_{task}.{suffix}" for task in ("extension", "fixed") for suffix in ("mp4", "png")]
+    folder = Path(validated.output_dir)
+    drawn = {f"{number:02d}_{task}" for number in range(2) for task in ("extension", "fixed")}
+    names = {path.name for path in (folder / "samples").iterdir()}
+    assert names == {f"00000002_{name}.{suffix}" for name in drawn for suffix in ("mp4", "png")}
+    events = EventAccumulator(str(folder / "mask2dit")).Reload()
+    assert {"loss", "validation/normal_100"} <= set(events.Tags()["scalars"])
+    assert set(events.Tags()["images"]) == {f"samples/{name}" for name in drawn}
+
+
+def test_two_processes_share_the_stories_that_validation_draws(config, launch):
+    stories = [[letter] * 3 for letter in "abc"]
+    validation = ValidationConfig(every=1, stories=stories, num_inference_steps=1)
+    path = str(ROOT / "configs/deepspeed/zero3.json")  # where no process may be a forward pass behind
+    validated = config(max_steps=1, validation=validation, deepspeed=path, trackers=["tensorboard"])
+    result = launch(validated, processes=2)
+    assert result.returncode == 0, result.stderr
+    events = EventAccumulator(str(Path(validated.output_dir) / "mask2dit")).Reload()
+    assert len(events.Tags()["images"]) == 6
+    assert len(list((Path(validated.output_dir) / "samples").glob("*.mp4"))) == 6
 
 
 def test_text_dropout_replaces_all_texts_of_a_sample(config, run, metrics, tmp_path):
@@ -252,6 +275,10 @@ BAD = {
         "adamw8bit cannot be used with deepspeed",
     ),
     "8 bits without bitsandbytes": ({"optimizer": "adamw8bit"}, "needs a GPU and bitsandbytes"),
+    "a story of another length": (
+        {"validation": ValidationConfig(stories=[["one", "two"]])},
+        "a story of validation.stories has 2 texts, but data.num_scenes=3",
+    ),
     "an unknown variant": ({"mask_variant": "v6"}, "but is 'v6'"),
 }  # fmt: skip
 
