@@ -90,6 +90,8 @@ def check(config: TrainConfig) -> Mask2DiTPipeline:
         )
     if config.lora.rank and zero_stage(config) == 3:
         raise ValueError("lora.rank cannot be used with ZeRO stage 3, which splits the frozen weights: use stage 2")
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("precision=fp16 needs a GPU: use bf16 or fp32")
     if config.optimizer == "adamw8bit":
         if config.deepspeed:
             raise ValueError("optimizer=adamw8bit cannot be used with deepspeed, which splits its state: use adamw")

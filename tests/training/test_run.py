@@ -274,6 +274,7 @@ BAD = {
         {"deepspeed": str(ROOT / "configs/deepspeed/zero2.json"), "optimizer": "adamw8bit"},
         "adamw8bit cannot be used with deepspeed",
     ),
+    "fp16 on a CPU": ({"precision": "fp16"}, "fp16 needs a GPU: use bf16 or fp32"),
     "8 bits without bitsandbytes": ({"optimizer": "adamw8bit"}, "needs a GPU and bitsandbytes"),
     "a story of another length": (
         {"validation": ValidationConfig(stories=[["one", "two"]])},
