@@ -22,8 +22,8 @@ TRAVEL, JUMP = 20.0, 10.0  # how far one moves at most, and how high one jumps
 
 # As shares of an actor's size, upwards from the lowest point of its body.
 BODY_HEIGHTS = {"circle": 1.0, "square": 0.88, "triangle": 0.95}
-EYE_HEIGHTS = {"circle": 0.62, "square": 0.56, "triangle": 0.38}
-SCARF_HEIGHTS = {"circle": (0.22, 0.42), "square": (0.18, 0.38), "triangle": (0.08, 0.26)}
+EYE_HEIGHTS = {"circle": 0.62, "square": 0.56, "triangle": 0.44}
+SCARF_HEIGHTS = {"circle": (0.22, 0.42), "square": (0.18, 0.38), "triangle": (0.14, 0.33)}
 BRIM_HEIGHTS = {"circle": 0.9, "square": 0.86, "triangle": 0.74}
 BOOT_HEIGHT, BOOTS_LIFT = 0.24, 0.18
 
