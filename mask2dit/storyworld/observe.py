@@ -352,7 +352,9 @@ def _observe_stripes(grey: np.ndarray, weights: np.ndarray, unit: float) -> tupl
     low, high = (frequency / 64 for frequency in STRIPE_FREQUENCIES)
 
     across, down = np.arange(0, high, 1 / 160), np.arange(-high, high, 1 / 160)  # cycles per unit
-    power = np.abs(np.exp(-2j * np.pi * down[:, None] * y) @ (weights * grey) @ np.exp(-2j * np.pi * x[:, None] * across))
+    power = np.abs(
+        np.exp(-2j * np.pi * down[:, None] * y) @ (weights * grey) @ np.exp(-2j * np.pi * x[:, None] * across)
+    )
     size = np.hypot(across[None, :], down[:, None])
     power[(size < low) | (size > high)] = 0
     row, column = np.unravel_index(power.argmax(), power.shape)

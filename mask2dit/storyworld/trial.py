@@ -1,0 +1,204 @@
+"""Has a model make stories of the small world: `python -m mask2dit.storyworld.trial [CONFIG.yaml] [key=value …]`.
+
+Each story is written as a video beside the record of how it was made; `mask2dit.storyworld.report` measures them. A trial
+that was interrupted goes on with the stories that are missing.
+
+Shapes: B stories, S scenes, F latent frames of a scene, C latent channels, h x w latent size.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+
+from mask2dit.command import run_command
+from mask2dit.provenance import git_commit, versions
+from mask2dit.storyworld.render import render_scene
+from mask2dit.storyworld.world import Story, caption, sample_story
+from mask2dit.video.frames import to_uint8
+from mask2dit.video.writing import check_writable, write_text, write_video
+
+if TYPE_CHECKING:
+    from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+
+logger = logging.getLogger(__name__)
+
+RECORD = "trial.json"
+FPS = 8
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which scenes of a story are given, and which are made."""
+
+    num_scenes: int
+    given: tuple[int, ...] = ()
+    is_isolated: bool = False
+    """Whether the given scenes are hidden from the model, which then makes the others without them."""
+
+    @property
+    def generated(self) -> tuple[int, ...]:
+        return tuple(scene for scene in range(self.num_scenes) if scene not in self.given)
+
+
+TASKS = {
+    "fixed": Task(3),  # all scenes at once
+    "extension": Task(3, given=(0, 1)),  # the third scene from two real ones
+    "no_context": Task(3, given=(0, 1), is_isolated=True),  # the control: the third scene asked for by itself
+    "middle": Task(3, given=(0, 2)),
+    "sliding": Task(8, given=(0, 1)),  # two real scenes, then one scene after another
+}
+WINDOW = 3  # scenes that the model was trained with
+
+
+@dataclass(kw_only=True)
+class TrialConfig:
+    """Which model makes which stories."""
+
+    model: str = "models/storyworld"
+    """A folder in diffusers' layout."""
+    mask_variant: str | None = None
+    """v1 … v5; null: the model's own."""
+    task: str = "fixed"
+    """fixed, extension, no_context, middle or sliding."""
+    output_dir: str = "outputs/storyworld/trials/fixed"
+    split: str = "held_out"
+    """held_out (stories with combinations that training never showed) or train (the kind of stories it did)."""
+    first_story: int = 100_000
+    """Seeds of the stories count up from here; training's are lower."""
+    num_stories: int = 100
+    seed: int = 0
+    """Of the noise, with the story's."""
+    num_inference_steps: int = 30
+    guidance_scale: float = 3.0
+    num_frames: int = 9
+    """Frames of a scene."""
+    height: int = 64
+    width: int = 64
+    batch_size: int = 10
+    """Stories made together."""
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise ValueError(f"task has to be one of {', '.join(TASKS)}, but is {self.task!r}")
+        for name in ("num_stories", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+
+
+def run_trial(config: TrialConfig) -> None:
+    """Makes the stories that are not there yet.
+
+    Raises:
+        FileNotFoundError, ValueError, FileExistsError: before weights are read, for a missing or unfit model, or a folder
+            that holds another trial.
+    """
+    from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+
+    task, folder = TASKS[config.task], Path(config.output_dir)
+    skeleton = Mask2DiTPipeline.skeleton(config.model)
+    skeleton.check_size(config.height, config.width, config.num_frames, task.num_scenes)
+    check_writable(folder)
+    _record(config, folder)
+    missing = [seed for seed in story_seeds(config) if not video_path(folder, seed).is_file()]
+    if not missing:
+        logger.info("all %d stories are in %s", config.num_stories, folder)
+        return
+    pipe = Mask2DiTPipeline.from_pretrained(config.model, mask_variant=config.mask_variant)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    for first in tqdm(range(0, len(missing), config.batch_size), unit="batch"):
+        seeds = missing[first : first + config.batch_size]
+        stories = [sample_story(seed, task.num_scenes, config.split) for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed + config.seed) for seed in seeds]
+        for seed, video in zip(seeds, make_stories(pipe, config, stories, generators)):
+            write_video(video_path(folder, seed), to_uint8(video), FPS)
+
+
+@torch.no_grad()
+def make_stories(
+    pipe: "Mask2DiTPipeline", config: TrialConfig, stories: Sequence[Story], generators: Sequence[torch.Generator]
+):
+    """Videos of all scenes of B stories, given ones included, as (B, S*frames, H, W, 3) in [0, 1].
+
+    Args:
+        pipe: the model.
+        config: of the trial.
+        stories: with as many scenes as the task has.
+        generators: one for each story.
+    """
+    task = TASKS[config.task]
+    size = {"height": config.height, "width": config.width, "num_frames": config.num_frames}
+    prompts = [[caption(story, k) for k in range(task.num_scenes)] for story in stories]
+    scenes: list[torch.Tensor | None] = [None] * task.num_scenes  # latents, (B, F, C, h, w)
+    for k in task.given:
+        rendered = [[render_scene(story, k, config.num_frames, config.height, config.width)] for story in stories]
+        scenes[k] = pipe.encode_context(rendered, [config.num_frames], config.height, config.width)
+
+    for window, generated in windows(task):
+        context = [scenes[k] for k in window if k not in generated]
+        latents = pipe(
+            [[texts[k] for k in window] for texts in prompts],
+            context_latents=torch.cat(context, dim=1) if context else None,
+            scene_mask=[k in generated for k in window],
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=config.guidance_scale,
+            generator=list(generators),
+            output_type="latent",
+            **size,
+        ).frames
+        for k, scene in zip(window, latents.chunk(len(window), dim=1)):
+            scenes[k] = scene
+    return pipe.decode_latents(torch.cat(scenes, dim=1), [scene.shape[1] for scene in scenes])
+
+
+def windows(task: Task) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The calls that make a task's scenes: which scenes each sees, and which of them it makes."""
+    if task.is_isolated:
+        return [((k,), (k,)) for k in task.generated]
+    if task.num_scenes <= WINDOW:
+        return [(tuple(range(task.num_scenes)), task.generated)]
+    return [(tuple(range(k + 1 - WINDOW, k + 1)), (k,)) for k in task.generated]
+
+
+def story_seeds(config: TrialConfig) -> range:
+    return range(config.first_story, config.first_story + config.num_stories)
+
+
+def video_path(folder: Path, seed: int) -> Path:
+    return folder / f"{seed:06d}.mp4"
+
+
+def read_record(folder: Path) -> TrialConfig:
+    """How the stories in a folder were made. Raises `FileNotFoundError` if it holds no trial."""
+    path = folder / RECORD
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no trial (no {RECORD}): run mask2dit.storyworld.trial first")
+    return TrialConfig(**json.loads(path.read_text())["config"])
+
+
+def _record(config: TrialConfig, folder: Path) -> None:
+    """Writes what the stories are made with, or checks that those in the folder were made with the same."""
+    if (folder / RECORD).is_file():
+        before, now = dataclasses.asdict(read_record(folder)), dataclasses.asdict(config)
+        free = ("output_dir", "num_stories", "batch_size")
+        differing = [key for key in now if key not in free and before[key] != now[key]]
+        if differing:
+            changes = ", ".join(f"{key} ({before[key]!r} then, {now[key]!r} now)" for key in differing)
+            raise FileExistsError(f"{str(folder)!r} holds another trial: {changes}; choose another output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"config": dataclasses.asdict(config), "versions": versions(), "git_commit": git_commit()}
+    write_text(folder / RECORD, json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(
+        run_command(TrialConfig, "mask2dit.storyworld.trial:run_trial", "configs/storyworld/trial.yaml", sys.argv[1:])
+    )

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from mask2dit.storyworld.render import render_scene
+from mask2dit.storyworld.trial import TASKS, TrialConfig, run_trial, windows
+from mask2dit.storyworld.world import sample_story
+from mask2dit.video.reading import open_video
+
+
+@pytest.fixture
+def config(small_model, tmp_path):
+    def make(**changes) -> TrialConfig:
+        values = {
+            "model": str(small_model),
+            "output_dir": str(tmp_path / "trial"),
+            "num_stories": 2,
+            "num_inference_steps": 1,
+            "guidance_scale": 1.0,
+        }
+        return TrialConfig(**{**values, **changes})
+
+    return make
+
+
+def frames(config, number):
+    video = open_video(f"{config.output_dir}/{config.first_story + number:06d}.mp4")
+    return video.read(range(video.num_frames))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_writes_all_scenes_of_each_story(config, task):
+    trial = config(task=task)
+    run_trial(trial)
+    assert [len(frames(trial, number)) for number in range(2)] == [9 * TASKS[task].num_scenes] * 2
+
+
+def test_the_window_slides_one_scene_at_a_time():
+    assert windows(TASKS["sliding"])[:2] == [((0, 1, 2), (2,)), ((1, 2, 3), (3,))]
+    assert len(windows(TASKS["sliding"])) == 6
+    assert windows(TASKS["middle"]) == [((0, 1, 2), (1,))]
+    assert windows(TASKS["no_context"]) == [((2,), (2,))]
+
+
+def test_an_interrupted_trial_goes_on_with_the_same_stories(config, tmp_path):
+    whole, parts = (
+        config(output_dir=str(tmp_path / "whole")),
+        config(output_dir=str(tmp_path / "parts"), num_stories=1),
+    )
+    run_trial(whole)
+    run_trial(parts)
+    run_trial(config(output_dir=str(tmp_path / "parts")))
+    for number in range(2):
+        assert np.array_equal(frames(config(output_dir=str(tmp_path / "parts")), number), frames(whole, number))
+
+
+def test_the_context_is_the_rendered_scene_through_the_vae(config, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "mask2dit.storyworld.trial.render_scene",
+        lambda story, k, *size: shown.append((story, k)) or render_scene(story, k, *size),
+    )
+    run_trial(config(task="middle", num_stories=1))
+    story = sample_story(config().first_story, 3, "held_out")
+    assert shown == [(story, 0), (story, 2)]
+
+
+def test_a_folder_holds_one_trial(config):
+    run_trial(config(num_stories=1))
+    with pytest.raises(FileExistsError, match=r"another trial: seed \(0 then, 1 now\)"):
+        run_trial(config(seed=1))
+
+
+def test_an_unknown_task_is_refused():
+    with pytest.raises(ValueError, match="fixed, extension, no_context, sliding|middle"):
+        TrialConfig(task="unknown")
