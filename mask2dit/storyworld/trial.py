@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from mask2dit.command import run_command
+from mask2dit.data.randomness import generator_for
 from mask2dit.provenance import git_commit, versions
 from mask2dit.storyworld.render import render_scene
 from mask2dit.storyworld.world import Story, caption, sample_story
@@ -117,7 +118,7 @@ def run_trial(config: TrialConfig) -> None:
     for first in tqdm(range(0, len(missing), config.batch_size), unit="batch"):
         seeds = missing[first : first + config.batch_size]
         stories = [sample_story(seed, task.num_scenes, config.split) for seed in seeds]
-        generators = [torch.Generator().manual_seed(seed + config.seed) for seed in seeds]
+        generators = [generator_for(config.seed, seed) for seed in seeds]
         for seed, video in zip(seeds, make_stories(pipe, config, stories, generators)):
             write_video(video_path(folder, seed), to_uint8(video), FPS)
 
