@@ -1,3 +1,4 @@
+from dataclasses import replace
 
 import numpy as np
 import pytest
