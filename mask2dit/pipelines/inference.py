@@ -26,6 +26,7 @@ from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode
 from mask2dit.pipelines.story import SceneStore, check_story, generate_story
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import git_commit, versions
+from mask2dit.storyworld.prompts import check_prompts
 from mask2dit.video.frames import to_uint8
 from mask2dit.video.reading import read_scene
 from mask2dit.video.writing import check_writable, contact_sheet, write_image, write_text, write_video
@@ -118,6 +119,7 @@ def check(config: InferenceConfig, device: torch.device) -> None:
         )
     if config.attention_backend is not None:
         _check_attention_backend(config.attention_backend, device)
+    check_prompts(config.model, config.prompts, config.window)
     skeleton = Mask2DiTPipeline.skeleton(config.model)
     skeleton.check_steps(config.num_inference_steps)
     if config.lora.path:
