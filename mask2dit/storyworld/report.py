@@ -1,0 +1,290 @@
+"""Measures what trials made, and rebuilds the tables and pictures of docs/storyworld.md: `python -m mask2dit.storyworld.report`.
+
+Measurements are kept beside the videos, and their summaries in the page's folder, so that the page can also be rebuilt where
+only some of the trials are.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mask2dit.command import run_command
+from mask2dit.evaluation.bootstrap import mean_interval
+from mask2dit.evaluation.plots import line_plot
+from mask2dit.storyworld import measure, observe, render, world
+from mask2dit.storyworld.measure import measure_scene, visual_consistency
+from mask2dit.storyworld.observe import find_cuts
+from mask2dit.storyworld.trial import TASKS, TrialConfig, read_record, story_seeds, video_path
+from mask2dit.storyworld.world import caption, describe, sample_story
+from mask2dit.video.reading import open_video
+from mask2dit.video.writing import contact_sheet, write_image, write_text
+
+logger = logging.getLogger(__name__)
+
+MEASUREMENTS = "measurements.json"
+KINDS = ("cast", "colour", "shape", "accessory", "action", "joint", "setting")
+NOT_RUN = "not run"
+SHOWN = 5  # stories of a contact sheet
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run of an ablation beside the paper's number for the same."""
+
+    label: str
+    run: str
+    """Its folder among the ablations."""
+    paper: str
+
+
+ABLATIONS = {
+    "variants": (
+        Row("v1: scenes isolated", "v1", "58.09 / 24.69"),
+        Row("v2: video sees video (Mask²DiT)", "v2", "68.45 / 23.82"),
+        Row("v3: and text sees text", "v3", "77.56 / 23.47"),
+        Row("v4: v2, and text sees all video", "v4", "93.43 / 20.73"),
+        Row("v5: full attention", "v5", "90.72 / 20.60"),
+    ),
+    "stages": (
+        Row("pre-training only", "pretraining_only", "49.04"),
+        Row("fine-tuning only", "tuning_only", "73.22"),
+        Row("both", "v2", "73.73"),
+    ),
+    "thresholds": (
+        Row("0.0", "threshold_0.0", "63.94"),
+        Row("0.6", "threshold_0.6", "66.46"),
+        Row("0.7", "threshold_0.7", "67.71"),
+        Row("0.8", "threshold_0.8", "73.22"),
+    ),
+    "conditional": (Row("p = 0", "unconditional", "-"), Row("p = 0.5", "v2", "-")),
+}
+TRIALS = (
+    ("all scenes at once", "fixed"),
+    ("the same with v1, scenes isolated", "fixed_v1"),
+    ("third scene from two real ones", "extension"),
+    ("third scene without them", "no_context"),
+    ("middle scene from its neighbours", "middle"),
+    ("scenes 3 to 8, one after another", "sliding"),
+)
+
+
+@dataclass(kw_only=True)
+class ReportConfig:
+    """Where trials are, and where the page is."""
+
+    trials: str = "outputs/storyworld/trials"
+    """A folder a trial, named as in `TRIALS`."""
+    ablations: str = "outputs/storyworld/ablations"
+    """A folder a run, named as in `ABLATIONS`, with its trials in `trials/fixed` and `trials/extension`."""
+    page: str = "docs/storyworld.md"
+    """Its tables stand between `<!-- begin NAME -->` and `<!-- end NAME -->`; pictures and summaries lie in the folder of
+    its name beside it."""
+
+
+def write_report(config: ReportConfig) -> None:
+    """Measures what has not been measured, and rebuilds tables, plot and contact sheets.
+
+    Raises:
+        FileNotFoundError: if there is no page.
+        ValueError: if a table's place is not found in it.
+    """
+    page = Path(config.page)
+    if not page.is_file():
+        raise FileNotFoundError(f"there is no page {config.page!r} to write the tables into")
+    folder = page.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    summaries_path = folder / "results.json"
+    summaries = json.loads(summaries_path.read_text()) if summaries_path.is_file() else {}
+    for root in (Path(config.trials), Path(config.ablations)):
+        for record in sorted(root.rglob("trial.json")):
+            name = f"{root.name}/{record.parent.relative_to(root)}"
+            stories = measure_trial(record.parent)
+            if stories:
+                summaries[name] = summarise(read_record(record.parent), stories)
+                logger.info("%s: %d stories", name, len(stories))
+    write_text(summaries_path, json.dumps(summaries, indent=1, sort_keys=True) + "\n")
+
+    text = page.read_text(encoding="utf-8")
+    text = _replace(text, "trials", trials_table(summaries))
+    text = _replace(text, "kinds", kinds_table(summaries))
+    for name, rows in ABLATIONS.items():
+        text = _replace(text, name, ablation_table(summaries, rows))
+    write_text(page, text)
+    if "trials/sliding" in summaries:
+        series = {"visual consistency with scene 1": summaries["trials/sliding"]["to_first"],
+                  "scenes all right": summaries["trials/sliding"]["right_by_scene"]}  # fmt: skip
+        write_text(folder / "sliding.svg", line_plot(series, "scene", "share"))
+    fixed = Path(config.trials) / "fixed"
+    if fixed.is_dir():
+        ranked = sorted(measure_trial(fixed), key=lambda story: (np.mean(story["right"]), story["consistency"]))
+        write_image(folder / "good.png", _sheet(fixed, [story["seed"] for story in ranked[::-1][:SHOWN]]))
+        write_image(folder / "failed.png", _sheet(fixed, [story["seed"] for story in ranked[:SHOWN]]))
+
+
+def measure_trial(folder: Path) -> list[dict]:
+    """What is measured in each story of a trial, as `measure_video` gives it, in the order of their seeds."""
+    config = read_record(folder)
+    code = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (world, render, observe, measure))).hexdigest()
+    path = folder / MEASUREMENTS
+    kept = json.loads(path.read_text()) if path.is_file() else {"code": code, "stories": {}}
+    stories = kept["stories"] if kept["code"] == code else {}
+    seeds = [seed for seed in story_seeds(config) if video_path(folder, seed).is_file()]
+    missing = [seed for seed in seeds if str(seed) not in stories]
+    for seed in tqdm(missing, desc=str(folder), unit="story", disable=None):
+        reader = open_video(video_path(folder, seed))
+        stories[str(seed)] = measure_video(config, seed, reader.read(range(reader.num_frames)).numpy())
+    if missing:
+        write_text(path, json.dumps({"code": code, "stories": stories}))
+    return [stories[str(seed)] for seed in seeds]
+
+
+def measure_video(config: TrialConfig, seed: int, video: np.ndarray) -> dict:
+    """What counts in a story: the scenes that were generated, and the pairs of scenes of which one was.
+
+    Args:
+        config: of the trial.
+        seed: of the story.
+        video: `uint8 (S*frames, H, W, 3)`.
+
+    Returns:
+        "right" of each generated scene; "kinds", whether each thing of a kind is right; "consistency" and its "groups";
+        "to_first" of each scene after the first, and "first_to_last"; "cuts", whether they are where scenes begin.
+    """
+    task = TASKS[config.task]
+    story = sample_story(seed, task.num_scenes, config.split)
+    parts = np.split(video, task.num_scenes)
+    scenes = [measure_scene(part, describe(story, k)) for k, part in enumerate(parts)]
+    pairs = [pair for pair in combinations(range(task.num_scenes), 2) if set(pair) & set(task.generated)]
+    consistency = visual_consistency(scenes, pairs)
+    kinds: dict[str, list[bool]] = {}
+    for k in task.generated:
+        for kind, values in scenes[k].right.items():
+            kinds.setdefault(kind, []).extend(values)
+    boundaries = tuple(config.num_frames * k for k in range(1, task.num_scenes))
+    return {
+        "seed": seed,
+        "right": [scenes[k].all_right for k in task.generated],
+        "kinds": kinds,
+        "consistency": consistency.overall,
+        "groups": consistency.by_group,
+        "to_first": [visual_consistency(scenes, [(0, k)]).overall for k in range(1, task.num_scenes)],
+        "cuts": find_cuts(video) == boundaries,
+    }
+
+
+def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
+    """Means over stories, with 95% bootstrap intervals over stories where they are stated, and what they were made with."""
+    kinds = {kind: [value for story in stories for value in story["kinds"].get(kind, ())] for kind in KINDS}
+    return {
+        "model": config.model,
+        "mask_variant": config.mask_variant,
+        "task": config.task,
+        "split": config.split,
+        "first_story": config.first_story,
+        "seed": config.seed,
+        "num_inference_steps": config.num_inference_steps,
+        "guidance_scale": config.guidance_scale,
+        "stories": len(stories),
+        "right": _interval([np.mean(story["right"]) for story in stories]),
+        "last_right": _interval([story["right"][-1] for story in stories]),
+        "consistency": _interval([story["consistency"] for story in stories]),
+        "first_to_last": _interval([story["to_first"][-1] for story in stories]),
+        "cuts": float(np.mean([story["cuts"] for story in stories])),
+        "kinds": {kind: float(np.mean(values)) for kind, values in kinds.items() if values},
+        "right_by_scene": np.mean([story["right"] for story in stories], axis=0).tolist(),
+        "to_first": np.mean([story["to_first"] for story in stories], axis=0).tolist(),
+    }
+
+
+def trials_table(summaries: dict) -> str:
+    """What the model does, in Markdown."""
+    lines = [
+        "| task | stories | scenes all right | last scene all right | visual consistency | first to last | cuts right |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label, name in TRIALS:
+        found = summaries.get(f"trials/{name}")
+        columns = [NOT_RUN] * 6
+        if found:
+            columns = [
+                str(found["stories"]),
+                _percent(found["right"]),
+                _percent(found["last_right"]),
+                _number(found["consistency"]),
+                _number(found["first_to_last"]),
+                f"{100 * found['cuts']:.0f}%",
+            ]
+        lines.append(f"| {label} | {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def kinds_table(summaries: dict) -> str:
+    """Which attributes of the captions are right, in Markdown."""
+    lines = [f"| task | {' | '.join(KINDS)} |", "|---|" + "---|" * len(KINDS)]
+    for label, name in TRIALS:
+        kinds = summaries.get(f"trials/{name}", {}).get("kinds", {})
+        columns = [f"{100 * kinds[kind]:.1f}%" if kind in kinds else NOT_RUN for kind in KINDS]
+        lines.append(f"| {label} | {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def ablation_table(summaries: dict, rows: Sequence[Row]) -> str:
+    """Runs of an ablation, in Markdown."""
+    lines = [
+        "| | all at once: scenes all right | visual consistency | extension: scene all right | visual consistency | paper |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        columns = []
+        for task in ("fixed", "extension"):
+            found = summaries.get(f"ablations/{row.run}/trials/{task}")
+            columns += [_percent(found["right"]), _number(found["consistency"])] if found else [NOT_RUN] * 2
+        lines.append(f"| {row.label} | {' | '.join(columns)} | {row.paper} |")
+    return "\n".join(lines)
+
+
+def _interval(values: Sequence[float]) -> list[float]:
+    interval = mean_interval([float(value) for value in values])
+    return [interval.mean, interval.low, interval.high]
+
+
+def _percent(interval: Sequence[float]) -> str:
+    mean, low, high = (100 * value for value in interval)
+    return f"{mean:.0f}% ({low:.0f} to {high:.0f})"
+
+
+def _number(interval: Sequence[float]) -> str:
+    mean, low, high = interval
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _replace(text: str, name: str, table: str) -> str:
+    pattern = re.compile(f"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"the page has no place for the table {name!r}: <!-- begin {name} --> and <!-- end {name} -->")
+    return pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
+
+
+def _sheet(folder: Path, seeds: Sequence[int]):
+    """A contact sheet: a row a scene, story after story."""
+    config = read_record(folder)
+    count = TASKS[config.task].num_scenes
+    scenes, texts = [], []
+    for seed in seeds:
+        reader = open_video(video_path(folder, seed))
+        scenes += np.split(reader.read(range(reader.num_frames)).numpy(), count)
+        texts += [caption(sample_story(seed, count, config.split), k) for k in range(count)]
+    return contact_sheet(scenes, texts, columns=5, thumb_width=128)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(ReportConfig, "mask2dit.storyworld.report:write_report", None, sys.argv[1:]))

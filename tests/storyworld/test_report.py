@@ -1,0 +1,81 @@
+import json
+import shutil
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from mask2dit.storyworld.render import render_story
+from mask2dit.storyworld.report import ABLATIONS, NOT_RUN, ReportConfig, measure_video, write_report
+from mask2dit.storyworld.trial import TrialConfig, story_seeds, video_path
+from mask2dit.storyworld.world import sample_story, with_new_identity
+from mask2dit.video.writing import write_video
+
+PAGE = "\n".join(f"<!-- begin {name} -->\n<!-- end {name} -->" for name in ("trials", "kinds", *ABLATIONS))
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "page.md").write_text(f"# A page\n\n{PAGE}\n\nThe end\n")
+    return ReportConfig(
+        trials=str(tmp_path / "trials"), ablations=str(tmp_path / "ablations"), page=str(tmp_path / "page.md")
+    )
+
+
+@pytest.fixture
+def perfect(tmp_path):
+    """A trial whose model would have drawn every story as the world does."""
+
+    def make(name="trials/fixed", task="fixed"):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        trial = TrialConfig(task=task, output_dir=str(folder), num_stories=3)
+        (folder / "trial.json").write_text(json.dumps({"config": asdict(trial)}))
+        for seed in story_seeds(trial):
+            write_video(video_path(folder, seed), np.concatenate(render_story(sample_story(seed, 3, "held_out"))), 8)
+        return folder
+
+    return make
+
+
+def test_rendered_stories_are_measured_as_right_and_consistent(config, perfect, tmp_path):
+    perfect()
+    write_report(config)
+    page = (tmp_path / "page.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| all scenes at once |")][:1]
+    assert row.startswith("| all scenes at once | 3 | 100% (100 to 100) | 100% (100 to 100) | 0.9") and "100%" in row
+    assert page.startswith("# A page") and page.endswith("The end\n")
+    assert f"| v1: scenes isolated | {NOT_RUN} | {NOT_RUN} |" in page
+    assert {"results.json", "good.png", "failed.png"} <= {path.name for path in (tmp_path / "page").iterdir()}
+
+
+def test_only_generated_scenes_and_their_pairs_count():
+    trial = TrialConfig(task="extension")
+    seed = trial.first_story
+    story = sample_story(seed, 3, "held_out")
+    other = with_new_identity(story, 7)
+    right, foreign = render_story(story), render_story(other)
+    # Scenes that were given do not agree with each other here, which is not the model's doing.
+    video = np.concatenate([foreign[0], right[1], right[2]])
+    measured = measure_video(trial, seed, video)
+    assert measured["right"] == [True]
+    assert measured["to_first"][0] < 0.6 and measured["consistency"] > measured["to_first"][0]
+    assert measure_video(TrialConfig(), seed, np.concatenate(right))["right"] == [True] * 3
+
+
+def test_the_page_can_be_rebuilt_without_the_videos(config, perfect, tmp_path):
+    folder = perfect("ablations/v2/trials/fixed")
+    write_report(config)
+    before = (tmp_path / "page.md").read_text()
+    assert before.count("100% (100 to 100)") == 3  # v2 stands in three tables
+    shutil.rmtree(folder)
+    write_report(config)
+    assert (tmp_path / "page.md").read_text() == before
+
+
+def test_a_page_without_a_place_for_a_table_is_refused(config, tmp_path):
+    (tmp_path / "page.md").write_text("# A page\n")
+    with pytest.raises(ValueError, match="no place for the table 'trials'"):
+        write_report(config)
+    with pytest.raises(FileNotFoundError, match="no page"):
+        write_report(ReportConfig(page=str(tmp_path / "nowhere.md")))
