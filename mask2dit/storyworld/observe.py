@@ -55,8 +55,10 @@ class Body:
 class Background:
     """The setting of a scene."""
 
-    sky: np.ndarray
-    """Half-way between the top and the horizon, (3,)."""
+    top: np.ndarray
+    """The sky's colour above, (3,)."""
+    bottom: np.ndarray
+    """The sky's colour at the horizon, (3,)."""
     ground: np.ndarray
     """(3,)."""
     horizon: float
@@ -65,6 +67,18 @@ class Background:
     """Degrees, -90 to 90, as in `world.Identity`. None, as the wavelength: there are no even stripes."""
     stripe_wavelength: float | None
     """In units of 1/64 of the height."""
+
+    @property
+    def sky(self) -> np.ndarray:
+        """Its mean colour, (3,)."""
+        return (self.top + self.bottom) / 2
+
+    def rows(self, height: int) -> np.ndarray:
+        """The colour of each of so many rows, (height, 3)."""
+        down = (np.arange(height)[:, None] + 0.5) / height
+        sky = self.top + np.minimum(down / self.horizon, 1) * (self.bottom - self.top)
+        share_of_ground = np.clip((down - self.horizon) * height + 0.5, 0, 1)
+        return sky + share_of_ground * (self.ground - sky)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +111,14 @@ def observe_scene(video: np.ndarray) -> Observation:
     boxes = [_find_boxes(of_frame > ACTOR_CHROMA, unit) for of_frame in chroma]
     still, seen = _without_actors(frames, boxes, unit)
     rows = _row_colours(still, seen)
+    background = _observe_background(still, seen, rows, unit)
+    if background is not None:
+        rows = background.rows(len(rows))
     bodies = tuple(
         tuple(_observe_body(frame, rows, of_frame, k, unit) for k in range(len(of_frame)))
         for frame, of_frame in zip(frames, boxes)
     )
-    return Observation(bodies=bodies, background=_observe_background(still, seen, rows, unit))
+    return Observation(bodies=bodies, background=background)
 
 
 def check_video(video: np.ndarray) -> np.ndarray:
@@ -198,9 +215,14 @@ def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int,
     direction = core - core.mean()  # grey stripes, white and black have none of it
     contrast = np.maximum((core - background) @ direction, 1e-3)
 
+    def share_of_colour(difference: np.ndarray) -> np.ndarray:
+        return np.clip(difference @ direction / contrast, -0.2, 1.2)
+
+    near = _grow(share_of_colour(pixels - background) > 0.5, 2)  # what lies further off may be a tree
+
     def moments(difference: np.ndarray) -> np.ndarray:
         """The area of the actor's colour in what differs from the background, and the middle of it."""
-        share = np.clip(difference @ direction / contrast, -0.2, 1.2)
+        share = share_of_colour(difference) * near
         area = max(float(share.sum()), 1.0)
         return np.array([area, float((share * x).sum()) / area, float((share * y).sum()) / area])
 
@@ -242,6 +264,13 @@ def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int,
         floor=float(floor) / unit,
         error=error,
     )
+
+
+def _grow(mask: np.ndarray, reach: int) -> np.ndarray:
+    """Every pixel within so many rows and columns of one in `mask` (H, W)."""
+    padded = np.pad(mask, reach)
+    tall = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=0).any(-1)
+    return np.lib.stride_tricks.sliding_window_view(tall, 2 * reach + 1, axis=1).any(-1)
 
 
 def _smooth(image: np.ndarray) -> np.ndarray:
@@ -311,16 +340,16 @@ def _observe_background(still: np.ndarray, seen: np.ndarray, rows: np.ndarray, u
     height = len(rows)
     centres = np.arange(height) + 0.5
     # A sky that changes evenly downwards, and a ground of one colour: where do they meet?
-    best = (np.inf, 0, None, None)
+    gap = max(1, round(unit))  # rows that the edge itself may blur
+    best = (np.inf, 0)
     for edge in range(int(HORIZONS[0] * height), int(HORIZONS[1] * height)):
-        gap = max(1, round(unit))  # rows that the edge itself may blur
-        above, below = slice(0, edge - gap), slice(edge + gap, height)
-        slope, at_zero = np.polyfit(centres[above], rows[above], 1)
-        sky = at_zero + slope * centres[above, None]
-        ground = rows[below].mean(0)
-        error = ((rows[above] - sky) ** 2).sum() / len(sky) + ((rows[below] - ground) ** 2).mean() * 3
-        best = min(best, (error, edge, (slope, at_zero), ground), key=lambda found: found[0])
-    _, edge, (slope, at_zero), ground = best
+        above, ground = rows[: edge - gap], rows[edge + gap :].mean(0)
+        slope, at_zero = np.polyfit(centres[: edge - gap], above, 1)
+        sky = at_zero + slope * centres[: edge - gap, None]
+        best = min(best, (((above - sky) ** 2).mean() + ((rows[edge + gap :] - ground) ** 2).mean(), edge))
+    edge = best[1]
+    ground = np.median(rows[edge + gap :], axis=0)
+    slope, at_zero = _fit_line(centres[: edge - gap], rows[: edge - gap])
     step = ground - (at_zero + slope * edge)
     if np.sqrt((step**2).mean()) < MIN_EDGE:
         return None
@@ -332,12 +361,23 @@ def _observe_background(still: np.ndarray, seen: np.ndarray, rows: np.ndarray, u
     first = int(np.ceil(horizon + unit))
     angle, wavelength = _observe_stripes(still[first:].mean(-1), seen[first:].astype(np.float32), unit)
     return Background(
-        sky=at_zero + slope * horizon / 2,
+        top=at_zero,
+        bottom=at_zero + slope * horizon,
         ground=ground,
         horizon=horizon / height,
         stripe_angle=angle,
         stripe_wavelength=wavelength,
     )
+
+
+def _fit_line(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and value at zero of rows (N, 3) over x (N,), without those that lie far off, as where trees hide the sky."""
+    slope, at_zero = np.polyfit(x, rows, 1)
+    for _ in range(3):
+        off = np.abs(rows - (at_zero + slope * x[:, None])).max(1)
+        kept = off <= 2.5 * np.median(off) + 1e-3
+        slope, at_zero = np.polyfit(x[kept], rows[kept], 1)
+    return slope, at_zero
 
 
 def _observe_stripes(grey: np.ndarray, weights: np.ndarray, unit: float) -> tuple[float | None, float | None]:
