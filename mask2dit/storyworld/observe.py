@@ -18,7 +18,7 @@ from mask2dit.storyworld.world import ACCESSORIES, SHAPES
 ACTOR_CHROMA = 0.42  # largest minus smallest channel: above it an actor's, below it a background's
 MIN_AREA = 20.0  # of an actor, in (height / 64)²; smaller specks are none
 CORE_CHROMA = 0.93  # of an actor's own: a pixel that has this much shows nothing else
-MAX_DRAWING_ERROR = 0.45  # of a body's area: more, and it is no drawing that we know
+MAX_DRAWING_ERROR = 0.3  # of a body's area: more, and it is no drawing that we know
 REFINED_DRAWINGS = 3  # the best few are placed with more care
 MAX_HUE_ERROR = 29.0  # degrees: colours are at least twice as far apart
 HORIZONS = (0.4, 0.85)  # between which it is looked for, as shares of the height
@@ -307,12 +307,13 @@ def _hue(colour: np.ndarray) -> float:
 
 
 def _free_of(boxes: list[Box], shape: tuple[int, int], unit: float) -> np.ndarray:
-    """(H, W), False where an actor, what it wears or its shadow is."""
+    """(H, W), False where an actor or what it wears is."""
     free = np.ones(shape, dtype=bool)
     aside = max(2, round(2 * unit))
     for left, right, top, bottom in boxes:
-        above = int(0.4 * (bottom - top)) + aside
-        free[max(0, top - above) :, max(0, left - aside) : right + aside] = False
+        extent = max(right - left, bottom - top)
+        above, below = int(0.5 * extent) + aside, int(0.25 * extent) + aside  # for a hat and for boots
+        free[max(0, top - above) : bottom + below, max(0, left - aside) : right + aside] = False
     return free
 
 
@@ -359,11 +360,11 @@ def _observe_background(still: np.ndarray, seen: np.ndarray, rows: np.ndarray, u
     share = (rows[near] - (at_zero + slope * centres[near, None])) @ step / (step @ step)
     horizon = near.stop - float(np.clip(share, 0, 1).sum())
     first = int(np.ceil(horizon + unit))
-    angle, wavelength = _observe_stripes(still[first:].mean(-1), seen[first:].astype(np.float32), unit)
+    angle, wavelength, ground_between = _observe_stripes(still[first:], seen[first:].astype(np.float32), unit)
     return Background(
         top=at_zero,
         bottom=at_zero + slope * horizon,
-        ground=ground,
+        ground=ground if ground_between is None else ground_between,
         horizon=horizon / height,
         stripe_angle=angle,
         stripe_wavelength=wavelength,
@@ -380,44 +381,52 @@ def _fit_line(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return slope, at_zero
 
 
-def _observe_stripes(grey: np.ndarray, weights: np.ndarray, unit: float) -> tuple[float | None, float | None]:
-    """The angle and the wavelength of the plane wave that explains most of (H, W) with weights; None if it explains little."""
-    if weights.astype(bool).sum() < 100 * unit**2:
-        return None, None
-    grey = grey - (grey * weights).sum() / weights.sum()
-    variance = float((weights * grey**2).sum())
-    if variance < 1e-7 * weights.sum():
-        return None, None
-    x, y = np.arange(grey.shape[1]) / unit, np.arange(grey.shape[0]) / unit
+def _observe_stripes(
+    ground: np.ndarray, weights: np.ndarray, unit: float
+) -> tuple[float | None, float | None, np.ndarray | None]:
+    """The plane wave that explains most of (H, W, 3) with weights (H, W): its angle, its wavelength, and the colour half-way
+    between its crests and troughs. Three times None if it explains little."""
+    nothing = None, None, None
+    used = weights > 0
+    if used.sum() < 100 * unit**2:
+        return nothing
+    rows, columns = np.nonzero(used)
+    root = np.sqrt(weights[used])[:, None]
+    colours = ground[used]
+    colours = colours - (mean := np.average(colours, axis=0, weights=weights[used]))
+    variance = float(((root * colours) ** 2).sum())
+    if variance < 1e-6 * weights.sum():
+        return nothing
+    x, y = np.arange(ground.shape[1]) / unit, np.arange(ground.shape[0]) / unit
     low, high = (frequency / 64 for frequency in STRIPE_FREQUENCIES)
 
+    # Where the spectrum is strongest; the stripes are grey.
+    grey = np.zeros(weights.shape)
+    grey[used] = colours.mean(1) * weights[used]
     across, down = np.arange(0, high, 1 / 160), np.arange(-high, high, 1 / 160)  # cycles per unit
-    power = np.abs(np.exp(-2j * np.pi * down[:, None] * y) @ (weights * grey) @ np.exp(-2j * np.pi * x[:, None] * across))
-    size = np.hypot(across[None, :], down[:, None])
-    power[(size < low) | (size > high)] = 0
+    power = np.abs(np.exp(-2j * np.pi * down[:, None] * y) @ grey @ np.exp(-2j * np.pi * x[:, None] * across))
+    length = np.hypot(across[None, :], down[:, None])
+    power[(length < low) | (length > high)] = 0
     row, column = np.unravel_index(power.argmax(), power.shape)
     peak = np.array([across[column], down[row]])
 
-    used = weights > 0
-    rows, columns = np.nonzero(used)
-    values, root = grey[used], np.sqrt(weights[used])
-
-    def unexplained(frequency: np.ndarray) -> float:
+    def fit(frequency: np.ndarray) -> tuple[float, np.ndarray]:
+        """What a wave of this frequency and a constant leave unexplained, and that constant, by least squares."""
         phase = 2 * np.pi * (frequency[0] * x[columns] + frequency[1] * y[rows])
-        waves = np.stack([np.cos(phase), np.sin(phase), np.ones_like(phase)], axis=1) * root[:, None]
-        gram, moments = waves.T @ waves, waves.T @ (root * values)
-        return variance - float(moments @ np.linalg.solve(gram + 1e-9 * np.eye(3), moments))
+        waves = np.stack([np.cos(phase), np.sin(phase), np.ones_like(phase)], axis=1) * root
+        moments = waves.T @ (root * colours)
+        factors = np.linalg.solve(waves.T @ waves + 1e-9 * np.eye(3), moments)
+        return variance - float((moments * factors).sum()), factors[2]
 
-    least = unexplained(peak)
     step = 1 / 320
     while step > 1e-4:
-        tries = [peak + step * np.array(move) for move in product((-1, 0, 1), repeat=2)]
-        errors = [unexplained(frequency) for frequency in tries]
-        chosen = int(np.argmin(errors))
-        peak, least = tries[chosen], errors[chosen]
-        if chosen == 4:  # the middle
+        moves = [peak + step * np.array(move) for move in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))]
+        chosen = int(np.argmin([fit(frequency)[0] for frequency in moves]))
+        peak = moves[chosen]
+        if not chosen:
             step /= 2
-    if least > (1 - MIN_STRIPES) * variance:
-        return None, None
+    unexplained, between = fit(peak)
+    if unexplained > (1 - MIN_STRIPES) * variance:
+        return nothing
     angle = float(np.rad2deg(np.arctan2(peak[1], peak[0])))
-    return (angle + 90) % 180 - 90, float(1 / np.hypot(*peak))
+    return (angle + 90) % 180 - 90, float(1 / np.hypot(*peak)), mean + between
