@@ -18,7 +18,7 @@ from mask2dit.storyworld.world import ACCESSORIES, SHAPES
 ACTOR_CHROMA = 0.42  # largest minus smallest channel: above it an actor's, below it a background's
 MIN_AREA = 20.0  # of an actor, in (height / 64)²; smaller specks are none
 CORE_CHROMA = 0.93  # of an actor's own: a pixel that has this much shows nothing else
-MAX_DRAWING_ERROR = 0.45  # of a body's area: more, and it is no drawing that we know
+MAX_DRAWING_ERROR = 0.3  # of a body's area: more, and it is no drawing that we know
 REFINED_DRAWINGS = 3  # the best few are placed with more care
 MAX_HUE_ERROR = 29.0  # degrees: colours are at least twice as far apart
 HORIZONS = (0.4, 0.85)  # between which it is looked for, as shares of the height
@@ -55,8 +55,10 @@ class Body:
 class Background:
     """The setting of a scene."""
 
-    sky: np.ndarray
-    """Half-way between the top and the horizon, (3,)."""
+    top: np.ndarray
+    """The sky's colour above, (3,)."""
+    bottom: np.ndarray
+    """The sky's colour at the horizon, (3,)."""
     ground: np.ndarray
     """(3,)."""
     horizon: float
@@ -65,6 +67,18 @@ class Background:
     """Degrees, -90 to 90, as in `world.Identity`. None, as the wavelength: there are no even stripes."""
     stripe_wavelength: float | None
     """In units of 1/64 of the height."""
+
+    @property
+    def sky(self) -> np.ndarray:
+        """Its mean colour, (3,)."""
+        return (self.top + self.bottom) / 2
+
+    def rows(self, height: int) -> np.ndarray:
+        """The colour of each of so many rows, (height, 3)."""
+        down = (np.arange(height)[:, None] + 0.5) / height
+        sky = self.top + np.minimum(down / self.horizon, 1) * (self.bottom - self.top)
+        share_of_ground = np.clip((down - self.horizon) * height + 0.5, 0, 1)
+        return sky + share_of_ground * (self.ground - sky)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +111,14 @@ def observe_scene(video: np.ndarray) -> Observation:
     boxes = [_find_boxes(of_frame > ACTOR_CHROMA, unit) for of_frame in chroma]
     still, seen = _without_actors(frames, boxes, unit)
     rows = _row_colours(still, seen)
+    background = _observe_background(still, seen, rows, unit)
+    if background is not None:
+        rows = background.rows(len(rows))
     bodies = tuple(
         tuple(_observe_body(frame, rows, of_frame, k, unit) for k in range(len(of_frame)))
         for frame, of_frame in zip(frames, boxes)
     )
-    return Observation(bodies=bodies, background=_observe_background(still, seen, rows, unit))
+    return Observation(bodies=bodies, background=background)
 
 
 def check_video(video: np.ndarray) -> np.ndarray:
@@ -198,9 +215,14 @@ def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int,
     direction = core - core.mean()  # grey stripes, white and black have none of it
     contrast = np.maximum((core - background) @ direction, 1e-3)
 
+    def share_of_colour(difference: np.ndarray) -> np.ndarray:
+        return np.clip(difference @ direction / contrast, -0.2, 1.2)
+
+    near = _grow(share_of_colour(pixels - background) > 0.5, 2)  # what lies further off may be a tree
+
     def moments(difference: np.ndarray) -> np.ndarray:
         """The area of the actor's colour in what differs from the background, and the middle of it."""
-        share = np.clip(difference @ direction / contrast, -0.2, 1.2)
+        share = share_of_colour(difference) * near
         area = max(float(share.sum()), 1.0)
         return np.array([area, float((share * x).sum()) / area, float((share * y).sum()) / area])
 
@@ -244,6 +266,13 @@ def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int,
     )
 
 
+def _grow(mask: np.ndarray, reach: int) -> np.ndarray:
+    """Every pixel within so many rows and columns of one in `mask` (H, W)."""
+    padded = np.pad(mask, reach)
+    tall = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=0).any(-1)
+    return np.lib.stride_tricks.sliding_window_view(tall, 2 * reach + 1, axis=1).any(-1)
+
+
 def _smooth(image: np.ndarray) -> np.ndarray:
     """(H, W, 3), each pixel with its neighbours by (1, 2, 1) / 4 along both axes; the outermost are left out."""
     image = image[:-2] + 2 * image[1:-1] + image[2:]
@@ -278,12 +307,13 @@ def _hue(colour: np.ndarray) -> float:
 
 
 def _free_of(boxes: list[Box], shape: tuple[int, int], unit: float) -> np.ndarray:
-    """(H, W), False where an actor, what it wears or its shadow is."""
+    """(H, W), False where an actor or what it wears is."""
     free = np.ones(shape, dtype=bool)
     aside = max(2, round(2 * unit))
     for left, right, top, bottom in boxes:
-        above = int(0.4 * (bottom - top)) + aside
-        free[max(0, top - above) :, max(0, left - aside) : right + aside] = False
+        extent = max(right - left, bottom - top)
+        above, below = int(0.5 * extent) + aside, int(0.25 * extent) + aside  # for a hat and for boots
+        free[max(0, top - above) : bottom + below, max(0, left - aside) : right + aside] = False
     return free
 
 
@@ -311,16 +341,16 @@ def _observe_background(still: np.ndarray, seen: np.ndarray, rows: np.ndarray, u
     height = len(rows)
     centres = np.arange(height) + 0.5
     # A sky that changes evenly downwards, and a ground of one colour: where do they meet?
-    best = (np.inf, 0, None, None)
+    gap = max(1, round(unit))  # rows that the edge itself may blur
+    best = (np.inf, 0)
     for edge in range(int(HORIZONS[0] * height), int(HORIZONS[1] * height)):
-        gap = max(1, round(unit))  # rows that the edge itself may blur
-        above, below = slice(0, edge - gap), slice(edge + gap, height)
-        slope, at_zero = np.polyfit(centres[above], rows[above], 1)
-        sky = at_zero + slope * centres[above, None]
-        ground = rows[below].mean(0)
-        error = ((rows[above] - sky) ** 2).sum() / len(sky) + ((rows[below] - ground) ** 2).mean() * 3
-        best = min(best, (error, edge, (slope, at_zero), ground), key=lambda found: found[0])
-    _, edge, (slope, at_zero), ground = best
+        above, ground = rows[: edge - gap], rows[edge + gap :].mean(0)
+        slope, at_zero = np.polyfit(centres[: edge - gap], above, 1)
+        sky = at_zero + slope * centres[: edge - gap, None]
+        best = min(best, (((above - sky) ** 2).mean() + ((rows[edge + gap :] - ground) ** 2).mean(), edge))
+    edge = best[1]
+    ground = np.median(rows[edge + gap :], axis=0)
+    slope, at_zero = _fit_line(centres[: edge - gap], rows[: edge - gap])
     step = ground - (at_zero + slope * edge)
     if np.sqrt((step**2).mean()) < MIN_EDGE:
         return None
@@ -330,56 +360,73 @@ def _observe_background(still: np.ndarray, seen: np.ndarray, rows: np.ndarray, u
     share = (rows[near] - (at_zero + slope * centres[near, None])) @ step / (step @ step)
     horizon = near.stop - float(np.clip(share, 0, 1).sum())
     first = int(np.ceil(horizon + unit))
-    angle, wavelength = _observe_stripes(still[first:].mean(-1), seen[first:].astype(np.float32), unit)
+    angle, wavelength, ground_between = _observe_stripes(still[first:], seen[first:].astype(np.float32), unit)
     return Background(
-        sky=at_zero + slope * horizon / 2,
-        ground=ground,
+        top=at_zero,
+        bottom=at_zero + slope * horizon,
+        ground=ground if ground_between is None else ground_between,
         horizon=horizon / height,
         stripe_angle=angle,
         stripe_wavelength=wavelength,
     )
 
 
-def _observe_stripes(grey: np.ndarray, weights: np.ndarray, unit: float) -> tuple[float | None, float | None]:
-    """The angle and the wavelength of the plane wave that explains most of (H, W) with weights; None if it explains little."""
-    if weights.astype(bool).sum() < 100 * unit**2:
-        return None, None
-    grey = grey - (grey * weights).sum() / weights.sum()
-    variance = float((weights * grey**2).sum())
-    if variance < 1e-7 * weights.sum():
-        return None, None
-    x, y = np.arange(grey.shape[1]) / unit, np.arange(grey.shape[0]) / unit
+def _fit_line(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and value at zero of rows (N, 3) over x (N,), without those that lie far off, as where trees hide the sky."""
+    slope, at_zero = np.polyfit(x, rows, 1)
+    for _ in range(3):
+        off = np.abs(rows - (at_zero + slope * x[:, None])).max(1)
+        kept = off <= 2.5 * np.median(off) + 1e-3
+        slope, at_zero = np.polyfit(x[kept], rows[kept], 1)
+    return slope, at_zero
+
+
+def _observe_stripes(
+    ground: np.ndarray, weights: np.ndarray, unit: float
+) -> tuple[float | None, float | None, np.ndarray | None]:
+    """The plane wave that explains most of (H, W, 3) with weights (H, W): its angle, its wavelength, and the colour half-way
+    between its crests and troughs. Three times None if it explains little."""
+    nothing = None, None, None
+    used = weights > 0
+    if used.sum() < 100 * unit**2:
+        return nothing
+    rows, columns = np.nonzero(used)
+    root = np.sqrt(weights[used])[:, None]
+    colours = ground[used]
+    colours = colours - (mean := np.average(colours, axis=0, weights=weights[used]))
+    variance = float(((root * colours) ** 2).sum())
+    if variance < 1e-6 * weights.sum():
+        return nothing
+    x, y = np.arange(ground.shape[1]) / unit, np.arange(ground.shape[0]) / unit
     low, high = (frequency / 64 for frequency in STRIPE_FREQUENCIES)
 
+    # Where the spectrum is strongest; the stripes are grey.
+    grey = np.zeros(weights.shape)
+    grey[used] = colours.mean(1) * weights[used]
     across, down = np.arange(0, high, 1 / 160), np.arange(-high, high, 1 / 160)  # cycles per unit
-    power = np.abs(
-        np.exp(-2j * np.pi * down[:, None] * y) @ (weights * grey) @ np.exp(-2j * np.pi * x[:, None] * across)
-    )
-    size = np.hypot(across[None, :], down[:, None])
-    power[(size < low) | (size > high)] = 0
+    power = np.abs(np.exp(-2j * np.pi * down[:, None] * y) @ grey @ np.exp(-2j * np.pi * x[:, None] * across))
+    length = np.hypot(across[None, :], down[:, None])
+    power[(length < low) | (length > high)] = 0
     row, column = np.unravel_index(power.argmax(), power.shape)
     peak = np.array([across[column], down[row]])
 
-    used = weights > 0
-    rows, columns = np.nonzero(used)
-    values, root = grey[used], np.sqrt(weights[used])
-
-    def unexplained(frequency: np.ndarray) -> float:
+    def fit(frequency: np.ndarray) -> tuple[float, np.ndarray]:
+        """What a wave of this frequency and a constant leave unexplained, and that constant, by least squares."""
         phase = 2 * np.pi * (frequency[0] * x[columns] + frequency[1] * y[rows])
-        waves = np.stack([np.cos(phase), np.sin(phase), np.ones_like(phase)], axis=1) * root[:, None]
-        gram, moments = waves.T @ waves, waves.T @ (root * values)
-        return variance - float(moments @ np.linalg.solve(gram + 1e-9 * np.eye(3), moments))
+        waves = np.stack([np.cos(phase), np.sin(phase), np.ones_like(phase)], axis=1) * root
+        moments = waves.T @ (root * colours)
+        factors = np.linalg.solve(waves.T @ waves + 1e-9 * np.eye(3), moments)
+        return variance - float((moments * factors).sum()), factors[2]
 
-    least = unexplained(peak)
     step = 1 / 320
     while step > 1e-4:
-        tries = [peak + step * np.array(move) for move in product((-1, 0, 1), repeat=2)]
-        errors = [unexplained(frequency) for frequency in tries]
-        chosen = int(np.argmin(errors))
-        peak, least = tries[chosen], errors[chosen]
-        if chosen == 4:  # the middle
+        moves = [peak + step * np.array(move) for move in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))]
+        chosen = int(np.argmin([fit(frequency)[0] for frequency in moves]))
+        peak = moves[chosen]
+        if not chosen:
             step /= 2
-    if least > (1 - MIN_STRIPES) * variance:
-        return None, None
+    unexplained, between = fit(peak)
+    if unexplained > (1 - MIN_STRIPES) * variance:
+        return nothing
     angle = float(np.rad2deg(np.arctan2(peak[1], peak[0])))
-    return (angle + 90) % 180 - 90, float(1 / np.hypot(*peak))
+    return (angle + 90) % 180 - 90, float(1 / np.hypot(*peak)), mean + between

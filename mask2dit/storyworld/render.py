@@ -250,13 +250,13 @@ def _decorate(
 
     if setting == "desert":
         disc(0.7, 9 * unit, 5, (1.0, 0.95, 0.82))
-        box(0.25, -1.2, 1.2, 0, 10, (0.66, 0.72, 0.60))
-        box(0.25, -4.2, 0, 4, 6, (0.66, 0.72, 0.60))
-        box(0.25, -4.2, -2.4, 4, 8, (0.66, 0.72, 0.60))
+        box(0.25, -1.2, 1.2, 0, 10, (0.68, 0.72, 0.64))
+        box(0.25, -4.2, 0, 4, 6, (0.68, 0.72, 0.64))
+        box(0.25, -4.2, -2.4, 4, 8, (0.68, 0.72, 0.64))
     elif setting == "meadow":
         for share, radius in ((0.2, 5), (0.65, 4)):
-            box(share, -0.8, 0.8, 0, 4, (0.66, 0.60, 0.54))
-            disc(share, horizon - (3 + radius) * unit, radius, (0.62, 0.74, 0.58))
+            box(share, -0.8, 0.8, 0, 4, (0.64, 0.60, 0.57))
+            disc(share, horizon - (3 + radius) * unit, radius, (0.65, 0.71, 0.63))
     elif setting == "snow":
         for share, half_width, high in ((0.15, 4, 12), (0.28, 3, 9), (0.7, 4, 11)):
             fir(share, half_width, high, (0.50, 0.58, 0.58))
