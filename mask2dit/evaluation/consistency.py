@@ -37,8 +37,8 @@ def visual_scores(similarity: np.ndarray, actors: Sequence[Set[str]]) -> dict[st
 
     Returns:
         "visual": over all pairs i < j, the paper's visual consistency; "visual_adjacent": over neighbours;
-        "visual_minimum": the least similar pair; "visual_first_last": the first scene and the last; "visual_shared_actor": over
-        pairs with an actor in common, None where there is none. All are None for a single scene.
+        "visual_minimum": the least similar pair; "visual_first_last": the first scene and the last; "visual_shared_actor":
+        over pairs with an actor in common, None where there is none. All are None for a single scene.
     """
     pairs = list(combinations(range(len(similarity)), 2))
     values = {pair: float(similarity[pair]) for pair in pairs}

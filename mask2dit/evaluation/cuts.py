@@ -42,10 +42,9 @@ class CutComparison:
     """Detected cuts against intended ones."""
 
     accuracy: float
-    """Intended cuts that were met, over the intended and the superfluous ones: 100 if every intended cut and no other is there."""
+    """Intended cuts that were met, over the intended and the superfluous ones: 100 for every intended cut and no other."""
     deviation: float | None
-    """Frames between a cut and the intended one it was matched with, on average over matches of any distance; None without
-    any."""
+    """Frames between matched cuts on average, however far apart; None without any."""
 
 
 def compare_cuts(detected: Sequence[int], intended: Sequence[int], tolerance: int = 2) -> CutComparison:

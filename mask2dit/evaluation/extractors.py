@@ -1,6 +1,7 @@
 """Video features for Fréchet distances: VideoMAE-v2 (arXiv 2303.16727) and I3D (arXiv 1705.07750).
 
-Names of parameters are those of the weights in use for FVD, so these load as they are. Shapes: B clips, T frames, N tokens, D width.
+Names of parameters are those of the weights in use for FVD, so these load as they are.
+Shapes: B clips, T frames, N tokens, D width.
 """
 
 import os

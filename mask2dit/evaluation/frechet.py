@@ -86,8 +86,8 @@ def frechet_distance(
 def frechet_distance_of_features(first: np.ndarray, second: np.ndarray, allow_different_sizes: bool = False) -> float:
     """The same distance from the features (N, D) themselves.
 
-    With fewer samples than dimensions no covariance is formed: with X and Y centred and divided by (N - 1)^½, the eigenvalues of
-    C1 C2 = XᵀX YᵀY other than zero are the squared singular values of X Yᵀ, which is only N x N.
+    With fewer samples than dimensions no covariance is formed: with X and Y centred and divided by (N - 1)^½, the
+    eigenvalues of C1 C2 = XᵀX YᵀY other than zero are the squared singular values of X Yᵀ, which is only N x N.
 
     Raises:
         ValueError: as `frechet_distance`.
@@ -144,6 +144,6 @@ def _checked(features: np.ndarray) -> np.ndarray:
 def _check_sizes(first: int, second: int, allow_different_sizes: bool) -> None:
     if first != second and not allow_different_sizes:
         raise ValueError(
-            f"the sets have {first} and {second} samples, and a Fréchet distance depends on how many there are: take equally many, "
-            "or set frechet.allow_different_sizes=true"
+            f"the sets have {first} and {second} samples, and a Fréchet distance depends on how many there are: take equally "
+            "many, or set frechet.allow_different_sizes=true"
         )

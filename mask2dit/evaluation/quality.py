@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
-from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
+from transformers import AutoModel, CLIPModel
 
 from mask2dit.evaluation.config import QualityConfig
 from mask2dit.evaluation.measures import BaseMeasure, Column, Scores
-from mask2dit.evaluation.videos import StoryVideo
 from mask2dit.evaluation.viclip import CLIP, IMAGENET, middle_frames
+from mask2dit.evaluation.videos import StoryVideo
 from mask2dit.evaluation.weights import load_weights
 from mask2dit.models.loading import fingerprint
 
@@ -30,11 +30,10 @@ class FrameEncoder:
 
     def __init__(self, folder: str | os.PathLike, device: torch.device):
         try:
-            self.is_clip = AutoConfig.from_pretrained(folder).model_type.startswith("clip")
-            model_class = CLIPVisionModelWithProjection if self.is_clip else AutoModel
-            self.model = model_class.from_pretrained(folder).eval().requires_grad_(False).to(device)
+            self.model = AutoModel.from_pretrained(folder).eval().requires_grad_(False).to(device)
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{str(folder)!r} does not hold a model of transformers: {error}") from error
+        self.is_clip = isinstance(self.model, CLIPModel)
         self.resolution = getattr(self.model.config, "vision_config", self.model.config).image_size
         self.device = device
 
@@ -53,8 +52,11 @@ class FrameEncoder:
         mean, std = (
             torch.tensor(values, device=x.device).view(3, 1, 1) for values in (CLIP if self.is_clip else IMAGENET)
         )
-        output = self.model(pixel_values=(x - mean) / std)
-        features = output.image_embeds if self.is_clip else output.last_hidden_state[:, 0]
+        pixels = (x - mean) / std
+        if self.is_clip:
+            features = self.model.visual_projection(self.model.vision_model(pixels).pooler_output)
+        else:
+            features = self.model(pixels).last_hidden_state[:, 0]
         return F.normalize(features.float(), dim=-1).cpu().numpy()
 
 
@@ -109,8 +111,8 @@ def load_aesthetic_head(path: str | os.PathLike) -> nn.Sequential:
 
 
 class FrameConsistencyMeasure(BaseMeasure):
-    """How alike the frames of a scene are, times 100: the mean of each frame's cosine with the scene's first frame and with the
-    frame before it, as in VBench, then over scenes."""
+    """How alike the frames of a scene are, times 100: the mean of each frame's cosine with the scene's first frame and with
+    the frame before it, as in VBench, then over scenes."""
 
     def __init__(self, name: str, folder: str | os.PathLike, num_frames: int, device: torch.device):
         self.name = name

@@ -30,8 +30,8 @@ REPORTED = (
     ("Mask²DiT extension", 75.33, 24.29, 49.81, None),
 )
 REPORTED_NOTE = (
-    "Rows in italics are the paper's (arXiv 2503.19881), with other prompts and another reference set: an orientation, and not a "
-    "measurement of this project."
+    "Rows in italics are the paper's (arXiv 2503.19881), with other prompts and another reference set: an orientation, and "
+    "not a measurement of this project."
 )
 RANKED_BY = ("sequence", "visual", "semantic")
 NUM_SHOWN = 3  # best and worst stories
@@ -169,8 +169,8 @@ def _html(results: Results, others: Sequence[Results]) -> str:
     parts.append(_section("All measures", _html_table(summary_table(results)) + f"<figure>{plot}</figure>", note))
     if results.distances:
         note = (
-            "With few videos the Fréchet distance is biased by more than most effects: read it beside the kernel distance, whose "
-            "expectation does not depend on their number."
+            "With few videos the Fréchet distance is biased by more than most effects: read it beside the kernel distance, "
+            "whose expectation does not depend on their number."
         )
         parts.append(_section("Distances to real videos", _html_table(distance_table(results)), note))
     for other in others:

@@ -19,8 +19,8 @@ from mask2dit.evaluation.prompts import Story, read_stories
 from mask2dit.evaluation.report import write_report
 from mask2dit.evaluation.results import Fault, Results, StoryResult, check_comparable
 from mask2dit.evaluation.untrained import UNTRAINED
-from mask2dit.evaluation.videos import Generator, StoryVideo, find_video
 from mask2dit.evaluation.viclip import middle_frames
+from mask2dit.evaluation.videos import Generator, StoryVideo, find_video
 from mask2dit.models.loading import fingerprint
 from mask2dit.pipelines.inference import choose_device
 from mask2dit.provenance import git_commit, versions

@@ -1,11 +1,13 @@
 """The videos of a run: generated, or found in a folder with the boundaries of their scenes."""
 
+import hashlib
 import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +53,7 @@ class StoryVideo:
                 f"boundaries are {list(self.boundaries)}"
             )
         edges = (0, *self.boundaries, total)
-        if any(stop <= start for start, stop in zip(edges, edges[1:])):
+        if any(stop <= start for start, stop in pairwise(edges)):
             raise ValueError(
                 f"{self.path} has {total} frames, in which the boundaries {list(self.boundaries)} do not lie in order"
             )
@@ -64,7 +66,7 @@ class StoryVideo:
     def scenes(self) -> list[tuple[int, int]]:
         """(start, stop) of each scene, in frames."""
         edges = (0, *self.boundaries, self.reader.num_frames)
-        return list(zip(edges, edges[1:]))
+        return list(pairwise(edges))
 
     def frames(self, indices: Sequence[int]) -> torch.Tensor:
         """`uint8 (F, H, W, 3)`."""
@@ -167,6 +169,10 @@ class Generator:
     def _temporal_ratio(self) -> int:
         return Mask2DiTPipeline.skeleton(self.settings.model).vae_scale_factor_temporal
 
+    def _seed(self, story: Story) -> int:
+        """Another noise for each story, and the same one in every run that has the story."""
+        return int(hashlib.sha256(f"{self.config.seed} {story.name}".encode()).hexdigest()[:8], 16)
+
     def _texts(self, story: Story) -> list[str]:
         return [" ".join(story.prompts)] if self.settings.mode == "merged" else list(story.prompts)
 
@@ -182,7 +188,7 @@ class Generator:
     def _inference(self, story: Story):
         window = {"separate": 1, "merged": None}.get(self.settings.mode, self.settings.window)
         config = self.settings.inference(
-            self._texts(story), self._num_frames(story), self.config.device, self.config.seed, str(self.folder)
+            self._texts(story), self._num_frames(story), self.config.device, self._seed(story), str(self.folder)
         )
         config.window = window
         return config

@@ -60,7 +60,7 @@ def test_streamed_statistics_equal_those_of_all_at_once_far_from_the_origin(tmp_
 @pytest.mark.parametrize("distance", [frechet_distance_of_features, kernel_distance])
 def test_sets_of_different_size_are_compared_only_when_asked_to(distance):
     x = np.random.default_rng(3).normal(size=(8, 4))
-    with pytest.raises(ValueError, match="8 and 5 samples.*allow_different_sizes=true"):
+    with pytest.raises(ValueError, match=r"8 and 5 samples.*allow_different_sizes=true"):
         distance(x, x[:5])
     assert np.isfinite(distance(x, x[:5], allow_different_sizes=True))
 

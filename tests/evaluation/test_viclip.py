@@ -91,7 +91,7 @@ def test_an_untrained_model_is_built_once_and_only_under_a_name_that_says_so(tmp
 
 
 def test_other_weights_and_damaged_ones_are_refused_by_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there are no weights .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"there are no weights .*nowhere"):
         load_viclip(tmp_path / "nowhere.pth")
     (tmp_path / "damaged.pth").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"damaged\.pth.*cannot be read"):
