@@ -1,4 +1,5 @@
-"""What is claimed about the evaluation: the Fréchet distance against `scipy.linalg.sqrtm`, and the memory of extracting features.
+"""What is claimed about the evaluation: the Fréchet distance against `scipy.linalg.sqrtm`, and the memory that extracting
+features takes.
 
     python benchmarks/evaluation.py [--samples 150] [--dimensions 1408] [--runs 5]
 

@@ -94,7 +94,8 @@ def scatter_plot(
         )
     middle = (top + height - bottom) / 2
     parts.append(
-        f"<text x='{(left + width - right) / 2}' y='{height - 8}' text-anchor='middle' {FONT} fill='{INK}'>{escape(x_label)}</text>"
+        f"<text x='{(left + width - right) / 2}' y='{height - 8}' text-anchor='middle' {FONT} fill='{INK}'>"
+        f"{escape(x_label)}</text>"
     )
     parts.append(
         f"<text x='14' y='{middle}' text-anchor='middle' transform='rotate(-90 14 {middle})' {FONT} fill='{INK}'>"
@@ -131,8 +132,8 @@ def heat_map(matrix: Sequence[Sequence[float]], cell: int = 46) -> str:
 
 def _svg(width: float, height: float, parts: Sequence[str]) -> str:
     return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' role='img' width='{width}' height='{height}' viewBox='0 0 {width} {height}'>"
-        f"{''.join(parts)}</svg>"
+        f"<svg xmlns='http://www.w3.org/2000/svg' role='img' width='{width}' height='{height}' "
+        f"viewBox='0 0 {width} {height}'>{''.join(parts)}</svg>"
     )
 
 

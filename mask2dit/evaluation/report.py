@@ -311,17 +311,21 @@ main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 80px; }
 h1 { font-size: 32px; line-height: 1.2; margin: 0; } h2 { font-size: 20px; margin: 0 0 14px; }
 h3 { font-size: 16px; margin: 0 0 10px; } h3 span { color: var(--soft); font-weight: 400; margin-left: 8px; }
 .lead { color: var(--soft); font-size: 17px; margin: 6px 0 24px; }
-section, details { background: var(--paper); border: 1px solid var(--rule); border-radius: 8px; padding: 22px 24px; margin: 18px 0; }
+section, details { background: var(--paper); border: 1px solid var(--rule); border-radius: 8px; }
+section, details { padding: 22px 24px; margin: 18px 0; }
 .note { color: var(--soft); font-size: 13px; margin: 12px 0 0; max-width: 80ch; }
 .warning { background: #fff4d6; border: 1px solid #e8cf88; border-radius: 8px; padding: 10px 16px; margin: 10px 0; }
 .table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 14px; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { font-weight: 600; color: var(--soft); font-size: 13px; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th { font-weight: 600; color: var(--soft); font-size: 13px; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td:last-child { max-width: 60ch; } .soft { color: var(--soft); font-style: italic; }
 figure { margin: 18px 0 0; overflow-x: auto; } figcaption { color: var(--soft); font-size: 13px; }
 article { border-top: 1px solid var(--rule); padding: 18px 0; } article:first-of-type { border-top: 0; padding-top: 0; }
-.story { display: flex; gap: 28px; flex-wrap: wrap; align-items: flex-start; } .story > div { flex: 1 1 560px; min-width: 0; }
-.story figure { margin: 0; } .scene { margin-bottom: 12px; } .scene p { margin: 4px 0 0; font-size: 13px; color: var(--soft); }
+.story { display: flex; gap: 28px; flex-wrap: wrap; align-items: flex-start; }
+.story > div { flex: 1 1 560px; min-width: 0; }
+.story figure { margin: 0; }
+.scene { margin-bottom: 12px; } .scene p { margin: 4px 0 0; font-size: 13px; color: var(--soft); }
 .frames { display: flex; gap: 4px; overflow-x: auto; } .frames img { height: 108px; border-radius: 3px; }
 summary { cursor: pointer; font-weight: 600; } footer { color: var(--soft); font-size: 12px; margin-top: 32px; }
 """

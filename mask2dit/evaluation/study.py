@@ -20,6 +20,8 @@ from mask2dit.video.writing import check_writable, write_text
 
 logger = logging.getLogger(__name__)
 
+LETTERS = "ABCDEFGHIJ"
+
 QUESTIONS = {
     "visual_consistency": "In which video do characters and places stay the same most from scene to scene?",
     "semantic_consistency": "Which video follows its texts best?",
@@ -40,8 +42,10 @@ class StudyConfig:
     """Files that came back; with them, the tally is written instead of the page."""
 
     def __post_init__(self):
-        if not self.answers and len(self.runs) < 2:
-            raise ValueError("runs has to name the output folders of at least two runs, such as runs=[one, another]")
+        if not self.answers and not 2 <= len(self.runs) <= len(LETTERS):
+            raise ValueError(
+                f"runs has to name the output folders of 2 to {len(LETTERS)} runs, such as runs=[one, another]"
+            )
         if self.num_stories < 1:
             raise ValueError(f"num_stories={self.num_stories} has to be at least 1")
 
@@ -81,15 +85,21 @@ def write_study(config: StudyConfig) -> Path:
         key[story] = [names[run] for run in order]
         clips = ""
         for place, run in enumerate(order):
-            copy = f"videos/{number:03d}{'abcdefghij'[place]}.mp4"
+            copy = f"videos/{number:03d}{LETTERS[place].lower()}.mp4"
             shutil.copyfile(videos[run][story].video, folder / copy)
-            clips += f"<figure><video src='{copy}' controls loop muted></video><figcaption>{'ABCDEFGHIJ'[place]}</figcaption></figure>"
+            letter = f"<figcaption>{LETTERS[place]}</figcaption>"
+            clips += f"<figure><video src='{copy}' controls loop muted></video>{letter}</figure>"
         prompts = "".join(f"<li>{escape(prompt)}</li>" for prompt in videos[order[0]][story].prompts)
         questions = "".join(_question(story, question, text, len(runs)) for question, text in QUESTIONS.items())
         items.append(
-            f"<section><h2>{number + 1} of {len(chosen)}</h2><div class='clips'>{clips}</div><ol>{prompts}</ol>{questions}</section>"
+            f"<section><h2>{number + 1} of {len(chosen)}</h2><div class='clips'>{clips}</div>"
+            f"<ol>{prompts}</ol>{questions}</section>"
         )
-    body = f"<h1>Which video is better?</h1><p class='lead'>Please answer every question, then save your answers.</p><form id='form'>{''.join(items)}<button>Save answers</button> <span id='missing'></span></form><style>{STYLE}</style><script>{SCRIPT}</script>"
+    body = (
+        "<h1>Which video is better?</h1><p class='lead'>Please answer every question, then save your answers.</p>"
+        f"<form id='form'>{''.join(items)}<button>Save answers</button> <span id='missing'></span></form>"
+        f"<style>{STYLE}</style><script>{SCRIPT}</script>"
+    )
     write_text(folder / "index.html", page("Study", body))
     write_text(folder / "key.json", json.dumps(key, indent=2) + "\n")
     return folder / "index.html"
@@ -129,7 +139,7 @@ def tally(config: StudyConfig) -> Path:
 
 def _question(story: str, question: str, text: str, count: int) -> str:
     choices = "".join(
-        f"<label><input type='radio' name='{story} {question}' value='{place}'> {'ABCDEFGHIJ'[place]}</label>"
+        f"<label><input type='radio' name='{story} {question}' value='{place}'> {LETTERS[place]}</label>"
         for place in range(count)
     )
     return f"<p class='question'>{escape(text)}<br>{choices}</p>"

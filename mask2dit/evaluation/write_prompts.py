@@ -1,7 +1,7 @@
 """Stories written by a language model: `python -m mask2dit.evaluation.write_prompts [CONFIG.yaml] [key=value …]`.
 
-The model is asked for cast and scenes apart; the descriptions are put into the prompts here, so that they are repeated word for
-word, and what does not make a valid story is asked for again.
+The model is asked for cast and scenes apart; the descriptions are put into the prompts here, so that they are repeated word
+for word, and what does not make a valid story is asked for again.
 """
 
 import json
@@ -18,8 +18,9 @@ from mask2dit.command import run_command
 logger = logging.getLogger(__name__)
 
 REQUEST = """Write one story for a video of {num_scenes} scenes.
-Its cast are {num_actors} characters, Actor1{others}. Describe each in one phrase without a final period: what they look like, what
-they wear, what they hold, such as "an old man with a white beard, wearing a navy wool coat, holding a brass lantern".
+Its cast are {num_actors} characters, Actor1{others}. Describe each in one phrase without a final period: what they look
+like, what they wear, what they hold, such as "an old man with a white beard, wearing a navy wool coat, holding a brass
+lantern".
 Each scene is one or two sentences in the present tense about what can be seen: who does what, where, in what light. Name
 characters only as Actor1, Actor2, …, without describing them again. Scenes take place in different settings. Everyone of
 the cast appears in at least two scenes where there are that many.

@@ -85,7 +85,7 @@ def test_both_published_heads_load(tmp_path):
 def test_the_aesthetic_score_is_the_heads_mean(clip, tmp_path, story_video):
     config = QualityConfig(clip=clip, aesthetic_head=linear_head(tmp_path / "head.pth"), num_frames=2)
     assert AestheticMeasure(config, CPU).score(story_video).values == {"aesthetic": 5.0}
-    with pytest.raises(ValueError, match="takes 768 features, but the CLIP .* gives 12"):
+    with pytest.raises(ValueError, match=r"takes 768 features, but the CLIP .* gives 12"):
         AestheticMeasure(QualityConfig(clip=clip, aesthetic_head=linear_head(tmp_path / "l14.pth", 768)), CPU)
 
 

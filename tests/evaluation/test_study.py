@@ -53,7 +53,7 @@ def test_votes_are_counted_for_the_run_and_not_for_the_place(study, tmp_path):
 
 
 def test_a_study_needs_two_runs_that_can_be_told_apart(study, tmp_path):
-    with pytest.raises(ValueError, match="at least two runs"):
+    with pytest.raises(ValueError, match="2 to 10 runs"):
         StudyConfig(runs=["one"])
     with pytest.raises(ValueError, match="same name"):
         write_study(study(runs=[study().runs[0]] * 2))
