@@ -1,6 +1,6 @@
 """Plots as SVG text, which a page carries without another file. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 from mask2dit.evaluation.bootstrap import Interval
@@ -68,45 +68,31 @@ def scatter_plot(
     """One dot a story with its name on hovering."""
     if not points:
         return ""
-    left, right, top, bottom = 56, 16, 12, 44
-    (x_low, x_high), (y_low, y_high) = (_range([point[axis] for point in points]) for axis in (1, 2))
-
-    def x(value: float) -> float:
-        return left + (value - x_low) / (x_high - x_low) * (width - left - right)
-
-    def y(value: float) -> float:
-        return height - bottom - (value - y_low) / (y_high - y_low) * (height - top - bottom)
-
-    parts = []
-    for value in _ticks(x_low, x_high):
-        parts.append(
-            f"<line x1='{x(value):.1f}' x2='{x(value):.1f}' y1='{top}' y2='{height - bottom}' stroke='{RULE}'/>"
-        )
-        parts.append(
-            f"<text x='{x(value):.1f}' y='{height - bottom + 16}' text-anchor='middle' {FONT} fill='{SOFT}'>{value:g}</text>"
-        )
-    for value in _ticks(y_low, y_high):
-        parts.append(
-            f"<line x1='{left}' x2='{width - right}' y1='{y(value):.1f}' y2='{y(value):.1f}' stroke='{RULE}'/>"
-        )
-        parts.append(
-            f"<text x='{left - 8}' y='{y(value) + 4:.1f}' text-anchor='end' {FONT} fill='{SOFT}'>{value:g}</text>"
-        )
-    middle = (top + height - bottom) / 2
-    parts.append(
-        f"<text x='{(left + width - right) / 2}' y='{height - 8}' text-anchor='middle' {FONT} fill='{INK}'>"
-        f"{escape(x_label)}</text>"
-    )
-    parts.append(
-        f"<text x='14' y='{middle}' text-anchor='middle' transform='rotate(-90 14 {middle})' {FONT} fill='{INK}'>"
-        f"{escape(y_label)}</text>"
-    )
+    ranges = [_range([point[axis] for point in points]) for axis in (1, 2)]
+    x, y, parts = _axes(*ranges, x_label, y_label, width, height)
     for name, at_x, at_y in points:
         tip = f"{name}: {at_x:.2f}, {at_y:.2f}"
         parts.append(
             f"<circle cx='{x(at_x):.1f}' cy='{y(at_y):.1f}' r='5' fill='{SERIES[0]}' fill-opacity='0.6'>"
             f"<title>{escape(tip)}</title></circle>"
         )
+    return _svg(width, height, parts)
+
+
+def line_plot(
+    lines: dict[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, width: int = 560, height: int = 320
+) -> str:
+    """A line a name, through its points, with 0 and 1 in view."""
+    points = [point for line in lines.values() for point in line]
+    x_range = (min(at for at, _ in points), max(at for at, _ in points))
+    x, y, parts = _axes(x_range, _range([0.0, 1.0, *(value for _, value in points)]), x_label, y_label, width, height)
+    for i, ((name, line), colour) in enumerate(zip(lines.items(), _colours(len(lines)))):
+        path = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in line)
+        parts.append(f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>")
+        parts += [f"<circle cx='{x(at):.1f}' cy='{y(value):.1f}' r='3.5' fill='{colour}'/>" for at, value in line]
+        place = height - 54 - 18 * (len(lines) - 1 - i)
+        parts.append(f"<circle cx='72' cy='{place - 4}' r='4' fill='{colour}'/>")
+        parts.append(f"<text x='82' y='{place}' {FONT} fill='{INK}'>{escape(name)}</text>")
     return _svg(width, height, parts)
 
 
@@ -128,6 +114,50 @@ def heat_map(matrix: Sequence[Sequence[float]], cell: int = 46) -> str:
             )
     side = margin + cell * size
     return _svg(side, side, parts)
+
+
+def _axes(
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    x_label: str,
+    y_label: str,
+    width: float,
+    height: float,
+) -> tuple[Callable[[float], float], Callable[[float], float], list[str]]:
+    """Where values lie, and the grid with its labels."""
+    left, right, top, bottom = 56, 16, 12, 44
+
+    def x(value: float) -> float:
+        return left + (value - x_range[0]) / (x_range[1] - x_range[0]) * (width - left - right)
+
+    def y(value: float) -> float:
+        return height - bottom - (value - y_range[0]) / (y_range[1] - y_range[0]) * (height - top - bottom)
+
+    parts = []
+    for value in _ticks(*x_range):
+        parts.append(
+            f"<line x1='{x(value):.1f}' x2='{x(value):.1f}' y1='{top}' y2='{height - bottom}' stroke='{RULE}'/>"
+        )
+        parts.append(
+            f"<text x='{x(value):.1f}' y='{height - bottom + 16}' text-anchor='middle' {FONT} fill='{SOFT}'>{value:g}</text>"
+        )
+    for value in _ticks(*y_range):
+        parts.append(
+            f"<line x1='{left}' x2='{width - right}' y1='{y(value):.1f}' y2='{y(value):.1f}' stroke='{RULE}'/>"
+        )
+        parts.append(
+            f"<text x='{left - 8}' y='{y(value) + 4:.1f}' text-anchor='end' {FONT} fill='{SOFT}'>{value:g}</text>"
+        )
+    middle = (top + height - bottom) / 2
+    parts.append(
+        f"<text x='{(left + width - right) / 2}' y='{height - 8}' text-anchor='middle' {FONT} fill='{INK}'>"
+        f"{escape(x_label)}</text>"
+    )
+    parts.append(
+        f"<text x='14' y='{middle}' text-anchor='middle' transform='rotate(-90 14 {middle})' {FONT} fill='{INK}'>"
+        f"{escape(y_label)}</text>"
+    )
+    return x, y, parts
 
 
 def _svg(width: float, height: float, parts: Sequence[str]) -> str:

@@ -132,7 +132,9 @@ def measure_story(
     """
     video = check_video(video)
     if len(captions) < 2:
-        raise ValueError(f"a story has at least 2 scenes, but there are {len(captions)} captions; use measure_scene for one")
+        raise ValueError(
+            f"a story has at least 2 scenes, but there are {len(captions)} captions; use measure_scene for one"
+        )
     descriptions = [parse_caption(text) for text in captions]
     lengths = _scene_lengths(len(video), len(captions), num_frames)
     boundaries = np.cumsum(lengths)[:-1]
@@ -221,7 +223,9 @@ def visual_consistency(
         of_parts = []
         for part in parts:
             differences = [
-                difference for a, b in pairs for difference in _differences(part, scenes[a].identity, scenes[b].identity)
+                difference
+                for a, b in pairs
+                for difference in _differences(part, scenes[a].identity, scenes[b].identity)
             ]
             if differences:
                 of_parts.append(1 - float(np.mean(differences)) / UNRELATED[part])

@@ -1,4 +1,4 @@
-"""Measures what trials made, and rebuilds the tables and pictures of docs/storyworld.md: `python -m mask2dit.storyworld.report`.
+"""Measures what trials made, and rebuilds the tables and pictures of a page: `python -m mask2dit.storyworld.report`.
 
 Measurements are kept beside the videos, and their summaries in the page's folder, so that the page can also be rebuilt where
 only some of the trials are.
@@ -120,9 +120,7 @@ def write_report(config: ReportConfig) -> None:
         text = _replace(text, name, ablation_table(summaries, rows))
     write_text(page, text)
     if "trials/sliding" in summaries:
-        series = {"visual consistency with scene 1": summaries["trials/sliding"]["to_first"],
-                  "scenes all right": summaries["trials/sliding"]["right_by_scene"]}  # fmt: skip
-        write_text(folder / "sliding.svg", line_plot(series, "scene", "share"))
+        write_text(folder / "sliding.svg", _sliding_plot(summaries["trials/sliding"]))
     fixed = Path(config.trials) / "fixed"
     if fixed.is_dir():
         ranked = sorted(measure_trial(fixed), key=lambda story: (np.mean(story["right"]), story["consistency"]))
@@ -133,7 +131,9 @@ def write_report(config: ReportConfig) -> None:
 def measure_trial(folder: Path) -> list[dict]:
     """What is measured in each story of a trial, as `measure_video` gives it, in the order of their seeds."""
     config = read_record(folder)
-    code = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (world, render, observe, measure))).hexdigest()
+    code = hashlib.sha256(
+        b"".join(Path(m.__file__).read_bytes() for m in (world, render, observe, measure))
+    ).hexdigest()
     path = folder / MEASUREMENTS
     kept = json.loads(path.read_text()) if path.is_file() else {"code": code, "stories": {}}
     stories = kept["stories"] if kept["code"] == code else {}
@@ -270,8 +270,24 @@ def _number(interval: Sequence[float]) -> str:
 def _replace(text: str, name: str, table: str) -> str:
     pattern = re.compile(f"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"the page has no place for the table {name!r}: <!-- begin {name} --> and <!-- end {name} -->")
+        raise ValueError(
+            f"the page has no place for the table {name!r}: <!-- begin {name} --> and <!-- end {name} -->"
+        )
     return pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
+
+
+def _sliding_plot(summary: dict) -> str:
+    """Over the number of the scene, from 1."""
+    consistency, right = summary["to_first"], summary["right_by_scene"]
+    count = len(consistency) + 1
+    return line_plot(
+        {
+            "visual consistency with scene 1": list(enumerate(consistency, 2)),
+            "share of scenes all right": list(enumerate(right, count - len(right) + 1)),
+        },
+        "scene",
+        "",
+    )
 
 
 def _sheet(folder: Path, seeds: Sequence[int]):

@@ -32,7 +32,7 @@ def test_what_the_world_does_not_have_is_refused_with_what_it_has(model, prompt,
 
 
 def test_more_scenes_at_once_than_in_training_are_refused(model):
-    with pytest.raises(ValueError, match="4 scenes at once are more than the 3 .* set window=3"):
+    with pytest.raises(ValueError, match=r"4 scenes at once are more than the 3 .* set window=3"):
         check_prompts(model, [CAPTION] * 4, None)
 
 
