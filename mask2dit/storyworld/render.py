@@ -1,0 +1,267 @@
+"""Stories as pixels, each a function of the story alone. Needs only NumPy.
+
+Lengths are in units of 1/64 of the height where nothing else is said. Edges are smooth: the share of a pixel that a shape
+covers is taken from the signed distance to its border. Actors are saturated and everything else is pale, which is what they
+are told apart by.
+"""
+
+import numpy as np
+
+from mask2dit.storyworld.world import JOINT_ACTIONS, Identity, Scene, Story
+
+Colour = tuple[float, float, float]
+
+# Actors
+HUES = {"red": -4.0, "yellow": 54.0, "green": 130.0, "blue": 214.0, "purple": 284.0}
+SATURATION, VALUE = 0.82, 0.92
+USUAL_SIZES = (22.0, 18.0, 13.5)  # in a cast of 1, 2 and 3: each has to find room for its motion
+FLOOR = 0.9  # on which they stand, as a share of the height from above
+DARK, WHITE = (0.12, 0.11, 0.14), (0.98, 0.98, 0.98)
+MARGIN = 1.0  # that an actor keeps to the borders of its part of the width
+TRAVEL, JUMP = 20.0, 10.0  # how far one moves at most, and how high one jumps
+
+# As shares of an actor's size, upwards from the lowest point of its body.
+BODY_HEIGHTS = {"circle": 1.0, "square": 0.88, "triangle": 0.95}
+EYE_HEIGHTS = {"circle": 0.62, "square": 0.56, "triangle": 0.38}
+SCARF_HEIGHTS = {"circle": (0.22, 0.42), "square": (0.18, 0.38), "triangle": (0.08, 0.26)}
+BRIM_HEIGHTS = {"circle": 0.9, "square": 0.86, "triangle": 0.74}
+BOOT_HEIGHT, BOOTS_LIFT = 0.24, 0.18
+
+# Sky above, sky at the horizon, ground, before an identity tints them.
+PALETTES: dict[str, tuple[Colour, Colour, Colour]] = {
+    "desert": ((0.93, 0.86, 0.78), (0.95, 0.91, 0.85), (0.82, 0.72, 0.63)),
+    "meadow": ((0.72, 0.82, 0.90), (0.82, 0.88, 0.92), (0.68, 0.79, 0.61)),
+    "snow": ((0.58, 0.64, 0.74), (0.66, 0.70, 0.77), (0.86, 0.87, 0.89)),
+    "night": ((0.52, 0.51, 0.66), (0.68, 0.63, 0.72), (0.46, 0.49, 0.60)),
+    "beach": ((0.68, 0.86, 0.86), (0.79, 0.90, 0.88), (0.88, 0.77, 0.72)),
+}
+USUAL_WAVELENGTH = 11.0
+STRIPES = 0.05  # their amplitude, as a share of full intensity
+
+
+def render_story(story: Story, num_frames: int = 9, height: int = 64, width: int = 64) -> list[np.ndarray]:
+    """Every scene of a story; see `render_scene`."""
+    return [render_scene(story, k, num_frames, height, width) for k in range(len(story.scenes))]
+
+
+def render_scene(story: Story, k: int, num_frames: int = 9, height: int = 64, width: int = 64) -> np.ndarray:
+    """Scene `k`, counted from 0.
+
+    Args:
+        story: what to draw.
+        k: which scene.
+        num_frames: over which the actions stretch.
+        height, width: of a frame in pixels, at least 32 high and at least as wide as high.
+
+    Returns:
+        `uint8 (num_frames, height, width, 3)`.
+
+    Raises:
+        IndexError: if the story has no such scene.
+        ValueError: if there are fewer than two frames, or they are too small or upright.
+    """
+    if num_frames < 2:
+        raise ValueError(f"a scene needs at least 2 frames for its actions, but num_frames is {num_frames}")
+    if height < 32 or width < height:
+        raise ValueError(
+            f"frames have to be at least 32 high and at least as wide as high, but got {height}x{width} (height x width)"
+        )
+    scene, identity = story.scenes[k], story.identities[k]
+    background = _background(story.setting, scene, identity, height, width)
+    video = np.repeat(background[None], num_frames, axis=0)
+    for position, index in enumerate(scene.present):
+        actor = story.actors[index]
+        size = actor_size(len(story.actors), identity.sizes[index]) * height / 64
+        colour = hsv_to_rgb(HUES[actor.colour] + identity.hues[index], SATURATION, VALUE)
+        xs, lifts = _path(scene, position, size, num_frames, height / 64, width)
+        for frame, x, lift in zip(video, xs, lifts):
+            _draw_shadow(frame, x, FLOOR * height, size)
+            _draw_actor(frame, actor.shape, actor.accessory, colour, size, x, FLOOR * height - lift)
+    return np.rint(np.clip(video, 0, 1) * 255).astype(np.uint8)
+
+
+def actor_size(cast: int, log_ratio: float) -> float:
+    """The size of an actor in a cast of so many: a circle's diameter, a triangle's base, and somewhat more than a square's
+    side."""
+    return USUAL_SIZES[cast - 1] * float(np.exp(log_ratio))
+
+
+def stripe_wavelength(log_ratio: float) -> float:
+    """From one of the ground's stripes to the next."""
+    return USUAL_WAVELENGTH * float(np.exp(log_ratio))
+
+
+def hsv_to_rgb(hue: float, saturation: float, value: float) -> Colour:
+    """`hue` in degrees, which may lie outside 0 to 360; the others, and the result, in [0, 1]."""
+    offsets = (np.array([5.0, 3.0, 1.0]) + hue / 60) % 6
+    return tuple(value - value * saturation * np.clip(np.minimum(offsets, 4 - offsets), 0, 1))
+
+
+def actor_layers(shape: str, accessory: str, size: float, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
+    """How much of each pixel an actor's body, its dark parts (eyes, hat, boots) and its white ones (scarf) cover.
+
+    Args:
+        shape, accessory: see `world.SHAPES` and `world.ACCESSORIES`.
+        size: in pixels.
+        x, y: where the pixels are, broadcast against each other: to the right of the actor's axis, and above its floor.
+
+    Returns:
+        Three arrays in [0, 1], which sum to at most 1.
+    """
+    y = y - BOOTS_LIFT * size if accessory == "boots" else y  # from here on above the body's lowest point
+    if shape == "circle":
+        body = _cover(_disc(x, y - size / 2, size / 2))
+    elif shape == "square":
+        side = BODY_HEIGHTS["square"] * size
+        body = _cover(_box(x, y - side / 2, side / 2, side / 2))
+    else:
+        rise = BODY_HEIGHTS["triangle"]
+        to_side = (np.abs(x) * rise + (y - rise * size) / 2) / np.hypot(rise, 0.5)
+        body = _cover(np.maximum(to_side, -y))
+
+    eyes = _cover(_disc(np.abs(x) - 0.16 * size, y - EYE_HEIGHTS[shape] * size, 0.065 * size))
+    dark = eyes * body
+    white = np.zeros_like(body)
+    if accessory == "hat":
+        brim = BRIM_HEIGHTS[shape] * size
+        hat = _cover(_box(x, y - brim, 0.38 * size, 0.06 * size))
+        dark = np.maximum(dark, np.maximum(hat, _cover(_box(x, y - brim - 0.17 * size, 0.24 * size, 0.17 * size))))
+    elif accessory == "boots":
+        boots = _box(np.abs(x) - 0.22 * size, y + (BOOTS_LIFT - BOOT_HEIGHT / 2) * size, 0.16 * size, BOOT_HEIGHT / 2 * size)
+        dark = np.maximum(dark, _cover(boots))
+    elif accessory == "scarf":
+        low, high = SCARF_HEIGHTS[shape]
+        white = body * _cover(np.abs(y - (low + high) / 2 * size) - (high - low) / 2 * size)
+    return np.minimum(body, 1 - np.maximum(dark, white)), dark, white
+
+
+def _disc(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    return np.hypot(x, y) - radius
+
+
+def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
+    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+
+
+def _cover(distance: np.ndarray) -> np.ndarray:
+    """The share of a pixel that is covered, from the signed distance of its centre to the border in pixels."""
+    return np.clip(0.5 - distance, 0, 1)
+
+
+def _path(scene: Scene, position: int, size: float, num_frames: int, unit: float, width: int):
+    """Where an actor is in each frame: its axis and its height above the floor, in pixels.
+
+    Those present share the width evenly and each stays in its part, so that none hides another.
+    """
+    action, share = scene.actions[position], width / len(scene.present)
+    if action in JOINT_ACTIONS:
+        first = scene.actions.index(action)
+        action = JOINT_ACTIONS[action][position - first]
+    time = np.linspace(0, 1, num_frames)
+    room = share - 2 * MARGIN * unit - size
+    goes = {"moves right": 1, "moves left": -1}.get(action, 0)
+    travel = min(room, TRAVEL * unit) if goes else 0.0
+    left = position * share + MARGIN * unit + size / 2 + scene.starts[position] * (room - travel)
+    x = left + travel * (time if goes >= 0 else 1 - time)
+    lift = JUMP * unit * 4 * time * (1 - time) if action == "jumps" else np.zeros(num_frames)
+    return x, lift
+
+
+def _window(frame: np.ndarray, left: float, right: float, top: float, bottom: float):
+    """The part of a frame between these lines, and where its pixels' centres are."""
+    columns = slice(max(0, int(left)), min(frame.shape[1], int(right) + 1))
+    rows = slice(max(0, int(top)), min(frame.shape[0], int(bottom) + 1))
+    x = np.arange(columns.start, columns.stop) + 0.5
+    y = np.arange(rows.start, rows.stop) + 0.5
+    return frame[rows, columns], x[None, :], y[:, None]
+
+
+def _blend(target: np.ndarray, cover: np.ndarray, colour: Colour) -> None:
+    target += cover[..., None] * (np.asarray(colour) - target)
+
+
+def _draw_actor(
+    frame: np.ndarray, shape: str, accessory: str, colour: Colour, size: float, axis: float, floor: float
+) -> None:
+    target, x, y = _window(frame, axis - 0.6 * size, axis + 0.6 * size, floor - 1.4 * size, floor + 1)
+    layers = actor_layers(shape, accessory, size, x - axis, floor - y)
+    target *= 1 - sum(layers)[..., None]
+    for layer, of_layer in zip(layers, (colour, DARK, WHITE)):
+        target += layer[..., None] * np.asarray(of_layer)
+
+
+def _draw_shadow(frame: np.ndarray, axis: float, floor: float, size: float) -> None:
+    target, x, y = _window(frame, axis - 0.6 * size, axis + 0.6 * size, floor - 0.1 * size - 1, floor + 0.1 * size + 1)
+    flat = 6.0  # how many times wider than high
+    shadow = _cover((np.hypot(x - axis, flat * (y - floor)) - 0.48 * size) / flat)
+    target *= 1 - 0.2 * shadow[..., None]
+
+
+def _background(setting: str, scene: Scene, identity: Identity, height: int, width: int) -> np.ndarray:
+    """`float (height, width, 3)`: sky, decorations, and ground with its stripes."""
+    unit, horizon = height / 64, identity.horizon * height
+    x, y = np.arange(width)[None, :] + 0.5, np.arange(height)[:, None] + 0.5
+    tints = tinted(PALETTES[setting], identity)
+    above, at_horizon, ground = (np.asarray(colour) for colour in tints)
+    down = np.clip(y / horizon, 0, 1)[..., None]
+    image = np.broadcast_to(above + down * (at_horizon - above), (height, width, 3)).copy()
+    _decorate(image, setting, scene.camera * width, horizon, unit, x, y)
+
+    angle, wavelength = np.deg2rad(identity.stripe_angle), stripe_wavelength(identity.stripe_wavelength) * unit
+    along = (x * np.cos(angle) + y * np.sin(angle)) / wavelength
+    stripes = STRIPES * np.cos(2 * np.pi * (along - scene.camera))
+    cover = np.broadcast_to(_cover(horizon - y), (height, width))
+    return image + cover[..., None] * (ground + stripes[..., None] - image)
+
+
+def tinted(palette: tuple[Colour, Colour, Colour], identity: Identity) -> list[np.ndarray]:
+    """A palette with an identity's tints."""
+    warm = np.array([1.0, 0.0, -1.0])
+    sky = identity.sky_brightness + identity.sky_warmth * warm
+    ground = identity.ground_brightness + identity.ground_warmth * warm
+    return [np.asarray(colour) + tint for colour, tint in zip(palette, (sky, sky, ground))]
+
+
+def _decorate(
+    image: np.ndarray, setting: str, pan: float, horizon: float, unit: float, x: np.ndarray, y: np.ndarray
+) -> None:
+    """Draws what stands at the horizon and in the sky; the ground is drawn over it."""
+    width = image.shape[1]
+
+    def to_right_of(share: float) -> np.ndarray:
+        """Pixels to the right of a place, which comes in again on the left where it leaves on the right."""
+        return (x - share * width - pan + width / 2) % width - width / 2
+
+    def disc(share: float, up: float, radius: float, colour: Colour, opacity: float = 1.0) -> None:
+        _blend(image, opacity * _cover(_disc(to_right_of(share), y - up, radius * unit)), colour)
+
+    def box(share: float, left: float, right: float, low: float, high: float, colour: Colour) -> None:
+        across = to_right_of(share) - (left + right) / 2 * unit
+        up = horizon - y - (low + high) / 2 * unit
+        _blend(image, _cover(_box(across, up, (right - left) / 2 * unit, (high - low) / 2 * unit)), colour)
+
+    def fir(share: float, half_width: float, high: float, colour: Colour) -> None:
+        up = horizon - y
+        slope = np.hypot(half_width, high)
+        to_side = (np.abs(to_right_of(share)) * high - half_width * (high * unit - up)) / slope
+        _blend(image, _cover(to_side), colour)
+
+    if setting == "desert":
+        disc(0.7, 9 * unit, 5, (1.0, 0.95, 0.82))
+        box(0.25, -1.2, 1.2, 0, 10, (0.66, 0.72, 0.60))
+        box(0.25, -4.2, 0, 4, 6, (0.66, 0.72, 0.60))
+        box(0.25, -4.2, -2.4, 4, 8, (0.66, 0.72, 0.60))
+    elif setting == "meadow":
+        for share, radius in ((0.2, 5), (0.65, 4)):
+            box(share, -0.8, 0.8, 0, 4, (0.66, 0.60, 0.54))
+            disc(share, horizon - (3 + radius) * unit, radius, (0.62, 0.74, 0.58))
+    elif setting == "snow":
+        for share, half_width, high in ((0.15, 4, 12), (0.28, 3, 9), (0.7, 4, 11)):
+            fir(share, half_width, high, (0.50, 0.58, 0.58))
+    elif setting == "night":
+        disc(0.3, 10 * unit, 5, (0.93, 0.92, 0.84))
+        for share, up in ((0.05, 6), (0.55, 15), (0.68, 5), (0.85, 11), (0.95, 20)):
+            disc(share, up * unit, 0.8, (0.95, 0.95, 0.92))
+    elif setting == "beach":
+        for share, up, radius in ((0.2, 9, 4), (0.28, 8, 5), (0.36, 10, 3.5), (0.75, 16, 3), (0.81, 15, 4)):
+            disc(share, up * unit, radius, (0.96, 0.97, 0.97), 0.8)
