@@ -1,7 +1,7 @@
 """The loop by which the small world's autoencoder and text encoder are learned.
 
-AdamW with a linear warm-up and a cosine decay, a moving average of the weights, and one checkpoint that is whole or not
-there. What a step sees follows from the seed and the step alone, so that a stopped run goes on without a change.
+Muon and AdamW with a linear warm-up and a cosine decay, a moving average of the weights, and one checkpoint that is whole
+or not there. What a step sees follows from the seed and the step alone, so that a stopped run goes on without a change.
 """
 
 import dataclasses
@@ -37,8 +37,11 @@ class LearningConfig:
     """Checkpoint, metrics and result; one run only, which goes on where it was stopped."""
     max_steps: int
     batch_size: int
-    learning_rate: float
-    """At its highest: it rises from 0 over `warmup_steps` and falls to 0 along a cosine."""
+    matrix_learning_rate: float = 0.03
+    """Of Muon, which trains matrices and convolutions, at its highest: it rises from 0 over `warmup_steps` and falls to 0
+    along a cosine."""
+    learning_rate: float = 2e-3
+    """Of AdamW, which trains everything else, likewise."""
     warmup_steps: int = 100
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -56,7 +59,7 @@ class LearningConfig:
         for name in ("max_steps", "batch_size", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
-        for name in ("learning_rate", "max_grad_norm"):
+        for name in ("matrix_learning_rate", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be positive")
         for name in ("warmup_steps", "weight_decay"):
@@ -93,9 +96,11 @@ def learn(
     folder = Path(config.output_dir)
     check_writable(folder)
     device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    matrices, rest = split_parameters(model)
+    muon = Muon(matrices, lr=config.matrix_learning_rate)
+    adamw = torch.optim.AdamW(rest, lr=config.learning_rate, weight_decay=config.weight_decay)
     average = EMAModel(model.parameters(), decay=config.ema_decay)
-    parts = {"model": model, "optimizer": optimizer, "average": average}
+    parts = {"model": model, "muon": muon, "adamw": adamw, "average": average}
     step = _load(config, parts)
     _forget_metrics_after(folder / METRICS, step)
 
@@ -103,8 +108,9 @@ def learn(
     since: list[dict[str, float]] = []
     with sigterm_noted() as terminated, tqdm(total=config.max_steps, initial=step, unit="step") as bar:
         while step < config.max_steps and not status:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
+            for optimizer, highest in ((muon, config.matrix_learning_rate), (adamw, config.learning_rate)):
+                for group in optimizer.param_groups:
+                    group["lr"] = highest * schedule(config, step)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 values = losses(step)
             if not values["loss"].isfinite():
@@ -113,11 +119,12 @@ def learn(
                 )
             values["loss"].backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in (muon, adamw):
+                optimizer.step()
+                optimizer.zero_grad()
             average.step(model.parameters())
             step += 1
-            since.append({name: float(value) for name, value in values.items()})
+            since.append({name: value.item() for name, value in values.items()})
             bar.update()
 
             if step % config.evaluate_every == 0 or step == config.max_steps:
@@ -143,11 +150,53 @@ def learn(
     return status
 
 
-def learning_rate(config: LearningConfig, step: int) -> float:
-    """The learning rate of the step after `step` done ones: a linear rise, then a cosine down to 0."""
+def schedule(config: LearningConfig, step: int) -> float:
+    """The share of the highest learning rate in the step after `step` done ones: a linear rise, then a cosine down to 0."""
     rise = min(1.0, (step + 1) / max(config.warmup_steps, 1))
     progress = max(0, step - config.warmup_steps) / max(config.max_steps - config.warmup_steps, 1)
-    return config.learning_rate * rise * (1 + math.cos(math.pi * progress)) / 2
+    return rise * (1 + math.cos(math.pi * progress)) / 2
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The weights of linear layers and convolutions, which Muon trains, and all other parameters.
+
+    Layers with few outputs, such as the three of a picture, are left to AdamW.
+    """
+    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))]
+    matrices = {id(layer.weight): layer.weight for layer in layers if len(layer.weight) >= 8}
+    return list(matrices.values()), [weight for weight in model.parameters() if id(weight) not in matrices]
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose direction is made orthogonal (https://kellerjordan.github.io/posts/muon), a convolution being taken as
+    a matrix with a row for each output. torch's own takes matrices only."""
+
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives singular values to about 1
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                momentum.mul_(group["momentum"]).add_(weight.grad)
+                direction = weight.grad.add(momentum, alpha=group["momentum"]).flatten(1)  # Nesterov's
+                rows, columns = direction.shape
+                update = self._orthogonal(direction) * max(1, rows / columns) ** 0.5
+                weight.sub_(update.view_as(weight), alpha=group["lr"])
+
+    def _orthogonal(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Nearly the closest matrix whose singular values are all 1, by five Newton-Schulz iterations."""
+        is_tall = matrix.shape[0] > matrix.shape[1]
+        x = matrix.T if is_tall else matrix  # the smaller of the two products of x with itself is the cheaper one
+        x = x / (x.norm() + 1e-7)
+        a, b, c = self.COEFFICIENTS
+        for _ in range(5):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        return x.T if is_tall else x
 
 
 def _load(config: LearningConfig, parts: dict) -> int:

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from mask2dit.storyworld.render import render_scene
-from mask2dit.storyworld.world import Story, sample_story
 
 from mask2dit.command import run_command
 from mask2dit.data.randomness import generator_for
 from mask2dit.pipelines.inference import choose_device
 from mask2dit.storyworld.learning import LearningConfig, learn
+from mask2dit.storyworld.render import render_scene
+from mask2dit.storyworld.world import Story, sample_story
 from mask2dit.video.frames import to_uint8
 from mask2dit.video.writing import contact_sheet, write_image
 
@@ -34,18 +34,21 @@ class VAEConfig(LearningConfig):
     """An autoencoder and its training. `configs/storyworld/vae.yaml` holds values for all of it."""
 
     output_dir: str = "outputs/storyworld/vae"
-    max_steps: int = 2500
+    max_steps: int = 3500
     batch_size: int = 6
     """Scenes of a step."""
-    learning_rate: float = 2e-3
-    block_out_channels: list[int] = field(default_factory=lambda: [16, 32, 32])
+    block_out_channels: list[int] = field(default_factory=lambda: [16, 32, 64])
     """One level each; all but the last halve height and width, so three of them make latents of a quarter of the size."""
     layers_per_block: int = 1
-    latent_channels: int = 16
+    latent_channels: int = 8
     norm_num_groups: int = 8
     num_frames: int = 9
     height: int = 64
     width: int = 64
+    crop: int = 32
+    """Height and width of the random part of the pictures that is trained on, which costs less than the whole …"""
+    num_whole_steps: int = 600
+    """… but for this many steps at the end."""
     kl_weight: float = 1e-4
     """Of the divergence from the standard normal, a mean over latent elements, beside the mean absolute error of pixels
     in [-1, 1]."""
@@ -71,6 +74,8 @@ def train_vae(config: VAEConfig) -> int:
 
     def losses(step: int) -> dict[str, torch.Tensor]:
         pixels = to_pixels(training_scenes(config, step), vae.device)  # (B, 3, F, H, W)
+        if step < config.max_steps - config.num_whole_steps:
+            pixels = _crop(config, pixels, step)
         posterior = vae.encode(pixels).latent_dist
         decoded = vae.decode(posterior.sample(generator_for(config.seed, "posterior", step))).sample
         error = (decoded.float() - pixels).abs().mean()
@@ -151,12 +156,21 @@ def _render(config: VAEConfig, story: Story, k: int) -> np.ndarray:
     return render_scene(story, k, num_frames=config.num_frames, height=config.height, width=config.width)
 
 
+def _crop(config: VAEConfig, pixels: torch.Tensor, step: int) -> torch.Tensor:
+    """A random part of pictures (…, H, W), the same of all in a step."""
+    random = np.random.default_rng([config.seed, step, 1])
+    top, left = (random.integers(size - config.crop + 1) for size in pixels.shape[-2:])
+    return pixels[..., top : top + config.crop, left : left + config.crop]
+
+
 def _check_size(config: VAEConfig, vae: AutoencoderKLCogVideoX) -> None:
     """Raises `ValueError` if latents do not come out even."""
     step = 2 ** (len(config.block_out_channels) - 1)
-    for name in ("height", "width"):
+    for name in ("height", "width", "crop"):
         if getattr(config, name) % step:
             raise ValueError(f"{name}={getattr(config, name)} has to be a multiple of {step}")
+    if config.crop > min(config.height, config.width):
+        raise ValueError(f"crop={config.crop} has to fit in height={config.height} and width={config.width}")
     ratio = vae.config.temporal_compression_ratio
     if (config.num_frames - 1) % ratio:
         raise ValueError(f"num_frames={config.num_frames} has to be 1 + {ratio}m, such as {1 + 2 * ratio}")
