@@ -1,8 +1,8 @@
 """How far a video shows what its captions say, and stays itself from scene to scene: from its pixels alone. Needs only NumPy.
 
 Semantic accuracy is the share of what captions name that is seen. Visual consistency is how far what they do not name agrees
-between scenes: 1 - d / d0 for each part of it, where d is the mean difference between two scenes and d0 that of the same scenes
-of unrelated stories. So 1 is identical and 0 is what chance gives.
+between scenes: 1 - d / d0 for each part of it, where d is the mean difference between two scenes and d0 that between the same
+scenes of unrelated stories. So 1 is identical and 0 is what chance gives.
 """
 
 from collections.abc import Sequence
@@ -132,7 +132,9 @@ def measure_story(
     """
     video = check_video(video)
     if len(captions) < 2:
-        raise ValueError(f"a story has at least 2 scenes, but there are {len(captions)} captions; use measure_scene for one")
+        raise ValueError(
+            f"a story has at least 2 scenes, but there are {len(captions)} captions; use measure_scene for one"
+        )
     descriptions = [parse_caption(text) for text in captions]
     lengths = _scene_lengths(len(video), len(captions), num_frames)
     boundaries = np.cumsum(lengths)[:-1]
@@ -221,7 +223,9 @@ def visual_consistency(
         of_parts = []
         for part in parts:
             differences = [
-                difference for a, b in pairs for difference in _differences(part, scenes[a].identity, scenes[b].identity)
+                difference
+                for a, b in pairs
+                for difference in _differences(part, scenes[a].identity, scenes[b].identity)
             ]
             if differences:
                 of_parts.append(1 - float(np.mean(differences)) / UNRELATED[part])

@@ -127,7 +127,9 @@ def actor_layers(shape: str, accessory: str, size: float, x: np.ndarray, y: np.n
         hat = _cover(_box(x, y - brim, 0.38 * size, 0.06 * size))
         dark = np.maximum(dark, np.maximum(hat, _cover(_box(x, y - brim - 0.17 * size, 0.24 * size, 0.17 * size))))
     elif accessory == "boots":
-        boots = _box(np.abs(x) - 0.22 * size, y + (BOOTS_LIFT - BOOT_HEIGHT / 2) * size, 0.16 * size, BOOT_HEIGHT / 2 * size)
+        boots = _box(
+            np.abs(x) - 0.22 * size, y + (BOOTS_LIFT - BOOT_HEIGHT / 2) * size, 0.16 * size, BOOT_HEIGHT / 2 * size
+        )
         dark = np.maximum(dark, _cover(boots))
     elif accessory == "scarf":
         low, high = SCARF_HEIGHTS[shape]
