@@ -22,8 +22,8 @@ TRAVEL, JUMP = 20.0, 10.0  # how far one moves at most, and how high one jumps
 
 # As shares of an actor's size, upwards from the lowest point of its body.
 BODY_HEIGHTS = {"circle": 1.0, "square": 0.88, "triangle": 0.95}
-EYE_HEIGHTS = {"circle": 0.62, "square": 0.56, "triangle": 0.38}
-SCARF_HEIGHTS = {"circle": (0.22, 0.42), "square": (0.18, 0.38), "triangle": (0.08, 0.26)}
+EYE_HEIGHTS = {"circle": 0.62, "square": 0.56, "triangle": 0.44}
+SCARF_HEIGHTS = {"circle": (0.22, 0.42), "square": (0.18, 0.38), "triangle": (0.14, 0.33)}
 BRIM_HEIGHTS = {"circle": 0.9, "square": 0.86, "triangle": 0.74}
 BOOT_HEIGHT, BOOTS_LIFT = 0.24, 0.18
 
@@ -127,7 +127,9 @@ def actor_layers(shape: str, accessory: str, size: float, x: np.ndarray, y: np.n
         hat = _cover(_box(x, y - brim, 0.38 * size, 0.06 * size))
         dark = np.maximum(dark, np.maximum(hat, _cover(_box(x, y - brim - 0.17 * size, 0.24 * size, 0.17 * size))))
     elif accessory == "boots":
-        boots = _box(np.abs(x) - 0.22 * size, y + (BOOTS_LIFT - BOOT_HEIGHT / 2) * size, 0.16 * size, BOOT_HEIGHT / 2 * size)
+        boots = _box(
+            np.abs(x) - 0.22 * size, y + (BOOTS_LIFT - BOOT_HEIGHT / 2) * size, 0.16 * size, BOOT_HEIGHT / 2 * size
+        )
         dark = np.maximum(dark, _cover(boots))
     elif accessory == "scarf":
         low, high = SCARF_HEIGHTS[shape]
@@ -248,13 +250,13 @@ def _decorate(
 
     if setting == "desert":
         disc(0.7, 9 * unit, 5, (1.0, 0.95, 0.82))
-        box(0.25, -1.2, 1.2, 0, 10, (0.66, 0.72, 0.60))
-        box(0.25, -4.2, 0, 4, 6, (0.66, 0.72, 0.60))
-        box(0.25, -4.2, -2.4, 4, 8, (0.66, 0.72, 0.60))
+        box(0.25, -1.2, 1.2, 0, 10, (0.68, 0.72, 0.64))
+        box(0.25, -4.2, 0, 4, 6, (0.68, 0.72, 0.64))
+        box(0.25, -4.2, -2.4, 4, 8, (0.68, 0.72, 0.64))
     elif setting == "meadow":
         for share, radius in ((0.2, 5), (0.65, 4)):
-            box(share, -0.8, 0.8, 0, 4, (0.66, 0.60, 0.54))
-            disc(share, horizon - (3 + radius) * unit, radius, (0.62, 0.74, 0.58))
+            box(share, -0.8, 0.8, 0, 4, (0.64, 0.60, 0.57))
+            disc(share, horizon - (3 + radius) * unit, radius, (0.65, 0.71, 0.63))
     elif setting == "snow":
         for share, half_width, high in ((0.15, 4, 12), (0.28, 3, 9), (0.7, 4, 11)):
             fir(share, half_width, high, (0.50, 0.58, 0.58))

@@ -1,0 +1,347 @@
+"""How far a video shows what its captions say, and stays itself from scene to scene: from its pixels alone. Needs only NumPy.
+
+Semantic accuracy is the share of what captions name that is seen. Visual consistency is how far what they do not name agrees
+between scenes: 1 - d / d0 for each part of it, where d is the mean difference between two scenes and d0 that between the same
+scenes of unrelated stories. So 1 is identical and 0 is what chance gives.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from mask2dit.storyworld.observe import (
+    Background,
+    Body,
+    Observation,
+    check_video,
+    find_cuts,
+    hue_distance,
+    observe_scene,
+)
+from mask2dit.storyworld.render import HUES, PALETTES
+from mask2dit.storyworld.world import (
+    IDENTITY_RANGES,
+    JOINT_ACTIONS,
+    DescribedActor,
+    Description,
+    parse_caption,
+)
+
+PERSISTENCE = 0.75  # the share of frames in which an actor has to be seen, with the look that its caption gives it
+MIN_TRAVEL = 1.6  # in units of 1/64 of the height: less is standing still
+MIN_JUMP = 4.0
+MAX_STRAY = 1.5  # root mean square off an even motion
+MAX_SETTING_ERROR = 0.1  # root mean square of a colour, beyond what tints explain
+EXTRA_TINT = 0.03  # that a setting may have beyond the tints of rendered stories
+
+# What visual consistency is made of: groups count equally, and so do the parts of each.
+IDENTITY_GROUPS = {
+    "hue": ("hue",),
+    "size": ("size",),
+    "horizon": ("horizon",),
+    "sky": ("sky_warmth", "sky_brightness"),
+    "ground": ("ground_warmth", "ground_brightness"),
+    "stripes": ("stripe_angle", "stripe_wavelength"),
+}
+OF_ACTORS = ("hue", "size")
+# The mean difference between unrelated stories with the same captions: what `python -m mask2dit.storyworld.validate` finds.
+# Degrees for hue and angle, natural logarithms of ratios for size and wavelength, else shares.
+UNRELATED = {
+    "hue": 9.33,
+    "size": 0.12,
+    "horizon": 0.0833,
+    "sky_warmth": 0.04,
+    "sky_brightness": 0.0333,
+    "ground_warmth": 0.04,
+    "ground_brightness": 0.0333,
+    "stripe_angle": 30.0,
+    "stripe_wavelength": 0.2333,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneMeasurement:
+    """What of a caption one scene shows, and what it shows besides."""
+
+    right: dict[str, tuple[bool, ...]]
+    """Whether each thing that the caption names is seen: "cast" (as many actors as named) and "setting" once, "colour",
+    "shape" and "accessory" for each actor, "action" for each that acts alone, "joint" for each pair that acts together."""
+    identity: dict[str, float | dict[int, float | None] | None]
+    """What is seen of `UNRELATED`'s parts: hue and size for each actor's number, the others once. None: not found, as is
+    everything of an actor without its colour and of a background that is not the caption's."""
+
+    @property
+    def all_right(self) -> bool:
+        return all(all(values) for values in self.right.values())
+
+    @property
+    def share_right(self) -> float:
+        """Of everything that the caption names."""
+        values = [value for of_kind in self.right.values() for value in of_kind]
+        return sum(values) / len(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consistency:
+    """How far scenes agree in what no caption names: 1 identical, 0 as unrelated stories do. What is not found in a scene
+    agrees with no other, and counts as 0."""
+
+    overall: float
+    """The mean over the groups of `IDENTITY_GROUPS`."""
+    by_group: dict[str, float]
+    """Without those of actors where no two scenes share one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoryMeasurement:
+    """What a whole video shows."""
+
+    scenes: tuple[SceneMeasurement, ...]
+    consistency: Consistency
+    """Over all pairs of scenes."""
+    adjacent: Consistency
+    """Over neighbours."""
+    first_to_last: Consistency
+    drift: tuple[float, ...]
+    """Of each scene, the distance to the first: 1 - consistency with it, 0 for the first itself."""
+    missing_cuts: tuple[int, ...]
+    """First frames of scenes at which no cut is seen."""
+    extra_cuts: tuple[int, ...]
+    """Frames inside a scene at which one is."""
+
+    @property
+    def cuts_right(self) -> bool:
+        """Whether cuts are seen where scenes begin and nowhere else."""
+        return not (self.missing_cuts or self.extra_cuts)
+
+
+def measure_story(
+    video: np.ndarray, captions: Sequence[str], num_frames: int | Sequence[int] | None = None
+) -> StoryMeasurement:
+    """Measures a video of several scenes.
+
+    Args:
+        video: `uint8 (frames of all scenes, H, W, 3)`.
+        captions: one for each scene, at least two.
+        num_frames: frames of a scene, or of each; None: all scenes are equally long.
+
+    Raises:
+        ValueError: if the captions are not of this world, there are too few, or the frames do not divide into so many scenes.
+    """
+    video = check_video(video)
+    if len(captions) < 2:
+        raise ValueError(
+            f"a story has at least 2 scenes, but there are {len(captions)} captions; use measure_scene for one"
+        )
+    descriptions = [parse_caption(text) for text in captions]
+    lengths = _scene_lengths(len(video), len(captions), num_frames)
+    boundaries = np.cumsum(lengths)[:-1]
+    scenes = tuple(map(measure_scene, np.split(video, boundaries), descriptions))
+    cuts, expected = set(find_cuts(video)), {int(boundary) for boundary in boundaries}
+    count = len(scenes)
+    return StoryMeasurement(
+        scenes=scenes,
+        consistency=visual_consistency(scenes),
+        adjacent=visual_consistency(scenes, [(k, k + 1) for k in range(count - 1)]),
+        first_to_last=visual_consistency(scenes, [(0, count - 1)]),
+        drift=(0.0, *(1 - visual_consistency(scenes, [(0, k)]).overall for k in range(1, count))),
+        missing_cuts=tuple(sorted(expected - cuts)),
+        extra_cuts=tuple(sorted(cuts - expected)),
+    )
+
+
+def measure_scene(video: np.ndarray, description: Description) -> SceneMeasurement:
+    """Measures one scene.
+
+    Args:
+        video: `uint8 (F, H, W, 3)`, H at least 32.
+        description: what its caption says, see `world.describe` and `world.parse_caption`.
+
+    Raises:
+        ValueError: if `video` is none.
+    """
+    observation = observe_scene(video)
+    tracks = _match(observation, description.actors)
+    setting = None if observation.background is None else nearest_setting(observation.background)
+    expected = len(description.actors)
+    is_right: dict[str, list[bool]] = {
+        "cast": [np.mean([len(bodies) == expected for bodies in observation.bodies]) > PERSISTENCE],
+        "setting": [setting == description.setting],
+    }
+
+    def note(kind: str, value: bool) -> None:
+        is_right.setdefault(kind, []).append(value)
+
+    motions = [_motion(track) for track in tracks]
+    partner_motion = None
+    for actor, track, motion in zip(description.actors, tracks, motions):
+        for kind in ("colour", "shape", "accessory"):
+            seen = [body is not None and getattr(body, kind) == getattr(actor, kind) for body in track]
+            note(kind, np.mean(seen) >= PERSISTENCE)
+        if actor.action not in JOINT_ACTIONS:
+            note("action", motion == actor.action)
+        elif partner_motion is None:
+            partner_motion = motion or "none"
+        else:
+            note("joint", (partner_motion, motion) == JOINT_ACTIONS[actor.action])
+            partner_motion = None
+    right = {kind: tuple(bool(value) for value in values) for kind, values in is_right.items()}
+    return SceneMeasurement(right=right, identity=_identity(observation, description, tracks))
+
+
+def nearest_setting(background: Background) -> str | None:
+    """The setting whose colours, tinted as far as stories are, are nearest; None if none is near."""
+    errors = {}
+    for name, (above, at_horizon, ground) in PALETTES.items():
+        sky_off = background.sky - (np.asarray(above) + at_horizon) / 2
+        ground_off = background.ground - ground
+        rest = [_untinted(sky_off, "sky"), _untinted(ground_off, "ground")]
+        errors[name] = float(np.sqrt(np.mean(np.square(rest))))
+    nearest = min(errors, key=errors.get)
+    return nearest if errors[nearest] <= MAX_SETTING_ERROR else None
+
+
+def visual_consistency(
+    scenes: Sequence[SceneMeasurement], pairs: Sequence[tuple[int, int]] | None = None
+) -> Consistency:
+    """How far scenes agree in what no caption names.
+
+    Args:
+        scenes: at least two.
+        pairs: of scenes, counted from 0, over which to take the mean; None: all.
+
+    Raises:
+        ValueError: if there are fewer than two scenes.
+    """
+    if len(scenes) < 2:
+        raise ValueError(f"consistency is between scenes: at least 2 are needed, but there are {len(scenes)}")
+    pairs = list(combinations(range(len(scenes)), 2)) if pairs is None else pairs
+    by_group = {}
+    for group, parts in IDENTITY_GROUPS.items():
+        of_parts = []
+        for part in parts:
+            differences = [
+                difference
+                for a, b in pairs
+                for difference in _differences(part, scenes[a].identity, scenes[b].identity)
+            ]
+            if differences:
+                of_parts.append(1 - float(np.mean(differences)) / UNRELATED[part])
+        if of_parts:
+            by_group[group] = float(np.mean(of_parts))
+    return Consistency(overall=float(np.mean(list(by_group.values()))), by_group=by_group)
+
+
+def _scene_lengths(total: int, count: int, num_frames: int | Sequence[int] | None) -> list[int]:
+    if num_frames is None:
+        if total % count:
+            raise ValueError(f"{total} frames do not divide into {count} equal scenes; give num_frames of each")
+        return [total // count] * count
+    lengths = [num_frames] * count if isinstance(num_frames, int) else list(num_frames)
+    if len(lengths) != count or sum(lengths) != total:
+        raise ValueError(
+            f"the video has {total} frames, but {count} captions with num_frames={num_frames} take {sum(lengths)} in "
+            f"{len(lengths)} scenes"
+        )
+    return lengths
+
+
+# Actors through a scene
+
+Track = list[Body | None]  # of one described actor in each frame; None: not seen
+
+
+def _match(observation: Observation, actors: Sequence[DescribedActor]) -> list[Track]:
+    """Who is who: in each frame actors and bodies pair off from left to right, those that fit best by hue where some are
+    missing or too many."""
+    tracks: list[Track] = [[] for _ in actors]
+    for bodies in observation.bodies:
+        size = min(len(bodies), len(actors))
+        fits = [
+            (sum(hue_distance(bodies[b].hue, HUES[actors[a].colour]) for a, b in zip(chosen, others)), chosen, others)
+            for chosen in combinations(range(len(actors)), size)
+            for others in combinations(range(len(bodies)), size)
+        ]
+        _, chosen, others = min(fits)
+        found = dict(zip(chosen, others))
+        for k, track in enumerate(tracks):
+            track.append(bodies[found[k]] if k in found else None)
+    return tracks
+
+
+def _motion(track: Track) -> str | None:
+    """The one of `world.ACTIONS` that is seen; None if none is, or the actor is not there for long enough."""
+    times = np.array([k for k, body in enumerate(track) if body is not None]) / (len(track) - 1)
+    if len(times) < PERSISTENCE * len(track):
+        return None
+    bodies = [body for body in track if body is not None]
+    places = np.array([(body.x, -body.floor) for body in bodies])
+    # Even motion to the side, and a parabola upwards.
+    terms = np.stack([np.ones_like(times), times - 0.5, 4 * times * (1 - times)], axis=1)
+    factors, *_ = np.linalg.lstsq(terms, places, rcond=None)
+    stray = np.sqrt(((places - terms @ factors) ** 2).sum(1).mean())
+    travel, jump = factors[1, 0], factors[2, 1]
+    if stray > MAX_STRAY:
+        return None
+    if jump >= MIN_JUMP:
+        return "jumps" if abs(travel) < MIN_TRAVEL else None
+    if abs(travel) >= MIN_TRAVEL:
+        return "moves right" if travel > 0 else "moves left"
+    return "stands still"
+
+
+# Identity
+
+
+def _identity(observation: Observation, description: Description, tracks: Sequence[Track]) -> dict:
+    found = {part: {} if part in OF_ACTORS else None for part in UNRELATED}
+    for actor, track in zip(description.actors, tracks):
+        bodies = [body for body in track if body is not None and body.colour == actor.colour]
+        seen = len(bodies) >= PERSISTENCE * len(track)
+        # Hues are taken off the colour's own, where the circle has no seam.
+        offsets = [(body.hue - HUES[actor.colour] + 180) % 360 - 180 for body in bodies]
+        found["hue"][actor.number] = float(np.median(offsets)) if seen else None
+        found["size"][actor.number] = float(np.median([np.log(body.size) for body in bodies])) if seen else None
+    background = observation.background
+    if background is None or nearest_setting(background) != description.setting:
+        return found
+    found["horizon"] = background.horizon
+    for place, colour in (("sky", background.sky), ("ground", background.ground)):
+        found[f"{place}_warmth"], found[f"{place}_brightness"] = _tint(colour)
+    if background.stripe_angle is not None:
+        found["stripe_angle"] = background.stripe_angle
+        found["stripe_wavelength"] = float(np.log(background.stripe_wavelength))
+    return found
+
+
+def _tint(colour: np.ndarray) -> tuple[float, float]:
+    """Warmth and brightness of a colour or of the difference of two, (3,); see `world.Identity`."""
+    return float(colour[0] - colour[2]) / 2, float(colour.mean())
+
+
+def _untinted(difference: np.ndarray, place: str) -> np.ndarray:
+    """What remains of a colour's difference to a palette's without the tint that explains most of it."""
+    warmth, brightness = _tint(difference)
+    warmest, brightest = (IDENTITY_RANGES[f"{place}_{kind}"][1] + EXTRA_TINT for kind in ("warmth", "brightness"))
+    warm = np.array([1.0, 0.0, -1.0])
+    return difference - np.clip(warmth, -warmest, warmest) * warm - np.clip(brightness, -brightest, brightest)
+
+
+def _differences(part: str, a: dict, b: dict) -> list[float]:
+    """Between two scenes in one part of identity: a number for each thing that both captions name. What was not found in
+    one differs as far as in unrelated stories."""
+    if part in OF_ACTORS:
+        values = [(a[part][number], b[part][number]) for number in sorted(a[part].keys() & b[part].keys())]
+    else:
+        values = [(a[part], b[part])]
+    differences = []
+    for one, other in values:
+        if one is None or other is None:
+            differences.append(UNRELATED[part])
+        elif part == "stripe_angle":  # the same again after half a turn
+            differences.append(abs((one - other + 90) % 180 - 90))
+        else:
+            differences.append(abs(one - other))
+    return differences

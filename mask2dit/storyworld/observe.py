@@ -1,0 +1,432 @@
+"""What is seen in a scene, from its pixels alone: actors frame by frame, and the background. No caption is known here.
+
+Actors are saturated and everything else is pale; each keeps to its own part of the width. So they are the runs of columns
+with saturated pixels, and what they are is the nearest of the few drawings possible. Needs only NumPy.
+
+Colours are in [0, 1]; positions and lengths in pixels, in (F, H, W) order, with pixel k from k to k + 1.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+
+import numpy as np
+
+from mask2dit.storyworld.render import DARK, HUES, WHITE, actor_layers
+from mask2dit.storyworld.world import ACCESSORIES, SHAPES
+
+ACTOR_CHROMA = 0.42  # largest minus smallest channel: above it an actor's, below it a background's
+MIN_AREA = 20.0  # of an actor, in (height / 64)²; smaller specks are none
+CORE_CHROMA = 0.93  # of an actor's own: a pixel that has this much shows nothing else
+MAX_DRAWING_ERROR = 0.3  # of a body's area: more, and it is no drawing that we know
+REFINED_DRAWINGS = 3  # the best few are placed with more care
+MAX_HUE_ERROR = 29.0  # degrees: colours are at least twice as far apart
+HORIZONS = (0.4, 0.85)  # between which it is looked for, as shares of the height
+MIN_EDGE = 0.03  # root mean square between sky and ground at the horizon
+STRIPE_FREQUENCIES = (64 / 24, 64 / 5)  # per 64 units between which the ground's stripes are looked for
+MIN_STRIPES = 0.3  # of the ground's variance that they have to explain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """An actor in one frame."""
+
+    shape: str | None
+    accessory: str | None
+    """None, as the shape: it looks like no drawing that there is."""
+    hue: float
+    """Degrees, -180 to 180."""
+    size: float
+    """As `render.actor_size` has it, in units of 1/64 of the height."""
+    x: float
+    """Of its axis, in units of 1/64 of the height."""
+    floor: float
+    """The lowest point of it, downwards from above, in the same units."""
+    error: float
+
+    @property
+    def colour(self) -> str | None:
+        """The nearest colour; None if none is near."""
+        nearest = min(HUES, key=lambda colour: hue_distance(self.hue, HUES[colour]))
+        return nearest if hue_distance(self.hue, HUES[nearest]) <= MAX_HUE_ERROR else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Background:
+    """The setting of a scene."""
+
+    top: np.ndarray
+    """The sky's colour above, (3,)."""
+    bottom: np.ndarray
+    """The sky's colour at the horizon, (3,)."""
+    ground: np.ndarray
+    """(3,)."""
+    horizon: float
+    """As a share of the height from above."""
+    stripe_angle: float | None
+    """Degrees, -90 to 90, as in `world.Identity`. None, as the wavelength: there are no even stripes."""
+    stripe_wavelength: float | None
+    """In units of 1/64 of the height."""
+
+    @property
+    def sky(self) -> np.ndarray:
+        """Its mean colour, (3,)."""
+        return (self.top + self.bottom) / 2
+
+    def rows(self, height: int) -> np.ndarray:
+        """The colour of each of so many rows, (height, 3)."""
+        down = (np.arange(height)[:, None] + 0.5) / height
+        sky = self.top + np.minimum(down / self.horizon, 1) * (self.bottom - self.top)
+        share_of_ground = np.clip((down - self.horizon) * height + 0.5, 0, 1)
+        return sky + share_of_ground * (self.ground - sky)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """All that is seen in a scene."""
+
+    bodies: tuple[tuple[Body, ...], ...]
+    """Of each frame, from left to right."""
+    background: Background | None
+    """None: there is no horizon."""
+
+
+def hue_distance(a: float, b: float) -> float:
+    """Degrees between two hues, 0 to 180."""
+    return abs((a - b + 180) % 360 - 180)
+
+
+def observe_scene(video: np.ndarray) -> Observation:
+    """What is seen in one scene.
+
+    Args:
+        video: `uint8 (F, H, W, 3)`, H at least 32.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    frames = check_video(video).astype(np.float32) / 255
+    unit = frames.shape[1] / 64
+    chroma = np.ptp(frames, axis=-1)
+    boxes = [_find_boxes(of_frame > ACTOR_CHROMA, unit) for of_frame in chroma]
+    still, seen = _without_actors(frames, boxes, unit)
+    rows = _row_colours(still, seen)
+    background = _observe_background(still, seen, rows, unit)
+    if background is not None:
+        rows = background.rows(len(rows))
+    bodies = tuple(
+        tuple(_observe_body(frame, rows, of_frame, k, unit) for k in range(len(of_frame)))
+        for frame, of_frame in zip(frames, boxes)
+    )
+    return Observation(bodies=bodies, background=background)
+
+
+def check_video(video: np.ndarray) -> np.ndarray:
+    """`video`, if it is one.
+
+    Raises:
+        ValueError: if it is not `uint8 (F, H, W, 3)` with at least 2 frames and H at least 32.
+    """
+    video = np.asarray(video)
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+        raise ValueError(f"a video must be uint8 (F, H, W, 3), but got {video.dtype} {video.shape}")
+    if len(video) < 2 or video.shape[1] < 32 or video.shape[2] < video.shape[1]:
+        raise ValueError(
+            "a scene needs at least 2 frames, at least 32 high and at least as wide as high, but its shape is "
+            f"{video.shape} (F, H, W, 3)"
+        )
+    return video
+
+
+def find_cuts(video: np.ndarray) -> tuple[int, ...]:
+    """The frames, counted from 0, with which a new scene begins, the first frame left out.
+
+    The texture of the background (what remains of each row without its mean, where no actor is) stays where it is within a
+    scene and lies elsewhere after a cut: a cut is where two frames' textures have a correlation below 0.5.
+
+    Args:
+        video: `uint8 (F, H, W, 3)`.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    frames = check_video(video).astype(np.float32) / 255
+    unit = frames.shape[1] / 64
+    textures, free = [], []
+    for frame in frames:
+        seen = _free_of(_find_boxes(np.ptp(frame, axis=-1) > ACTOR_CHROMA, unit), frame.shape[:2], unit)
+        # Halved in size: what is left of noise disturbs less.
+        grey, weight = _halve(frame.mean(-1) * seen), _halve(seen.astype(np.float32))
+        mean = grey.sum(1, keepdims=True) / np.maximum(weight.sum(1, keepdims=True), 1)
+        textures.append(grey - mean * weight)
+        free.append(weight == 1)
+    cuts = []
+    for k in range(1, len(frames)):
+        both = free[k - 1] & free[k]
+        before, after = textures[k - 1][both], textures[k][both]
+        scale = np.sqrt((before**2).sum() * (after**2).sum())
+        if scale > 1e-6 * max(1, both.sum()) and (before * after).sum() < 0.5 * scale:
+            cuts.append(k)
+    return tuple(cuts)
+
+
+def _halve(image: np.ndarray) -> np.ndarray:
+    height, width = (size // 2 for size in image.shape)
+    return image[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean((1, 3))
+
+
+# Actors
+
+_DARK, _WHITE = np.array(DARK), np.array(WHITE)
+Box = tuple[int, int, int, int]  # left, right, top, bottom, the right and the bottom one past the last
+
+
+def _find_boxes(saturated: np.ndarray, unit: float) -> list[Box]:
+    """Around each run of columns (H, W) with saturated pixels, but for specks."""
+    columns = np.concatenate([[False], saturated.sum(0) >= max(2, 2 * unit), [False]])
+    edges = np.flatnonzero(columns[1:] != columns[:-1])
+    boxes = []
+    for left, right in zip(edges[::2], edges[1::2]):
+        part = saturated[:, left:right]
+        if part.sum() >= MIN_AREA * unit**2:
+            rows = np.flatnonzero(part.any(1))
+            boxes.append((int(left), int(right), int(rows[0]), int(rows[-1]) + 1))
+    return boxes
+
+
+def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int, unit: float) -> Body:
+    """What kind of actor is in box `k`. `rows` is the background's colour in each row, (H, 3)."""
+    height, width = frame.shape[:2]
+    left, right, top, bottom = boxes[k]
+    extent = max(right - left, bottom - top)
+    # With what it wears.
+    above, below, aside = 0.5 * extent + 2, 0.35 * extent + 2, max(2, round(2 * unit))
+    first, last = max(0, int(top - above)), min(height, int(bottom + below) + 1)
+    # Half of the way to a neighbour at most.
+    left_end = (boxes[k - 1][1] + left + 1) // 2 if k else 0
+    right_end = (right + boxes[k + 1][0]) // 2 if k + 1 < len(boxes) else width
+    columns = slice(max(left_end, left - aside), min(right_end, right + aside))
+    pixels, background = frame[first:last, columns], rows[first:last, None]
+
+    inside = frame[top:bottom, left:right].reshape(-1, 3)
+    chroma = np.ptp(inside, axis=1)
+    core = np.median(inside[chroma >= CORE_CHROMA * np.quantile(chroma, 0.95)], axis=0)
+    x, y = np.arange(columns.start, columns.stop)[None, :] + 0.5, np.arange(first, last)[:, None] + 0.5
+    direction = core - core.mean()  # grey stripes, white and black have none of it
+    contrast = np.maximum((core - background) @ direction, 1e-3)
+
+    def share_of_colour(difference: np.ndarray) -> np.ndarray:
+        return np.clip(difference @ direction / contrast, -0.2, 1.2)
+
+    near = _grow(share_of_colour(pixels - background) > 0.5, 2)  # what lies further off may be a tree
+
+    def moments(difference: np.ndarray) -> np.ndarray:
+        """The area of the actor's colour in what differs from the background, and the middle of it."""
+        share = share_of_colour(difference) * near
+        area = max(float(share.sum()), 1.0)
+        return np.array([area, float((share * x).sum()) / area, float((share * y).sum()) / area])
+
+    seen = pixels - background
+    seen_moments, smooth = moments(seen), _smooth(seen)  # smoothed, so that the video's sharpness matters less
+
+    def draw(shape: str, accessory: str, size: float, axis: float, floor: float) -> np.ndarray:
+        layers = actor_layers(shape, accessory, size, x - axis, floor - y)
+        return sum(layer[..., None] * (colour - background) for layer, colour in zip(layers, (core, _DARK, _WHITE)))
+
+    def error_of(drawing: np.ndarray) -> float:
+        return float(((_smooth(drawing) - smooth) ** 2).sum()) / seen_moments[0]
+
+    tries = []
+    for shape, accessory in product(SHAPES, ACCESSORIES):
+        unit_area, unit_height = _drawing_moments(shape, accessory)
+        size = np.sqrt(seen_moments[0] / unit_area)
+        place = np.array([size, seen_moments[1], seen_moments[2] + unit_height * size])
+        drawing = draw(shape, accessory, *place)
+        tries.append((error_of(drawing), shape, accessory, place, drawing))
+    tries.sort(key=lambda one: one[0])
+    best = (np.inf, None, None, None)
+    for _, shape, accessory, place, drawing in tries[:REFINED_DRAWINGS]:
+        for _ in range(2):
+            # What hides or borders the body disturbs its moments, in the drawing as in the video.
+            area, middle_x, middle_y = moments(drawing)
+            place[1:] += seen_moments[1:] - [middle_x, middle_y]
+            place[0] *= np.sqrt(seen_moments[0] / area)
+            drawing = draw(shape, accessory, *place)
+        best = min(best, (error_of(drawing), shape, accessory, place), key=lambda one: one[0])
+    error, shape, accessory, (size, axis, floor) = best
+    known = error <= MAX_DRAWING_ERROR
+    return Body(
+        shape=shape if known else None,
+        accessory=accessory if known else None,
+        hue=_hue(core),
+        size=float(size) / unit,
+        x=float(axis) / unit,
+        floor=float(floor) / unit,
+        error=error,
+    )
+
+
+def _grow(mask: np.ndarray, reach: int) -> np.ndarray:
+    """Every pixel within so many rows and columns of one in `mask` (H, W)."""
+    padded = np.pad(mask, reach)
+    tall = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=0).any(-1)
+    return np.lib.stride_tricks.sliding_window_view(tall, 2 * reach + 1, axis=1).any(-1)
+
+
+def _smooth(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3), each pixel with its neighbours by (1, 2, 1) / 4 along both axes; the outermost are left out."""
+    image = image[:-2] + 2 * image[1:-1] + image[2:]
+    return (image[:, :-2] + 2 * image[:, 1:-1] + image[:, 2:]) / 16
+
+
+@cache
+def _drawing_moments(shape: str, accessory: str) -> tuple[float, float]:
+    """Of a drawing of size 1: the area of its body that is seen, and how high above the floor its middle is."""
+    size = 100
+    x, y = np.arange(-size, size)[None, :] + 0.5, np.arange(-size, 2 * size)[:, None] + 0.5
+    body = actor_layers(shape, accessory, size, x, y)[0]
+    return float(body.sum()) / size**2, float((body * y).sum() / body.sum()) / size
+
+
+def _hue(colour: np.ndarray) -> float:
+    """In degrees, -180 to 180, by the hexagon of HSV."""
+    red, green, blue = (float(channel) for channel in colour)
+    high, spread = max(red, green, blue), max(red, green, blue) - min(red, green, blue)
+    if not spread:
+        return 0.0
+    if high == red:
+        sextant = (green - blue) / spread
+    elif high == green:
+        sextant = 2 + (blue - red) / spread
+    else:
+        sextant = 4 + (red - green) / spread
+    return (60 * sextant + 180) % 360 - 180
+
+
+# Background
+
+
+def _free_of(boxes: list[Box], shape: tuple[int, int], unit: float) -> np.ndarray:
+    """(H, W), False where an actor or what it wears is."""
+    free = np.ones(shape, dtype=bool)
+    aside = max(2, round(2 * unit))
+    for left, right, top, bottom in boxes:
+        extent = max(right - left, bottom - top)
+        above, below = int(0.5 * extent) + aside, int(0.25 * extent) + aside  # for a hat and for boots
+        free[max(0, top - above) : bottom + below, max(0, left - aside) : right + aside] = False
+    return free
+
+
+def _without_actors(frames: np.ndarray, boxes: list[list[Box]], unit: float) -> tuple[np.ndarray, np.ndarray]:
+    """The mean frame without actors, (H, W, 3), and in how many frames each of its pixels was free, (H, W)."""
+    free = np.stack([_free_of(of_frame, frames.shape[1:3], unit) for of_frame in boxes])
+    seen = free.sum(0)
+    return (frames * free[..., None]).sum(0) / np.maximum(seen, 1)[..., None], seen
+
+
+def _row_colours(still: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """The usual colour of each row, (H, 3); rows that were never seen take their neighbours'."""
+    rows = np.full((len(still), 3), np.nan, dtype=np.float32)
+    for row, (colours, free) in enumerate(zip(still, seen > 0)):
+        if free.any():
+            rows[row] = np.median(colours[free], axis=0)
+    known = np.flatnonzero(~np.isnan(rows[:, 0]))
+    if not len(known):
+        return np.zeros_like(rows)
+    every = np.arange(len(rows))
+    return np.stack([np.interp(every, known, rows[known, channel]) for channel in range(3)], axis=1)
+
+
+def _observe_background(still: np.ndarray, seen: np.ndarray, rows: np.ndarray, unit: float) -> Background | None:
+    height = len(rows)
+    centres = np.arange(height) + 0.5
+    # A sky that changes evenly downwards, and a ground of one colour: where do they meet?
+    gap = max(1, round(unit))  # rows that the edge itself may blur
+    best = (np.inf, 0)
+    for edge in range(int(HORIZONS[0] * height), int(HORIZONS[1] * height)):
+        above, ground = rows[: edge - gap], rows[edge + gap :].mean(0)
+        slope, at_zero = np.polyfit(centres[: edge - gap], above, 1)
+        sky = at_zero + slope * centres[: edge - gap, None]
+        best = min(best, (((above - sky) ** 2).mean() + ((rows[edge + gap :] - ground) ** 2).mean(), edge))
+    edge = best[1]
+    ground = np.median(rows[edge + gap :], axis=0)
+    slope, at_zero = _fit_line(centres[: edge - gap], rows[: edge - gap])
+    step = ground - (at_zero + slope * edge)
+    if np.sqrt((step**2).mean()) < MIN_EDGE:
+        return None
+    # The share of ground in the rows around the edge, summed, which blur leaves as it is.
+    reach = max(3, round(3 * unit))
+    near = slice(edge - reach, min(height, edge + reach))
+    share = (rows[near] - (at_zero + slope * centres[near, None])) @ step / (step @ step)
+    horizon = near.stop - float(np.clip(share, 0, 1).sum())
+    first = int(np.ceil(horizon + unit))
+    angle, wavelength, ground_between = _observe_stripes(still[first:], seen[first:].astype(np.float32), unit)
+    return Background(
+        top=at_zero,
+        bottom=at_zero + slope * horizon,
+        ground=ground if ground_between is None else ground_between,
+        horizon=horizon / height,
+        stripe_angle=angle,
+        stripe_wavelength=wavelength,
+    )
+
+
+def _fit_line(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and value at zero of rows (N, 3) over x (N,), without those that lie far off, as where trees hide the sky."""
+    slope, at_zero = np.polyfit(x, rows, 1)
+    for _ in range(3):
+        off = np.abs(rows - (at_zero + slope * x[:, None])).max(1)
+        kept = off <= 2.5 * np.median(off) + 1e-3
+        slope, at_zero = np.polyfit(x[kept], rows[kept], 1)
+    return slope, at_zero
+
+
+def _observe_stripes(
+    ground: np.ndarray, weights: np.ndarray, unit: float
+) -> tuple[float | None, float | None, np.ndarray | None]:
+    """The plane wave that explains most of (H, W, 3) with weights (H, W): its angle, its wavelength, and the colour half-way
+    between its crests and troughs. Three times None if it explains little."""
+    nothing = None, None, None
+    used = weights > 0
+    if used.sum() < 100 * unit**2:
+        return nothing
+    rows, columns = np.nonzero(used)
+    root = np.sqrt(weights[used])[:, None]
+    colours = ground[used]
+    colours = colours - (mean := np.average(colours, axis=0, weights=weights[used]))
+    variance = float(((root * colours) ** 2).sum())
+    if variance < 1e-6 * weights.sum():
+        return nothing
+    x, y = np.arange(ground.shape[1]) / unit, np.arange(ground.shape[0]) / unit
+    low, high = (frequency / 64 for frequency in STRIPE_FREQUENCIES)
+
+    # Where the spectrum is strongest; the stripes are grey.
+    grey = np.zeros(weights.shape)
+    grey[used] = colours.mean(1) * weights[used]
+    across, down = np.arange(0, high, 1 / 160), np.arange(-high, high, 1 / 160)  # cycles per unit
+    power = np.abs(np.exp(-2j * np.pi * down[:, None] * y) @ grey @ np.exp(-2j * np.pi * x[:, None] * across))
+    length = np.hypot(across[None, :], down[:, None])
+    power[(length < low) | (length > high)] = 0
+    row, column = np.unravel_index(power.argmax(), power.shape)
+    peak = np.array([across[column], down[row]])
+
+    def fit(frequency: np.ndarray) -> tuple[float, np.ndarray]:
+        """What a wave of this frequency and a constant leave unexplained, and that constant, by least squares."""
+        phase = 2 * np.pi * (frequency[0] * x[columns] + frequency[1] * y[rows])
+        waves = np.stack([np.cos(phase), np.sin(phase), np.ones_like(phase)], axis=1) * root
+        moments = waves.T @ (root * colours)
+        factors = np.linalg.solve(waves.T @ waves + 1e-9 * np.eye(3), moments)
+        return variance - float((moments * factors).sum()), factors[2]
+
+    step = 1 / 320
+    while step > 1e-4:
+        moves = [peak + step * np.array(move) for move in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))]
+        chosen = int(np.argmin([fit(frequency)[0] for frequency in moves]))
+        peak = moves[chosen]
+        if not chosen:
+            step /= 2
+    unexplained, between = fit(peak)
+    if unexplained > (1 - MIN_STRIPES) * variance:
+        return nothing
+    angle = float(np.rad2deg(np.arctan2(peak[1], peak[0])))
+    return (angle + 90) % 180 - 90, float(1 / np.hypot(*peak)), mean + between
