@@ -3,13 +3,16 @@
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from mask2dit.config import load_config
+
+PREEMPTED = 75  # the exit status after SIGTERM: saved, to be started again (EX_TEMPFAIL of sysexits.h)
 
 
 def run_command(schema: type, task: str, default_config: str | Path, arguments: Sequence[str]) -> int:
@@ -54,3 +57,18 @@ def run_command(schema: type, task: str, default_config: str | Path, arguments: 
         print("interrupted", file=sys.stderr)
         return 130
     return status if isinstance(status, int) else 0
+
+
+@contextmanager
+def sigterm_noted() -> Iterator[Callable[[], bool]]:
+    """Notes SIGTERM instead of dying of it: a cluster that takes the node back leaves time to save.
+
+    Yields:
+        A function that tells whether the signal has come.
+    """
+    noted = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: noted.append(True))
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -7,6 +7,7 @@ positions and patches of 2 x 2, a T5 v1.1 text encoder and its sentencepiece tok
 
 import argparse
 import io
+import json
 import os
 import string
 import tempfile
@@ -23,6 +24,7 @@ from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
 MARKER = "UNTRAINED.md"  # the model card, by whose name the model is known
+SPIECE = "spiece.model"
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 16
 
@@ -139,20 +141,32 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _write_model(folder: Path, seed: int) -> None:
-    spiece = folder / "tokenizer" / "spiece.model"
+    spiece = folder / "tokenizer" / SPIECE
     spiece.parent.mkdir(parents=True)
     spiece.write_bytes(_sentencepiece_model())
     tokenizer = load_tokenizer(spiece.parent)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
         transformer, vae, text_encoder = _transformer(), _vae(), _text_encoder(len(tokenizer))
-    Mask2DiTPipeline(tokenizer, text_encoder, vae, transformer, _scheduler()).save_pretrained(folder)
-    # transformers writes the tokenizer in a form of its own and then prefers that. Released folders hold spiece.model,
-    # and this one is to be read in the same way.
-    for file in spiece.parent.iterdir():
-        if file != spiece:
-            file.unlink()
+    save_pipeline(Mask2DiTPipeline(tokenizer, text_encoder, vae, transformer, published_scheduler()), folder, spiece)
     (folder / MARKER).write_text(MODEL_CARD.format(seed=seed), encoding="utf-8")
+
+
+def save_pipeline(pipe: Mask2DiTPipeline, folder: Path, spiece: Path) -> None:
+    """Writes all parts in diffusers' layout, each in its dtype, and of the tokenizer `spiece` alone.
+
+    transformers writes a tokenizer in a form of its own and then prefers that. Released folders hold `spiece.model`, and
+    this one is to be read in the same way.
+    """
+    contents = spiece.read_bytes()
+    pipe.save_pretrained(folder)
+    for file in (folder / "tokenizer").iterdir():
+        file.unlink()
+    (folder / "tokenizer" / SPIECE).write_bytes(contents)
+    for file in folder.glob("*/config.json"):  # diffusers notes where a part was loaded from
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _sentencepiece_model() -> bytes:
@@ -229,7 +243,8 @@ def _text_encoder(vocab_size: int) -> T5EncoderModel:
     )
 
 
-def _scheduler() -> CogVideoXDDIMScheduler:
+def published_scheduler() -> CogVideoXDDIMScheduler:
+    """The noise schedule of CogVideoX-5B, which is the method's."""
     return CogVideoXDDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,

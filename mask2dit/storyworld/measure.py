@@ -1,8 +1,8 @@
 """How far a video shows what its captions say, and stays itself from scene to scene: from its pixels alone. Needs only NumPy.
 
 Semantic accuracy is the share of what captions name that is seen. Visual consistency is how far what they do not name agrees
-between scenes: 1 - d / d0 for each part of it, where d is the mean difference between two scenes and d0 that of the same scenes
-of unrelated stories. So 1 is identical and 0 is what chance gives.
+between scenes: 1 - d / d0 for each part of it, where d is the mean difference between two scenes and d0 that between the same
+scenes of unrelated stories. So 1 is identical and 0 is what chance gives.
 """
 
 from collections.abc import Sequence

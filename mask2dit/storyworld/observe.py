@@ -1,7 +1,7 @@
 """What is seen in a scene, from its pixels alone: actors frame by frame, and the background. No caption is known here.
 
-Actors are saturated and everything else is pale; each keeps to its own part of the width. So they are the runs of columns with
-saturated pixels, and what they are is the nearest of the few drawings possible. Needs only NumPy.
+Actors are saturated and everything else is pale; each keeps to its own part of the width. So they are the runs of columns
+with saturated pixels, and what they are is the nearest of the few drawings possible. Needs only NumPy.
 
 Colours are in [0, 1]; positions and lengths in pixels, in (F, H, W) order, with pixel k from k to k + 1.
 """
@@ -249,7 +249,7 @@ def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int,
         for _ in range(2):
             # What hides or borders the body disturbs its moments, in the drawing as in the video.
             area, middle_x, middle_y = moments(drawing)
-            place = place + [0, seen_moments[1] - middle_x, seen_moments[2] - middle_y]
+            place[1:] += seen_moments[1:] - [middle_x, middle_y]
             place[0] *= np.sqrt(seen_moments[0] / area)
             drawing = draw(shape, accessory, *place)
         best = min(best, (error_of(drawing), shape, accessory, place), key=lambda one: one[0])

@@ -227,9 +227,8 @@ def _blend(shared: Identity, own: Identity, share_of_own: float) -> Identity:
             return tuple(map(blend, a, b))
         return (1 - share_of_own) * a + share_of_own * b
 
-    return Identity(
-        **{field.name: blend(getattr(shared, field.name), getattr(own, field.name)) for field in fields(Identity)}
-    )
+    names = [field.name for field in fields(Identity)]
+    return Identity(**{name: blend(getattr(shared, name), getattr(own, name)) for name in names})
 
 
 # Captions

@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> int:
     """Runs a training configuration.
 
     Returns:
-        The exit status: 0, or `trainer.PREEMPTED` after a SIGTERM.
+        The exit status: 0, or `command.PREEMPTED` after a SIGTERM.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError, PermissionError: before weights are read, for anything that cannot

@@ -8,10 +8,8 @@ of a scene, D text width.
 """
 
 import logging
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
+from mask2dit.command import PREEMPTED, sigterm_noted
 from mask2dit.data.datasets import StoryDataset, collate
 from mask2dit.data.encoding import encode_caption, prepare_batch
 from mask2dit.data.order import PositionSampler
@@ -30,8 +29,6 @@ from mask2dit.training.config import TrainConfig
 from mask2dit.training.objective import diffusion_loss
 
 logger = logging.getLogger(__name__)
-
-PREEMPTED = 75  # the exit status after SIGTERM: saved, to be started again (EX_TEMPFAIL of sysexits.h)
 
 
 class Callback:
@@ -90,7 +87,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_start(self)
         status = 0
-        with _sigterm_noted() as terminated:
+        with sigterm_noted() as terminated:
             while self.step < self.config.max_steps:
                 metrics = self._step(batches)
                 for callback in self.callbacks:
@@ -254,14 +251,3 @@ def scene_mask(num_scenes: int, probability: float, given: str, generator: torch
     if given == "last":
         return torch.arange(num_scenes) == num_scenes - 1
     return torch.tensor([bool(subset >> scene & 1) for scene in range(num_scenes)])
-
-
-@contextmanager
-def _sigterm_noted() -> Iterator:
-    """Notes SIGTERM instead of dying of it: a cluster that takes the node back leaves time to save."""
-    noted = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: noted.append(True))
-    try:
-        yield lambda: bool(noted)
-    finally:
-        signal.signal(signal.SIGTERM, previous)

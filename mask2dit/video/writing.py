@@ -68,13 +68,15 @@ def write_image(path: str | os.PathLike, image: Image.Image) -> None:
         image.save(temporary, format="PNG")
 
 
-def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Write an H.264 mp4 (yuv420p, BT.709), atomically. Frames are encoded as they arrive and never gathered.
+def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float, full_chroma: bool = False) -> None:
+    """Write an H.264 mp4 (BT.709), atomically. Frames are encoded as they arrive and never gathered.
 
     Args:
         path: a path that ends in `.mp4`.
         frames: `uint8 (H, W, 3)` each, or an array `(F, H, W, 3)`; H and W even.
         fps: frames per second.
+        full_chroma: keep colour at every pixel (yuv444p), as small frames need; not every player shows that. Otherwise at
+            every fourth (yuv420p).
 
     Raises:
         ValueError: if `path` is not an mp4, `fps` is not positive, there is no frame, or a frame is of another type,
@@ -82,41 +84,134 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
         OSError: if ffmpeg fails, as on a full disk; the message holds what ffmpeg said.
     """
     path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise ValueError(f"a video is written as .mp4, but the path is {path}")
-    if not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"fps must be positive, but got {fps}")
+    _check_target(path, fps)
     frames = iter(frames)
     try:
         first = np.asarray(next(frames))
     except StopIteration:
         raise ValueError(f"there are no frames to write to {path}") from None
-    if first.dtype != np.uint8 or first.ndim != 3 or first.shape[-1] != 3:
-        raise ValueError(f"a frame must be uint8 (H, W, 3), but got {first.dtype} {first.shape}")
-    height, width = first.shape[:2]
+    _check_frame(first)
+    with atomic_path(path) as temporary:
+        # Absolute, or a folder with a colon in its name would be taken for a protocol.
+        output = [str(temporary.absolute())]
+        sent, message = _encode(chain([first], frames), first.shape, fps, full_chroma, output, path)
+        written = _count_frames(temporary)
+        if written != sent:
+            raise OSError(f"ffmpeg wrote {written} of {sent} frames to {path}: {message or 'no message'}")
+
+
+def write_clips(
+    paths: Sequence[str | os.PathLike], clips: Sequence[np.ndarray], fps: float, full_chroma: bool = False
+) -> None:
+    """Write many small videos as `write_video` does, but with a single ffmpeg, to start which takes longer than to encode one.
+
+    Args:
+        paths: of the videos, all in one folder.
+        clips: `uint8 (F, H, W, 3)` each, all of one shape.
+        fps, full_chroma: as `write_video` has them.
+
+    Raises:
+        ValueError: if there are not as many paths as clips, or for what `write_video` refuses.
+        OSError: if ffmpeg fails; then none of the videos is there.
+    """
+    paths, shapes = [Path(path) for path in paths], {np.asarray(clip).shape for clip in clips}
+    if len(paths) != len(clips) or not paths:
+        raise ValueError(f"each clip needs a path, but there are {len(paths)} paths for {len(clips)} clips")
+    if len(shapes) > 1 or len({path.parent for path in paths}) > 1:
+        raise ValueError("clips that are written together need one shape and one folder")
+    for path in paths:
+        _check_target(path, fps)
+    length = len(clips[0])
+    if not length:
+        raise ValueError(f"there are no frames to write to {paths[0]}")
+    _check_frame(clips[0][0])
+    folder = paths[0].parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"cannot write {paths[0]}: folder {folder} does not exist; create it first")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
+        names, table = str(Path(temporary).absolute() / "%06d.mp4"), Path(temporary) / "segments.csv"
+        # Each clip begins with a key frame and is a segment of its own; frames that wait for later ones (B) would shift the
+        # times by which the segments are counted.
+        output = [
+            "-bf",
+            "0",
+            "-force_key_frames",
+            f"expr:eq(mod(n,{length}),0)",
+            "-f",
+            "segment",
+            "-segment_format",
+            "mp4",
+        ]
+        if len(clips) > 1:
+            output += ["-segment_frames", ",".join(str(length * k) for k in range(1, len(clips)))]
+        output += [
+            "-reset_timestamps",
+            "1",
+            "-segment_list",
+            str(table.absolute()),
+            "-segment_list_type",
+            "csv",
+            names,
+        ]
+        _, message = _encode(chain.from_iterable(clips), clips[0][0].shape, fps, full_chroma, output, paths[0])
+        spans = [line.split(",") for line in table.read_text().splitlines()]
+        lengths = [round((float(end) - float(start)) * fps) for _, start, end in spans]
+        if lengths != [length] * len(clips):
+            raise OSError(
+                f"ffmpeg wrote {len(lengths)} of {len(clips)} clips whole to {folder}: {message or 'no message'}"
+            )
+        for (name, *_), path in zip(spans, paths):
+            os.replace(Path(temporary) / name, path)
+
+
+def _check_target(path: Path, fps: float) -> None:
+    if path.suffix.lower() != ".mp4":
+        raise ValueError(f"a video is written as .mp4, but the path is {path}")
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps must be positive, but got {fps}")
+
+
+def _check_frame(frame: np.ndarray) -> None:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+        raise ValueError(f"a frame must be uint8 (H, W, 3), but got {frame.dtype} {frame.shape}")
+    height, width = frame.shape[:2]
     if height % 2 or width % 2:
         raise ValueError(
-            f"frames are {height}x{width} (height x width), but yuv420p needs even sizes; crop to "
+            f"frames are {height}x{width} (height x width), but H.264 needs even sizes; crop to "
             f"{height - height % 2}x{width - width % 2}"
         )
-    with atomic_path(path) as temporary:
-        _encode(temporary, chain([first], frames), height, width, fps, path)
 
 
-def _encode(temporary: Path, frames: Iterator[np.ndarray], height: int, width: int, fps: float, path: Path) -> None:
-    """Pipe `frames` through ffmpeg into `temporary`; errors name `path`."""
+def _count_frames(path: Path) -> int:
+    from imageio_ffmpeg import count_frames_and_secs
+
+    return count_frames_and_secs(path)[0]
+
+
+def _encode(
+    frames: Iterator[np.ndarray],
+    shape: tuple[int, int, int],
+    fps: float,
+    full_chroma: bool,
+    output: list[str],
+    path: Path,
+) -> tuple[int, str]:
+    """Pipe `frames` through ffmpeg, whose command line ends with `output`; errors name `path`.
+
+    Returns:
+        How many frames were sent, and what ffmpeg said.
+    """
     # Here and not above: most of the package writes no video. Only the binary and the frame count of imageio_ffmpeg
     # are used: its own writer ignores ffmpeg's exit status, and so takes half a file on a full disk for a success.
-    from imageio_ffmpeg import count_frames_and_secs, get_ffmpeg_exe
+    from imageio_ffmpeg import get_ffmpeg_exe
 
+    height, width = shape[:2]
     command = [get_ffmpeg_exe(), "-v", "error", "-y"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-", "-an"]
     # ffmpeg converts RGB by BT.601 and does not say so; players then guess by size, and large videos change colour.
     command += ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"]
     command += ["-color_primaries", "bt709", "-color_trc", "bt709"]
-    # Absolute, or a folder with a colon in its name would be taken for a protocol.
-    temporary = temporary.absolute()
-    command += ["-c:v", "libx264", "-crf", str(CRF), "-pix_fmt", "yuv420p", str(temporary)]
+    command += ["-c:v", "libx264", "-crf", str(CRF), "-pix_fmt", "yuv444p" if full_chroma else "yuv420p", *output]
 
     sent = 0
     # A file, not a pipe: nobody reads while frames are sent, and a full pipe would stop ffmpeg for good.
@@ -126,7 +221,7 @@ def _encode(temporary: Path, frames: Iterator[np.ndarray], height: int, width: i
         try:
             for frame in frames:
                 frame = np.asarray(frame)
-                if frame.dtype != np.uint8 or frame.shape != (height, width, 3):
+                if frame.dtype != np.uint8 or frame.shape != shape:
                     raise ValueError(
                         f"frame {sent} is {frame.dtype} {frame.shape}, but frame 0 was uint8 {(height, width, 3)}"
                     )
@@ -134,7 +229,7 @@ def _encode(temporary: Path, frames: Iterator[np.ndarray], height: int, width: i
                 try:
                     ffmpeg.stdin.write(np.ascontiguousarray(frame))
                 except BrokenPipeError:
-                    break  # ffmpeg is gone; its status or the frame count below tells
+                    break  # ffmpeg is gone; its status or the frame count tells
             with suppress(BrokenPipeError):
                 ffmpeg.stdin.close()
             ffmpeg.wait()
@@ -149,9 +244,7 @@ def _encode(temporary: Path, frames: Iterator[np.ndarray], height: int, width: i
 
     if ffmpeg.returncode != 0:
         raise OSError(f"ffmpeg failed to write {path} (exit status {ffmpeg.returncode}): {message or 'no message'}")
-    written, _ = count_frames_and_secs(temporary)
-    if written != sent:
-        raise OSError(f"ffmpeg wrote {written} of {sent} frames to {path}: {message or 'no message'}")
+    return sent, message
 
 
 # The look of a contact sheet: sizes in pixels, colours as RGB.

@@ -1,0 +1,118 @@
+"""The small world's model folder: `python -m mask2dit.storyworld.build [CONFIG.yaml] [key=value …]`.
+
+Puts the learned autoencoder, tokenizer and text encoder together with a transformer: one with random weights for training to
+start from, or a trained one, in half precision, to be given away.
+"""
+
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLCogVideoX
+
+from mask2dit.command import run_command
+from mask2dit.models.loading import load_model, load_text_encoder, load_tokenizer, model_folder
+from mask2dit.models.transformer import Mask2DiTTransformer3DModel
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.pipelines.untrained import SPIECE, published_scheduler, save_pipeline
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class BuildConfig:
+    """What goes into the folder. `configs/storyworld/model.yaml` holds values for all of it."""
+
+    output: str = "outputs/storyworld/model"
+    """The folder to write; one that is there is replaced."""
+    vae: str = "outputs/storyworld/vae"
+    """Where `mask2dit.storyworld.vae` wrote."""
+    text: str = "outputs/storyworld/text"
+    """Where `mask2dit.storyworld.text` wrote."""
+    trained: str | None = None
+    """A model folder whose transformer is taken, in half precision; null: random weights of the size below."""
+    num_layers: int = 6
+    num_attention_heads: int = 4
+    attention_head_dim: int = 64
+    time_embed_dim: int = 64
+    patch_size: int = 4
+    """In latents: 4 makes 16 tokens of a latent frame of 16 x 16."""
+    text_window: int = 32
+    """Tokens of a caption, as in the text encoder's training."""
+    num_frames: int = 9
+    height: int = 64
+    width: int = 64
+    seed: int = 0
+
+
+def build_model(config: BuildConfig) -> None:
+    """Writes the folder, whole or not at all.
+
+    Raises:
+        FileNotFoundError: if a part is missing.
+        ValueError: if a file is corrupt, weights do not fit, or the size does not fit the model.
+    """
+    output = Path(config.output)
+    vae = load_model(
+        AutoencoderKLCogVideoX,
+        AutoencoderKLCogVideoX.from_pretrained,
+        model_folder(config.vae, "vae"),
+        torch_dtype=torch.float16,
+    )
+    tokenizer = load_tokenizer(Path(config.text) / "tokenizer")
+    text_encoder = load_text_encoder(model_folder(config.text, "text_encoder"), torch.float16)
+    if config.trained is None:
+        transformer = create_transformer(config, vae, text_encoder.config.d_model)
+    else:
+        transformer = Mask2DiTTransformer3DModel.from_pretrained(
+            config.trained, subfolder="transformer", torch_dtype=torch.float16
+        )
+    pipe = Mask2DiTPipeline(tokenizer, text_encoder, vae, transformer, published_scheduler())
+    pipe.check_size(config.height, config.width, config.num_frames, num_scenes=1)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
+        written = Path(temporary) / "model"  # the temporary folder itself is private to its user
+        save_pipeline(pipe, written, Path(config.text) / "tokenizer" / SPIECE)
+        if output.exists():
+            shutil.rmtree(output)
+        written.rename(output)
+    logger.info("Wrote %s: a transformer of %.1f million weights", output, transformer.num_parameters() / 1e6)
+
+
+def create_transformer(
+    config: BuildConfig, vae: AutoencoderKLCogVideoX, text_width: int
+) -> Mask2DiTTransformer3DModel:
+    """A transformer with random weights that follow from the seed, for latents of this autoencoder."""
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        return Mask2DiTTransformer3DModel(
+            num_layers=config.num_layers,
+            num_attention_heads=config.num_attention_heads,
+            attention_head_dim=config.attention_head_dim,
+            time_embed_dim=config.time_embed_dim,
+            text_embed_dim=text_width,
+            in_channels=vae.config.latent_channels,
+            out_channels=vae.config.latent_channels,
+            patch_size=config.patch_size,
+            sample_height=config.height // scale,
+            sample_width=config.width // scale,
+            sample_frames=config.num_frames,
+            temporal_compression_ratio=int(vae.config.temporal_compression_ratio),
+            max_text_seq_length=config.text_window,
+            use_rotary_positional_embeddings=True,
+        )
+
+
+def main(arguments: Sequence[str]) -> int:
+    default = Path(__file__).parents[2] / "configs/storyworld/model.yaml"
+    return run_command(BuildConfig, "mask2dit.storyworld.build:build_model", default, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,194 @@
+"""Stories as films with the manifests that training reads: `python -m mask2dit.storyworld.films [CONFIG.yaml] [key=value …]`.
+
+The folder gets `pretrain.csv` with single scenes of unrelated stories, `sft.json` with stories of consecutive scenes,
+`held_out.json` with stories of combinations that the others never show, and the videos, one a scene. Every row of stories has
+its `similarity`: the visual consistency of neighbouring scenes, the lowest of them. For each value in `thresholds` a manifest
+such as `sft_0.6.json` lists the stories that are at least so similar.
+"""
+
+import csv
+import io
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mask2dit.command import run_command
+from mask2dit.data.clips import required_frames
+from mask2dit.data.config import DataConfig
+from mask2dit.storyworld.measure import measure_scene, visual_consistency
+from mask2dit.storyworld.render import render_story
+from mask2dit.storyworld.world import Story, caption, describe, sample_story
+from mask2dit.video.writing import check_writable, write_clips, write_text
+
+logger = logging.getLogger(__name__)
+
+STORIES_A_CALL = 50  # that one process renders and writes together
+
+
+@dataclass(kw_only=True)
+class FilmsConfig:
+    """What to render. `configs/storyworld/films.yaml` holds values for all of it."""
+
+    output_dir: str = "datasets/storyworld"
+
+    # How much
+    num_clips: int = 6000
+    """Single scenes in `pretrain.csv`, each of another story and none of them of a story in `sft.json`."""
+    num_stories: int = 3000
+    """In `sft.json`."""
+    num_held_out: int = 100
+    """In `held_out.json`."""
+    seed: int = 0
+    """Stories are numbered from here on: first those of `sft.json`, then the clips."""
+
+    # Of what
+    num_scenes: int = 3
+    num_frames: int = 9
+    """Frames of a scene as training takes it."""
+    height: int = 64
+    width: int = 64
+    fps: int = 8
+
+    # Stories whose scenes do not belong together
+    drifting_share: float = 0.0
+    """The share of stories in `sft.json` whose identity changes from scene to scene: some a little, some altogether."""
+    thresholds: list[float] = field(default_factory=list)
+    """For each, a manifest of the stories whose scenes are at least so similar."""
+
+    num_workers: int = 2
+    """Processes."""
+
+    def __post_init__(self):
+        for name in ("num_clips", "num_stories", "num_held_out", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} has to be 0 or more")
+        for name in ("num_scenes", "fps", "num_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+        if self.num_frames < 2:
+            raise ValueError(f"num_frames={self.num_frames} has to be at least 2, for something to happen")
+        if self.height < 32 or self.width < self.height or self.height % 2 or self.width % 2:
+            raise ValueError(
+                f"height={self.height} and width={self.width} have to be even, the height at least 32 and the width no less"
+            )
+        if not 0 <= self.drifting_share <= 1:
+            raise ValueError(f"drifting_share={self.drifting_share} has to lie between 0 and 1")
+        if self.thresholds and self.num_scenes < 2:
+            raise ValueError("thresholds are for the similarity of scenes: set num_scenes=2 or more, or thresholds=[]")
+
+
+def make_films(config: FilmsConfig) -> None:
+    """Renders everything.
+
+    Raises:
+        OSError: if something cannot be written.
+    """
+    folder = Path(config.output_dir)
+    for part in ("clips", "stories", "held_out"):
+        check_writable(folder / part)
+
+    first_clip = config.seed + config.num_stories
+    clips = _make(config, "clips", range(first_clip, first_clip + config.num_clips))
+    if clips:
+        _write_csv(folder / "pretrain.csv", [scene for story in clips for scene in story["values"]])
+    stories = _make(config, "stories", range(config.seed, first_clip))
+    held_out = _make(config, "held_out", range(config.seed, config.seed + config.num_held_out))
+    for name, rows in (("sft", stories), ("held_out", held_out)):
+        if rows:
+            _write_json(folder / f"{name}.json", rows)
+    for threshold in config.thresholds:
+        similar = [row for row in stories if row["similarity"] >= threshold]
+        _write_json(folder / f"sft_{threshold:g}.json", similar)
+        logger.info("%d of %d stories have a similarity of at least %g", len(similar), len(stories), threshold)
+    logger.info("films and manifests are in %s", folder)
+
+
+def story_of(config: FilmsConfig, part: str, seed: int) -> Story:
+    """The story behind a film.
+
+    Args:
+        part: "clips" (one scene), "stories", of which some drift, or "held_out".
+        seed: the story's own.
+    """
+    if part == "clips":
+        return sample_story(seed, num_scenes=1)
+    if part == "held_out":
+        return sample_story(seed, config.num_scenes, "held_out")
+    drifts, drift = np.random.default_rng([seed, 3]).random(2)
+    return sample_story(seed, config.num_scenes, drift=drift if drifts < config.drifting_share else 0.0)
+
+
+def _make(config: FilmsConfig, part: str, seeds: range) -> list[dict]:
+    """Writes the films of stories, and returns their rows as `sft.json` has them."""
+    chunks = [seeds[start : start + STORIES_A_CALL] for start in range(0, len(seeds), STORIES_A_CALL)]
+    rows = []
+    with ProcessPoolExecutor(config.num_workers) as pool, tqdm(total=len(seeds), desc=part, disable=None) as progress:
+        for some in pool.map(partial(_make_some, config, part), chunks):
+            rows += some
+            progress.update(len(some))
+    return rows
+
+
+def _make_some(config: FilmsConfig, part: str, seeds: Sequence[int]) -> list[dict]:
+    num_frames = config.num_frames
+    if part == "clips":  # pre-training takes its frames from the middle of longer clips
+        num_frames = required_frames(DataConfig(kind="pretrain", num_frames=num_frames, max_stride=1))
+    rows, paths, videos = [], [], []
+    for seed in seeds:
+        story = story_of(config, part, seed)
+        scenes = render_story(story, num_frames, config.height, config.width)
+        row = {"prefix": f"{part}/{seed:06d}", "values": []}
+        if len(scenes) > 1:
+            row["similarity"] = round(_similarity(story, scenes), 4)
+        for k, scene in enumerate(scenes):
+            name = f"{seed:06d}_{k + 1}"
+            row["values"].append(
+                {
+                    "vid": name,
+                    "width": config.width,
+                    "height": config.height,
+                    "duration": num_frames / config.fps,
+                    "fps": config.fps,
+                    "url": f"{part}/{name}.mp4",
+                    "caption": caption(story, k),
+                }
+            )
+            paths.append(Path(config.output_dir) / part / f"{name}.mp4")
+            videos.append(scene)
+        rows.append(row)
+    write_clips(paths, videos, config.fps, full_chroma=True)
+    return rows
+
+
+def _similarity(story: Story, scenes: Sequence[np.ndarray]) -> float:
+    """The visual consistency of neighbouring scenes, the lowest of them."""
+    measured = [measure_scene(scene, describe(story, k)) for k, scene in enumerate(scenes)]
+    return min(visual_consistency(pair).overall for pair in pairwise(measured))
+
+
+def _write_json(path: Path, rows: list[dict]) -> None:
+    write_text(path, json.dumps(rows, indent=1))
+
+
+def _write_csv(path: Path, scenes: list[dict]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["fps", "width", "height", "caption", "path", "num_frame"])
+    for scene in scenes:
+        num_frames = round(scene["duration"] * scene["fps"])
+        writer.writerow([scene["fps"], scene["width"], scene["height"], scene["caption"], scene["url"], num_frames])
+    write_text(path, text.getvalue())
+
+
+if __name__ == "__main__":
+    DEFAULT_CONFIG = "configs/storyworld/films.yaml"
+    sys.exit(run_command(FilmsConfig, "mask2dit.storyworld.films:make_films", DEFAULT_CONFIG, sys.argv[1:]))

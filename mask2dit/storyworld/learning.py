@@ -1,0 +1,231 @@
+"""The loop by which the small world's autoencoder and text encoder are learned.
+
+Muon and AdamW with a linear warm-up and a cosine decay, a moving average of the weights, and one checkpoint that is whole
+or not there. What a step sees follows from the seed and the step alone, so that a stopped run goes on without a change.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+from tqdm import tqdm
+
+from mask2dit.command import PREEMPTED, sigterm_noted
+from mask2dit.video.writing import atomic_path, check_writable
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+PRECISIONS = ("fp32", "bf16")
+# What may differ between a run and its continuation.
+FREE_KEYS = ("output_dir", "device", "evaluate_every")
+
+
+@dataclass(kw_only=True)
+class LearningConfig:
+    """What the two have in common."""
+
+    output_dir: str
+    """Checkpoint, metrics and result; one run only, which goes on where it was stopped."""
+    max_steps: int
+    batch_size: int
+    matrix_learning_rate: float = 0.03
+    """Of Muon, which trains matrices and convolutions, at its highest: it rises from 0 over `warmup_steps` and falls to 0
+    along a cosine."""
+    learning_rate: float = 2e-3
+    """Of AdamW, which trains everything else, likewise."""
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    """Of the moving average of the weights, which is what is evaluated and kept."""
+    precision: str = "bf16"
+    """fp32, or bf16: autocast."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
+    seed: int = 0
+    evaluate_every: int = 500
+    """Steps between two evaluations, each of which saves a checkpoint too."""
+
+    def __post_init__(self):
+        for name in ("max_steps", "batch_size", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+        for name in ("matrix_learning_rate", "learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} has to be positive")
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} cannot be negative")
+        if not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} has to lie between 0 and 1")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision has to be one of {', '.join(PRECISIONS)}, but is {self.precision!r}")
+
+
+def learn(
+    config: LearningConfig,
+    model: nn.Module,
+    losses: Callable[[int], dict[str, torch.Tensor]],
+    evaluate: Callable[[int], dict[str, float]],
+) -> int:
+    """Trains a model to `max_steps` or to a SIGTERM, from the checkpoint in `output_dir` if there is one.
+
+    Args:
+        config: the run.
+        model: trained in place, on the device where it is; ends with the averaged weights.
+        losses: scalars of step number i, of which "loss" is minimised. They may depend on the step alone.
+        evaluate: measures the model, which has the averaged weights meanwhile, after that many steps.
+
+    Returns:
+        0, or `command.PREEMPTED` after a SIGTERM.
+
+    Raises:
+        ValueError: if the checkpoint was made with another configuration, naming what differs.
+        FloatingPointError: if the loss is not finite.
+        OSError: if nothing can be written.
+    """
+    folder = Path(config.output_dir)
+    check_writable(folder)
+    device = next(model.parameters()).device
+    matrices, rest = split_parameters(model)
+    muon = Muon(matrices, lr=config.matrix_learning_rate)
+    adamw = torch.optim.AdamW(rest, lr=config.learning_rate, weight_decay=config.weight_decay)
+    average = EMAModel(model.parameters(), decay=config.ema_decay)
+    parts = {"model": model, "muon": muon, "adamw": adamw, "average": average}
+    step = _load(config, parts)
+    _forget_metrics_after(folder / METRICS, step)
+
+    status = 0
+    since: list[dict[str, float]] = []
+    with sigterm_noted() as terminated, tqdm(total=config.max_steps, initial=step, unit="step") as bar:
+        while step < config.max_steps and not status:
+            for optimizer, highest in ((muon, config.matrix_learning_rate), (adamw, config.learning_rate)):
+                for group in optimizer.param_groups:
+                    group["lr"] = highest * schedule(config, step)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                values = losses(step)
+            if not values["loss"].isfinite():
+                raise FloatingPointError(
+                    f"the loss of step {step + 1} is {float(values['loss'])}: lower learning_rate"
+                )
+            values["loss"].backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            for optimizer in (muon, adamw):
+                optimizer.step()
+                optimizer.zero_grad()
+            average.step(model.parameters())
+            step += 1
+            since.append({name: value.item() for name, value in values.items()})
+            bar.update()
+
+            if step % config.evaluate_every == 0 or step == config.max_steps:
+                average.store(model.parameters())
+                average.copy_to(model.parameters())
+                model.eval()
+                measured = {name: sum(one[name] for one in since) / len(since) for name in since[0]}
+                with torch.no_grad():
+                    measured |= evaluate(step)
+                model.train()
+                average.restore(model.parameters())
+                bar.set_postfix({name: f"{value:.4g}" for name, value in measured.items()})
+                with (folder / METRICS).open("a") as file:
+                    file.write(json.dumps({"step": step, **measured}) + "\n")
+                since = []
+                _save(config, parts, step)
+            elif terminated():
+                _save(config, parts, step)
+                logger.warning("stopped by SIGTERM after step %d, which is saved", step)
+                status = PREEMPTED
+    average.copy_to(model.parameters())
+    model.eval()
+    return status
+
+
+def schedule(config: LearningConfig, step: int) -> float:
+    """The share of the highest learning rate in the step after `step` done ones: a linear rise, then a cosine down to 0."""
+    rise = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    progress = max(0, step - config.warmup_steps) / max(config.max_steps - config.warmup_steps, 1)
+    return rise * (1 + math.cos(math.pi * progress)) / 2
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The weights of linear layers and convolutions, which Muon trains, and all other parameters.
+
+    Layers with few outputs, such as the three of a picture, are left to AdamW.
+    """
+    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))]
+    matrices = {id(layer.weight): layer.weight for layer in layers if len(layer.weight) >= 8}
+    return list(matrices.values()), [weight for weight in model.parameters() if id(weight) not in matrices]
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose direction is made orthogonal (https://kellerjordan.github.io/posts/muon), a convolution being taken as
+    a matrix with a row for each output. torch's own takes matrices only."""
+
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives singular values to about 1
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                momentum.mul_(group["momentum"]).add_(weight.grad)
+                direction = weight.grad.add(momentum, alpha=group["momentum"]).flatten(1)  # Nesterov's
+                rows, columns = direction.shape
+                update = self._orthogonal(direction) * max(1, rows / columns) ** 0.5
+                weight.sub_(update.view_as(weight), alpha=group["lr"])
+
+    def _orthogonal(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Nearly the closest matrix whose singular values are all 1, by five Newton-Schulz iterations."""
+        is_tall = matrix.shape[0] > matrix.shape[1]
+        x = matrix.T if is_tall else matrix  # the smaller of the two products of x with itself is the cheaper one
+        x = x / (x.norm() + 1e-7)
+        a, b, c = self.COEFFICIENTS
+        for _ in range(5):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        return x.T if is_tall else x
+
+
+def _load(config: LearningConfig, parts: dict) -> int:
+    """Loads the checkpoint if there is one. Returns the steps that were done."""
+    path = Path(config.output_dir) / CHECKPOINT
+    if not path.is_file():
+        return 0
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    now, before = dataclasses.asdict(config), checkpoint["config"]
+    differing = [key for key in now if key not in FREE_KEYS and now[key] != before.get(key)]
+    if differing:
+        changes = ", ".join(f"{key} ({before.get(key)!r} then, {now[key]!r} now)" for key in differing)
+        raise ValueError(
+            f"{str(path)!r} was made with another configuration: {changes}; use another output_dir, or remove it"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(checkpoint[name])
+    parts["average"].to(next(parts["model"].parameters()).device)
+    return checkpoint["step"]
+
+
+def _save(config: LearningConfig, parts: dict, step: int) -> None:
+    states = {name: part.state_dict() for name, part in parts.items()}
+    with atomic_path(Path(config.output_dir) / CHECKPOINT) as temporary:
+        torch.save({"step": step, "config": dataclasses.asdict(config), **states}, temporary)
+
+
+def _forget_metrics_after(path: Path, step: int) -> None:
+    """Drops the lines of steps that will be done, and measured, again."""
+    if path.is_file():
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in lines))

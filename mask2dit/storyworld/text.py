@@ -1,0 +1,231 @@
+"""The small world's tokenizer and text encoder: `python -m mask2dit.storyworld.text [CONFIG.yaml] [key=value …]`.
+
+The tokenizer is a sentencepiece one with T5's special tokens whose pieces are learned from captions. The encoder is a small
+T5 that learns to fill in hidden tokens of captions (BERT, arXiv 1810.04805). In every other step it sees the captions of two
+scenes of a story at once, in which a hidden word of one can be told from the other only by knowing whose it is, so that it
+learns to bind what is said of an actor to that actor. The folder `output_dir` gets `metrics.jsonl`, `tokenizer/` and in the
+end `text_encoder/`.
+
+Shapes: B samples, L tokens of a sample.
+"""
+
+import io
+import logging
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from mask2dit.command import run_command
+from mask2dit.data.randomness import generator_for
+from mask2dit.models.loading import load_tokenizer
+from mask2dit.pipelines.inference import choose_device
+from mask2dit.pipelines.untrained import CHARACTERS
+from mask2dit.storyworld.learning import LearningConfig, learn
+from mask2dit.storyworld.world import caption, sample_story
+from mask2dit.video.writing import atomic_path
+
+logger = logging.getLogger(__name__)
+
+MASK = "<extra_id_0>"  # the sentinel that stands for a hidden token
+
+
+@dataclass(kw_only=True)
+class TextConfig(LearningConfig):
+    """A tokenizer, a text encoder and its training. `configs/storyworld/text.yaml` holds values for all of it."""
+
+    output_dir: str = "outputs/storyworld/text"
+    max_steps: int = 1500
+    batch_size: int = 64
+    """Samples of a step: one or two captions each."""
+    num_stories: int = 2000
+    """Training stories from whose captions the tokenizer learns its pieces."""
+    window: int = 32
+    """Tokens that a caption is padded to."""
+    width: int = 128
+    num_layers: int = 2
+    num_heads: int = 4
+    feed_forward_width: int = 256
+    hidden_share: float = 0.3
+    """Of the tokens, the share that has to be filled in."""
+    num_evaluated: int = 256
+    """Held-out stories of an evaluation."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.hidden_share < 1:
+            raise ValueError(f"hidden_share={self.hidden_share} has to lie between 0 and 1")
+        if self.width % self.num_heads:
+            raise ValueError(f"width={self.width} has to be a multiple of num_heads={self.num_heads}")
+
+
+def train_text_encoder(config: TextConfig) -> int:
+    """Learns the tokenizer and trains the encoder, or goes on with it, and writes `text_encoder/` once it is done.
+
+    Returns:
+        The exit status: 0, or `command.PREEMPTED` after a SIGTERM.
+
+    Raises:
+        ValueError: if captions do not fit in the window, and as `learn` raises it.
+        FloatingPointError, OSError: as `learn` raises them.
+    """
+    tokenizer = _write_tokenizer(config)
+    held_out = [sample_story(seed, split="held_out") for seed in range(config.num_evaluated)]
+    texts = [caption(story, k) for story in held_out for k in range(len(story.scenes))]
+    lengths = [len(ids) for ids in tokenizer(texts).input_ids]
+    logger.info("Captions have %d to %d tokens, %.1f on average", min(lengths), max(lengths), np.mean(lengths))
+    if max(lengths) > config.window:
+        raise ValueError(f"captions have up to {max(lengths)} tokens, more than window={config.window}: make it wider")
+    encoder = create_text_encoder(config, len(tokenizer)).to(choose_device(config.device))
+
+    def losses(step: int) -> dict[str, torch.Tensor]:
+        tokens = _batch(config, tokenizer, step)
+        shown, is_hidden = hide(tokens, tokenizer, config.hidden_share, generator_for(config.seed, "hidden", step))
+        logits, targets = fill_in(encoder, shown, is_hidden), tokens[is_hidden].to(encoder.device)
+        loss = F.cross_entropy(logits.float(), targets)
+        return {"loss": loss, "accuracy": (logits.argmax(-1) == targets).float().mean()}
+
+    def evaluate(step: int) -> dict[str, float]:
+        accuracy = {}
+        for name, count in (("one_caption", 1), ("two_captions", 2)):
+            samples = [[caption(story, k) for k in range(count)] for story in held_out]
+            tokens = tokenize(tokenizer, samples, config.window)
+            shown, is_hidden = hide(tokens, tokenizer, config.hidden_share, generator_for(config.seed, "evaluation"))
+            found = fill_in(encoder, shown, is_hidden).argmax(-1).cpu()
+            accuracy[f"accuracy_{name}"] = (found == tokens[is_hidden]).float().mean().item()
+        return accuracy
+
+    status = learn(config, encoder, losses, evaluate)
+    if not status:
+        # Half precision suffices and halves the size; the same weights serve every later stage.
+        encoder.half().save_pretrained(Path(config.output_dir) / "text_encoder")
+        logger.info("Wrote %s", config.output_dir)
+    return status
+
+
+def learn_pieces(captions: Sequence[str]) -> bytes:
+    """A sentencepiece model with T5's special tokens, the same every time for the same captions.
+
+    Each word of the captions, with the punctuation at it, becomes a piece, and so does each character, so that no other
+    text is unknown. No piece spans two words, as T5's tokenizer splits at spaces before it looks for pieces.
+    """
+    words = Counter(word for text in captions for word in text.split())
+    model = io.BytesIO()
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".tsv") as seeds:
+        # Without seeds sentencepiece starts from what several different words share, and drops whole words.
+        seeds.writelines(f"▁{word}\t{count}\n" for word, count in words.most_common())
+        seeds.flush()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(captions),
+            seed_sentencepieces_file=seeds.name,
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=len(words) + len(CHARACTERS) + 3,
+            hard_vocab_limit=False,
+            split_by_unicode_script=False,  # punctuation stays at its word
+            split_by_number=False,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            character_coverage=1.0,
+            required_chars=CHARACTERS,
+            num_threads=1,  # another number gives other scores
+            minloglevel=2,
+        )
+    return model.getvalue()
+
+
+def create_text_encoder(config: TextConfig, vocab_size: int) -> T5EncoderModel:
+    """An encoder with random weights that follow from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        return T5EncoderModel(
+            T5Config(
+                vocab_size=vocab_size,
+                d_model=config.width,
+                d_kv=config.width // config.num_heads,
+                d_ff=config.feed_forward_width,
+                num_layers=config.num_layers,
+                num_heads=config.num_heads,
+                feed_forward_proj="gated-gelu",
+                dropout_rate=0.0,
+            )
+        )
+
+
+def tokenize(tokenizer: T5Tokenizer, samples: Sequence[Sequence[str]], window: int) -> torch.Tensor:
+    """Samples of equally many captions each, (B, L) with L windows of as many tokens, each caption after the other."""
+    ids = [list(chain.from_iterable(tokenizer(list(sample)).input_ids)) for sample in samples]
+    length = window * len(samples[0])
+    return torch.tensor([sample + [tokenizer.pad_token_id] * (length - len(sample)) for sample in ids])
+
+
+def hide(
+    tokens: torch.Tensor, tokenizer: T5Tokenizer, share: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hides tokens as BERT does: of those to be filled in, 80% show the mask, 10% another token and 10% themselves.
+
+    Args:
+        tokens: (B, L).
+        tokenizer: whose padding is never hidden.
+        share: of the other tokens, how many are to be filled in.
+        generator: a CPU one.
+
+    Returns:
+        What the encoder is shown, (B, L), and which tokens are to be filled in, (B, L) bools.
+    """
+    is_hidden = (torch.rand(tokens.shape, generator=generator) < share) & (tokens != tokenizer.pad_token_id)
+    how = torch.rand(tokens.shape, generator=generator)
+    others = torch.randint(len(tokenizer), tokens.shape, generator=generator)
+    shown = tokens.masked_fill(is_hidden & (how < 0.8), tokenizer.convert_tokens_to_ids(MASK))
+    return torch.where(is_hidden & (how >= 0.9), others, shown), is_hidden
+
+
+def fill_in(encoder: T5EncoderModel, shown: torch.Tensor, is_hidden: torch.Tensor) -> torch.Tensor:
+    """Logits of the hidden tokens, (hidden tokens, vocabulary): the encoder's output against its own embedding.
+
+    Padding is attended to, as in the pipeline, which gives the encoder no attention mask.
+    """
+    hidden = encoder(shown.to(encoder.device)).last_hidden_state[is_hidden.to(encoder.device)]
+    return F.linear(hidden, encoder.get_input_embeddings().weight) * encoder.config.d_model**-0.5
+
+
+def _write_tokenizer(config: TextConfig) -> T5Tokenizer:
+    """The tokenizer of the run, which is learned anew only where it is missing."""
+    spiece = Path(config.output_dir) / "tokenizer" / "spiece.model"
+    if not spiece.is_file():
+        stories = [sample_story(seed) for seed in range(config.num_stories)]
+        pieces = learn_pieces([caption(story, k) for story in stories for k in range(len(story.scenes))])
+        spiece.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(spiece) as temporary:
+            temporary.write_bytes(pieces)
+    return load_tokenizer(spiece.parent)
+
+
+def _batch(config: TextConfig, tokenizer: T5Tokenizer, step: int) -> torch.Tensor:
+    """The tokens of a step, (B, L): of single captions and of two from a story in turn."""
+    random = np.random.default_rng([config.seed, step])
+    samples = []
+    for seed in random.integers(2**31, size=config.batch_size):
+        story = sample_story(int(seed))
+        samples.append([caption(story, k) for k in random.permutation(len(story.scenes))[: 1 + step % 2]])
+    return tokenize(tokenizer, samples, config.window)
+
+
+def main(arguments: Sequence[str]) -> int:
+    default = Path(__file__).parents[2] / "configs/storyworld/text.yaml"
+    return run_command(TextConfig, "mask2dit.storyworld.text:train_text_encoder", default, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Trains the small world's model from nothing: films, autoencoder, text encoder, cached latents, pre-training, fine-tuning.
+# The result is models/storyworld. Started again, it goes on where it was; what is done is left as it is.
+#
+#   PYTHON    the interpreter (python)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-python}
+configs=configs/storyworld
+outputs=outputs/storyworld
+
+# Trains with a configuration of that name unless its model is there, from its last checkpoint if there is one.
+train() {
+  [ -d "$outputs/$1/model" ] && return
+  local resume=null
+  compgen -G "$outputs/$1/checkpoint-*" > /dev/null && resume=latest
+  "$python" -m mask2dit.training "$configs/$1.yaml" "resume=$resume"
+}
+
+[ -f datasets/storyworld/held_out.json ] || "$python" -m mask2dit.storyworld.films "$configs/films.yaml"
+[ -d "$outputs/vae/vae" ] || "$python" -m mask2dit.storyworld.vae "$configs/vae.yaml"
+[ -d "$outputs/text/text_encoder" ] || "$python" -m mask2dit.storyworld.text "$configs/text.yaml"
+[ -d "$outputs/model" ] || "$python" -m mask2dit.storyworld.build "$configs/model.yaml"
+"$python" -m mask2dit.data.cache "$configs/cache.yaml" data.kind=pretrain \
+  data.manifest=datasets/storyworld/pretrain.csv "data.cache=$outputs/cache/pretrain"
+"$python" -m mask2dit.data.cache "$configs/cache.yaml"
+train pretrain
+train sft
+"$python" -m mask2dit.storyworld.build "$configs/model.yaml" "trained=$outputs/sft/model" output=models/storyworld
