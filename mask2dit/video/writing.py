@@ -103,7 +103,7 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
 def write_clips(
     paths: Sequence[str | os.PathLike], clips: Sequence[np.ndarray], fps: float, full_chroma: bool = False
 ) -> None:
-    """Write many small videos as `write_video` does, but with a single ffmpeg, to start which takes longer than to encode one.
+    """Write many small videos as `write_video` does, but with a single ffmpeg: to start one takes longer than to encode.
 
     Args:
         paths: of the videos, all in one folder.
