@@ -34,21 +34,24 @@ class VAEConfig(LearningConfig):
     """An autoencoder and its training. `configs/storyworld/vae.yaml` holds values for all of it."""
 
     output_dir: str = "outputs/storyworld/vae"
-    max_steps: int = 3500
+    max_steps: int = 2200
     batch_size: int = 6
     """Scenes of a step."""
     block_out_channels: list[int] = field(default_factory=lambda: [16, 32, 64])
     """One level each; all but the last halve height and width, so three of them make latents of a quarter of the size."""
     layers_per_block: int = 1
-    latent_channels: int = 8
+    latent_channels: int = 16
     norm_num_groups: int = 8
     num_frames: int = 9
     height: int = 64
     width: int = 64
     crop: int = 32
     """Height and width of the random part of the pictures that is trained on, which costs less than the whole …"""
-    num_whole_steps: int = 600
+    num_whole_steps: int = 200
     """… but for this many steps at the end."""
+    motion_weight: float = 4.0
+    """How much more the error of a pixel counts for each unit by which it changes within the scene (at most 2), beside 1 for
+    every pixel: what moves is a small part of the picture and the hardest."""
     kl_weight: float = 1e-4
     """Of the divergence from the standard normal, a mean over latent elements, beside the mean absolute error of pixels
     in [-1, 1]."""
@@ -78,7 +81,9 @@ def train_vae(config: VAEConfig) -> int:
             pixels = _crop(config, pixels, step)
         posterior = vae.encode(pixels).latent_dist
         decoded = vae.decode(posterior.sample(generator_for(config.seed, "posterior", step))).sample
-        error = (decoded.float() - pixels).abs().mean()
+        change = (pixels.amax(dim=2, keepdim=True) - pixels.amin(dim=2, keepdim=True)).mean(dim=1, keepdim=True)
+        weight = 1 + config.motion_weight * change  # (B, 1, 1, H, W)
+        error = ((decoded.float() - pixels).abs() * weight).mean() / weight.mean()
         divergence = (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean() / 2
         return {"loss": error + config.kl_weight * divergence, "error": error, "divergence": divergence}
 
