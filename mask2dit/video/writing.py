@@ -92,9 +92,8 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
         raise ValueError(f"there are no frames to write to {path}") from None
     _check_frame(first)
     with atomic_path(path) as temporary:
-        # Absolute, or a folder with a colon in its name would be taken for a protocol.
-        output = [str(temporary.absolute())]
-        sent, message = _encode(chain([first], frames), first.shape, fps, full_chroma, output, path)
+        temporary = temporary.absolute()  # or a folder with a colon in its name would be taken for a protocol
+        sent, message = _encode(chain([first], frames), first.shape, fps, full_chroma, [str(temporary)], path)
         written = _count_frames(temporary)
         if written != sent:
             raise OSError(f"ffmpeg wrote {written} of {sent} frames to {path}: {message or 'no message'}")
