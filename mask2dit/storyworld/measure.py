@@ -218,20 +218,36 @@ def visual_consistency(
     if len(scenes) < 2:
         raise ValueError(f"consistency is between scenes: at least 2 are needed, but there are {len(scenes)}")
     pairs = list(combinations(range(len(scenes)), 2)) if pairs is None else pairs
+    of_pairs = [differences(scenes[a], scenes[b]) for a, b in pairs]
     by_group = {}
     for group, parts in IDENTITY_GROUPS.items():
-        of_parts = []
-        for part in parts:
-            differences = [
-                difference
-                for a, b in pairs
-                for difference in _differences(part, scenes[a].identity, scenes[b].identity)
-            ]
-            if differences:
-                of_parts.append(1 - float(np.mean(differences)) / UNRELATED[part])
-        if of_parts:
-            by_group[group] = float(np.mean(of_parts))
+        found = {part: [value for of_pair in of_pairs for value in of_pair[part]] for part in parts}
+        if all(found.values()):
+            by_group[group] = float(np.mean([1 - np.mean(values) / UNRELATED[part] for part, values in found.items()]))
     return Consistency(overall=float(np.mean(list(by_group.values()))), by_group=by_group)
+
+
+def differences(a: SceneMeasurement, b: SceneMeasurement) -> dict[str, list[float]]:
+    """Between two scenes in each part of `UNRELATED`, in its units: a number for each actor that both captions name, or one.
+    What was not found in one of them differs as far as in unrelated stories."""
+    return {part: _differences_in(part, a.identity, b.identity) for part in UNRELATED}
+
+
+def _differences_in(part: str, a: dict, b: dict) -> list[float]:
+    """Between two scenes' identities in one part: a number for each actor that both captions name, else one."""
+    if part in OF_ACTORS:
+        values = [(a[part][number], b[part][number]) for number in sorted(a[part].keys() & b[part].keys())]
+    else:
+        values = [(a[part], b[part])]
+    result = []
+    for one, other in values:
+        if one is None or other is None:
+            result.append(UNRELATED[part])
+        elif part == "stripe_angle":  # the same again after half a turn
+            result.append(abs((one - other + 90) % 180 - 90))
+        else:
+            result.append(abs(one - other))
+    return result
 
 
 def _scene_lengths(total: int, count: int, num_frames: int | Sequence[int] | None) -> list[int]:
@@ -327,21 +343,3 @@ def _untinted(difference: np.ndarray, place: str) -> np.ndarray:
     warmest, brightest = (IDENTITY_RANGES[f"{place}_{kind}"][1] + EXTRA_TINT for kind in ("warmth", "brightness"))
     warm = np.array([1.0, 0.0, -1.0])
     return difference - np.clip(warmth, -warmest, warmest) * warm - np.clip(brightness, -brightest, brightest)
-
-
-def _differences(part: str, a: dict, b: dict) -> list[float]:
-    """Between two scenes in one part of identity: a number for each thing that both captions name. What was not found in
-    one differs as far as in unrelated stories."""
-    if part in OF_ACTORS:
-        values = [(a[part][number], b[part][number]) for number in sorted(a[part].keys() & b[part].keys())]
-    else:
-        values = [(a[part], b[part])]
-    differences = []
-    for one, other in values:
-        if one is None or other is None:
-            differences.append(UNRELATED[part])
-        elif part == "stripe_angle":  # the same again after half a turn
-            differences.append(abs((one - other + 90) % 180 - 90))
-        else:
-            differences.append(abs(one - other))
-    return differences

@@ -23,6 +23,7 @@ SETTINGS = {
 }
 MAX_ACTORS = 3
 
+SPLITS = ("train", "held_out")
 # Never together in a training story; a held-out story has at least one of them. Each word occurs in training with others.
 HELD_OUT_LOOKS = frozenset({("circle", "purple"), ("square", "yellow"), ("triangle", "blue")})
 HELD_OUT_ACTIONS = frozenset({("moves left", "desert"), ("jumps", "snow"), ("moves right", "night")})
@@ -151,7 +152,7 @@ def sample_story(
     """
     if seed < 0 or num_scenes < 1:
         raise ValueError(f"seed must be at least 0 and num_scenes at least 1, but got {seed} and {num_scenes}")
-    if split not in ("train", "held_out"):
+    if split not in SPLITS:
         raise ValueError(f'split must be "train" or "held_out", but got {split!r}')
     if not 0 <= drift <= 1:
         raise ValueError(f"drift must lie between 0 (none) and 1 (as between unrelated stories), but got {drift}")

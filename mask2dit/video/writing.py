@@ -92,9 +92,8 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
         raise ValueError(f"there are no frames to write to {path}") from None
     _check_frame(first)
     with atomic_path(path) as temporary:
-        # Absolute, or a folder with a colon in its name would be taken for a protocol.
-        output = [str(temporary.absolute())]
-        sent, message = _encode(chain([first], frames), first.shape, fps, full_chroma, output, path)
+        temporary = temporary.absolute()  # or a folder with a colon in its name would be taken for a protocol
+        sent, message = _encode(chain([first], frames), first.shape, fps, full_chroma, [str(temporary)], path)
         written = _count_frames(temporary)
         if written != sent:
             raise OSError(f"ffmpeg wrote {written} of {sent} frames to {path}: {message or 'no message'}")
@@ -103,7 +102,7 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
 def write_clips(
     paths: Sequence[str | os.PathLike], clips: Sequence[np.ndarray], fps: float, full_chroma: bool = False
 ) -> None:
-    """Write many small videos as `write_video` does, but with a single ffmpeg, to start which takes longer than to encode one.
+    """Write many small videos as `write_video` does, but with a single ffmpeg: to start one takes longer than to encode.
 
     Args:
         paths: of the videos, all in one folder.
