@@ -115,7 +115,7 @@ def learn(
                 values = losses(step)
             if not values["loss"].isfinite():
                 raise FloatingPointError(
-                    f"the loss of step {step + 1} is {float(values['loss'])}: lower learning_rate"
+                    f"the loss of step {step + 1} is {values['loss'].item()}: lower learning_rate"
                 )
             values["loss"].backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)

@@ -23,6 +23,7 @@ import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from mask2dit.command import run_command
@@ -142,7 +143,10 @@ def learn_pieces(captions: Sequence[str]) -> bytes:
             num_threads=1,  # another number gives other scores
             minloglevel=2,
         )
-    return model.getvalue()
+    # The model notes how it was made, down to the name of the temporary file.
+    proto = ModelProto.FromString(model.getvalue())
+    proto.trainer_spec.ClearField("seed_sentencepieces_file")
+    return proto.SerializeToString(deterministic=True)
 
 
 def create_text_encoder(config: TextConfig, vocab_size: int) -> T5EncoderModel:

@@ -176,9 +176,10 @@ def _check_size(config: VAEConfig, vae: AutoencoderKLCogVideoX) -> None:
             raise ValueError(f"{name}={getattr(config, name)} has to be a multiple of {step}")
     if config.crop > min(config.height, config.width):
         raise ValueError(f"crop={config.crop} has to fit in height={config.height} and width={config.width}")
-    ratio = vae.config.temporal_compression_ratio
-    if (config.num_frames - 1) % ratio:
-        raise ValueError(f"num_frames={config.num_frames} has to be 1 + {ratio}m, such as {1 + 2 * ratio}")
+    # From an even number of latent frames it would decode a few frames too many.
+    group = int(2 * vae.config.temporal_compression_ratio)
+    if config.num_frames % group != 1:
+        raise ValueError(f"num_frames={config.num_frames} has to be 1 + {group}m, such as {1 + group}")
 
 
 def main(arguments: Sequence[str]) -> int:

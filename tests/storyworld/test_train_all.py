@@ -1,0 +1,80 @@
+"""The script that trains the small world's model: which stages run, in which order, and what is left alone."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# In place of Python: notes what it is asked to do, and leaves behind what that stage leaves.
+STUB = """\
+#!/usr/bin/env bash
+echo "$*" >> calls
+[ -f fail ] && [[ "$*" == *"$(cat fail)"* ]] && { mkdir -p outputs/storyworld/sft/checkpoint-00000500; exit 75; }
+case "$2" in
+  mask2dit.storyworld.films) mkdir -p datasets/storyworld; touch datasets/storyworld/held_out.json ;;
+  mask2dit.storyworld.vae) mkdir -p outputs/storyworld/vae/vae ;;
+  mask2dit.storyworld.text) mkdir -p outputs/storyworld/text/text_encoder ;;
+  mask2dit.storyworld.build) mkdir -p outputs/storyworld/model ;;
+  mask2dit.training) mkdir -p "outputs/storyworld/$(basename "$3" .yaml)/model" ;;
+esac
+"""
+
+
+@pytest.fixture
+def train_all(tmp_path):
+    """Runs the script on a stub. Returns the exit status and what was called."""
+    (tmp_path / "scripts/storyworld").mkdir(parents=True)
+    script = shutil.copy(ROOT / "scripts/storyworld/train_all.sh", tmp_path / "scripts/storyworld")
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+
+    def start(stop_at=None):
+        (tmp_path / "calls").write_text("")
+        (tmp_path / "fail").unlink(missing_ok=True)
+        if stop_at:
+            (tmp_path / "fail").write_text(stop_at)
+        result = subprocess.run(["bash", script], env={**os.environ, "PYTHON": str(stub)}, check=False)
+        return result.returncode, (tmp_path / "calls").read_text().splitlines()
+
+    return start
+
+
+def test_all_stages_run_in_order(train_all):
+    status, calls = train_all()
+
+    assert status == 0
+    assert [call.split()[1].removeprefix("mask2dit.") for call in calls] == [
+        "storyworld.films",
+        "storyworld.vae",
+        "storyworld.text",
+        "storyworld.build",
+        "data.cache",
+        "data.cache",
+        "training",
+        "training",
+        "storyworld.build",
+    ]
+    assert "configs/storyworld/pretrain.yaml resume=null" in calls[6]
+    assert "trained=outputs/storyworld/sft/model output=models/storyworld" in calls[8]
+
+
+def test_a_second_run_only_looks_for_missing_latents_and_writes_the_result(train_all):
+    train_all()
+    _, calls = train_all()
+
+    assert [call.split()[1] for call in calls] == ["mask2dit.data.cache"] * 2 + ["mask2dit.storyworld.build"]
+
+
+def test_a_stopped_stage_ends_the_script_and_is_resumed_by_the_next_run(train_all):
+    status, calls = train_all(stop_at="sft.yaml")
+    assert status == 75
+    assert "sft.yaml" in calls[-1]
+
+    status, calls = train_all()
+    assert status == 0
+    assert "configs/storyworld/sft.yaml resume=latest" in calls[2]
