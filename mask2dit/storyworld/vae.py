@@ -41,6 +41,8 @@ class VAEConfig(LearningConfig):
     """One level each; all but the last halve height and width, so three of them make latents of a quarter of the size."""
     layers_per_block: int = 1
     latent_channels: int = 16
+    temporal_compression_ratio: int = 4
+    """Frames that become one latent frame; the first is one by itself. At most 2 for each level after the first."""
     norm_num_groups: int = 8
     num_frames: int = 9
     height: int = 64
@@ -115,6 +117,7 @@ def create_vae(config: VAEConfig) -> AutoencoderKLCogVideoX:
             block_out_channels=tuple(config.block_out_channels),
             latent_channels=config.latent_channels,
             layers_per_block=config.layers_per_block,
+            temporal_compression_ratio=config.temporal_compression_ratio,
             norm_num_groups=config.norm_num_groups,
             sample_height=config.height,
             sample_width=config.width,
