@@ -4,6 +4,7 @@ Puts the learned autoencoder, tokenizer and text encoder together with a transfo
 start from, or a trained one, in half precision, to be given away.
 """
 
+import json
 import logging
 import shutil
 import sys
@@ -20,8 +21,12 @@ from mask2dit.models.loading import load_model, load_text_encoder, load_tokenize
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.untrained import SPIECE, published_scheduler, save_pipeline
+from mask2dit.storyworld.prompts import MARKER
+from mask2dit.video.writing import write_text
 
 logger = logging.getLogger(__name__)
+
+CARD = "README.md"
 
 
 @dataclass(kw_only=True)
@@ -29,7 +34,7 @@ class BuildConfig:
     """What goes into the folder. `configs/storyworld/model.yaml` holds values for all of it."""
 
     output: str = "outputs/storyworld/model"
-    """The folder to write; one that is there is replaced."""
+    """The folder to write; one that is there is replaced, but for its README.md."""
     vae: str = "outputs/storyworld/vae"
     """Where `mask2dit.storyworld.vae` wrote."""
     text: str = "outputs/storyworld/text"
@@ -44,6 +49,8 @@ class BuildConfig:
     """In latents: 4 makes 16 tokens of a latent frame of 16 x 16."""
     text_window: int = 32
     """Tokens of a caption, as in the text encoder's training."""
+    num_scenes: int = 3
+    """That the transformer is trained with; more at a time are refused later."""
     num_frames: int = 9
     height: int = 64
     width: int = 64
@@ -78,7 +85,11 @@ def build_model(config: BuildConfig) -> None:
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         written = Path(temporary) / "model"  # the temporary folder itself is private to its user
         save_pipeline(pipe, written, Path(config.text) / "tokenizer" / SPIECE)
+        trained_with = {name: getattr(config, name) for name in ("num_scenes", "num_frames", "height", "width")}
+        write_text(written / MARKER, json.dumps(trained_with) + "\n")
         if output.exists():
+            if (output / CARD).is_file():
+                shutil.copy2(output / CARD, written / CARD)
             shutil.rmtree(output)
         written.rename(output)
     logger.info("Wrote %s: a transformer of %.1f million weights", output, transformer.num_parameters() / 1e6)

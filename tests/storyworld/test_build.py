@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from mask2dit.config import load_config
 from mask2dit.data.config import CacheConfig
 from mask2dit.models.loading import fingerprint, load_tokenizer
 from mask2dit.storyworld.build import BuildConfig, build_model
+from mask2dit.storyworld.prompts import MARKER
 from mask2dit.storyworld.text import TextConfig, create_text_encoder, learn_pieces
 from mask2dit.storyworld.vae import VAEConfig, create_vae
 from mask2dit.storyworld.world import caption, sample_story
@@ -54,6 +56,15 @@ def test_the_folder_opens_and_samples_a_story(config):
 
     assert frames.shape == (1, 18, 64, 64, 3)
     assert np.isfinite(frames).all()
+
+
+def test_the_folder_says_what_it_was_trained_with_and_keeps_its_card(config):
+    build_model(config())
+    marker = json.loads((Path(config().output) / MARKER).read_text())
+    assert marker == {"num_scenes": 3, "num_frames": 9, "height": 64, "width": 64}
+    (Path(config().output) / "README.md").write_text("the card")
+    build_model(config(seed=1))
+    assert (Path(config().output) / "README.md").read_text() == "the card"
 
 
 def test_the_transformer_fits_the_autoencoder_and_the_text_window(config):
