@@ -45,8 +45,8 @@ class BuildConfig:
     num_attention_heads: int = 4
     attention_head_dim: int = 64
     time_embed_dim: int = 64
-    patch_size: int = 4
-    """In latents: 4 makes 16 tokens of a latent frame of 16 x 16."""
+    patch_size: int = 8
+    """In latents: 8 makes 16 tokens of a latent frame of 32 x 32."""
     text_window: int = 32
     """Tokens of a caption, as in the text encoder's training."""
     num_scenes: int = 3

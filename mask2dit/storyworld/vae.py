@@ -34,14 +34,14 @@ class VAEConfig(LearningConfig):
     """An autoencoder and its training. `configs/storyworld/vae.yaml` holds values for all of it."""
 
     output_dir: str = "outputs/storyworld/vae"
-    max_steps: int = 2200
-    batch_size: int = 6
+    max_steps: int = 3600
+    batch_size: int = 3
     """Scenes of a step."""
-    block_out_channels: list[int] = field(default_factory=lambda: [16, 32, 64])
-    """One level each; all but the last halve height and width, so three of them make latents of a quarter of the size."""
+    block_out_channels: list[int] = field(default_factory=lambda: [16, 32])
+    """One level each; all but the last halve height and width, so two of them make latents of half the size."""
     layers_per_block: int = 1
-    latent_channels: int = 16
-    temporal_compression_ratio: int = 4
+    latent_channels: int = 4
+    temporal_compression_ratio: int = 2
     """Frames that become one latent frame; the first is one by itself. At most 2 for each level after the first."""
     norm_num_groups: int = 8
     num_frames: int = 9
