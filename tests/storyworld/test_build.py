@@ -99,7 +99,7 @@ def test_nothing_in_the_folder_names_where_it_was_built(config, tmp_path):
     build_model(config())
     texts = [file.read_text() for file in Path(config().output).rglob("*.json")]
 
-    assert len(texts) == 5
+    assert len(texts) == 6
     assert not any(str(tmp_path.parent.name) in text or "parts" in text for text in texts)
 
 
@@ -118,7 +118,7 @@ def test_a_missing_part_is_named(config, tmp_path):
 
 
 def test_a_size_that_the_model_cannot_carry_is_refused(config):
-    with pytest.raises(ValueError, match="height=72 has to be a multiple of 16"):
+    with pytest.raises(ValueError, match="height=72 has to be a multiple of 32"):
         build_model(config(height=72))
 
 

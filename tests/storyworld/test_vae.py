@@ -108,7 +108,7 @@ def test_the_last_steps_see_whole_pictures(config, monkeypatch):
     [
         ({"height": 34, "width": 34}, "height=34 has to be a multiple of 4"),
         ({"crop": 36}, "crop=36 has to fit in height=32 and width=32"),
-        ({"num_frames": 13}, r"num_frames=13 has to be 1 \+ 8m, such as 9"),
+        ({"num_frames": 11}, r"num_frames=11 has to be 1 \+ 4m, such as 5"),
     ],
 )
 def test_sizes_that_do_not_divide_are_refused(config, changes, message):
