@@ -156,9 +156,8 @@ def write_clips(
         spans = [line.split(",") for line in table.read_text().splitlines()]
         lengths = [round((float(end) - float(start)) * fps) for _, start, end in spans]
         if lengths != [length] * len(clips):
-            raise OSError(
-                f"ffmpeg wrote {len(lengths)} of {len(clips)} clips whole to {folder}: {message or 'no message'}"
-            )
+            whole = lengths.count(length)
+            raise OSError(f"ffmpeg wrote {whole} of {len(clips)} clips whole to {folder}: {message or 'no message'}")
         for (name, *_), path in zip(spans, paths):
             os.replace(Path(temporary) / name, path)
 

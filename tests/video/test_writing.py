@@ -12,6 +12,7 @@ from mask2dit.video import (
     atomic_path,
     check_writable,
     contact_sheet,
+    write_clips,
     write_image,
     write_text,
     write_video,
@@ -51,6 +52,62 @@ def test_a_video_keeps_its_frames_size_rate_and_colours(tmp_path, fps, as_array)
     assert reader.fps == pytest.approx(fps, abs=1e-3)
     centres = reader.read([0, 4])[:, 24, 12::24].int().numpy()
     assert np.abs(centres - frames[[0, 4], 24, 12::24].astype(int)).max() <= 4
+
+
+def test_full_chroma_keeps_the_colour_of_single_pixels(tmp_path):
+    frames = np.zeros((3, 64, 64, 3), np.uint8)
+    frames[:, :, ::2] = (200, 40, 40)
+    frames[:, :, 1::2] = (40, 40, 200)
+
+    def error(**options):
+        write_video(tmp_path / "video.mp4", frames, 8, **options)
+        return np.abs(DecordReader(tmp_path / "video.mp4").read([1])[0].int().numpy() - frames[1]).mean()
+
+    assert error(full_chroma=True) < 5 < 30 < error()
+
+
+def clips_of(count, num_frames=9):
+    levels = np.linspace(20, 230, count * num_frames).astype(np.uint8).reshape(count, num_frames, 1, 1, 1)
+    return list(np.broadcast_to(levels, (count, num_frames, 48, 64, 3)))
+
+
+@pytest.mark.parametrize("fps", [8, 24000 / 1001])
+@pytest.mark.parametrize("count", [1, 5])
+def test_clips_written_together_are_videos_of_their_own(tmp_path, fps, count):
+    clips, paths = clips_of(count), [tmp_path / f"{k}.mp4" for k in range(count)]
+    write_clips(paths, clips, fps, full_chroma=True)
+    assert sorted(tmp_path.iterdir()) == paths
+    for path, clip in zip(paths, clips):
+        reader = DecordReader(path)
+        assert reader.num_frames == 9 and reader.fps == pytest.approx(fps, abs=1e-3)
+        assert np.abs(reader.read(range(9)).int().numpy() - clip).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("names", "clips", "message"),
+    [
+        (["a.mp4"], clips_of(2), "1 paths for 2 clips"),
+        ([], [], "0 paths for 0 clips"),
+        (["a.mp4", "b.mp4"], [clips_of(1)[0], clips_of(1, 5)[0]], "one shape and one folder"),
+        (["a.mp4", "sub/b.mp4"], clips_of(2), "one shape and one folder"),
+        (["a.avi"], clips_of(1), r"a\.avi"),
+        (["a.mp4"], [np.zeros((9, 47, 64, 3), np.uint8)], "crop to 46x64"),
+        (["a.mp4"], [np.zeros((9, 48, 64, 3))], "float64"),
+        (["a.mp4"], [np.zeros((0, 48, 64, 3), np.uint8)], "no frames"),
+    ],
+)
+def test_clips_that_cannot_be_written_together_are_refused(tmp_path, names, clips, message):
+    with pytest.raises(ValueError, match=message):
+        write_clips([tmp_path / name for name in names], clips, 8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_clips_cut_short_by_an_ffmpeg_that_reports_success_are_an_error(tmp_path, fake_ffmpeg):
+    clips = clips_of(3)
+    fake_ffmpeg(f'head -c {2 * clips[0].size + 5 * clips[0][0].size} | "$REAL" "$@"')
+    with pytest.raises(OSError, match="wrote 2 of 3 clips whole"):
+        write_clips([tmp_path / f"{k}.mp4" for k in range(3)], clips, 8)
+    assert not list(tmp_path.iterdir())
 
 
 def test_sizes_that_are_even_but_no_multiple_of_16_are_not_resized(tmp_path):
