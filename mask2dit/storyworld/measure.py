@@ -32,7 +32,7 @@ from mask2dit.storyworld.world import (
 PERSISTENCE = 0.75  # the share of frames in which an actor has to be seen, with the look that its caption gives it
 MIN_TRAVEL = 1.6  # in units of 1/64 of the height: less is standing still
 MIN_JUMP = 4.0
-MAX_STRAY = 1.5  # root mean square off an even motion
+MAX_STRAY = (1.5, 0.1)  # root mean square off an even motion: at rest, and more for each unit of the way
 MAX_SETTING_ERROR = 0.1  # root mean square of a colour, beyond what tints explain
 EXTRA_TINT = 0.03  # that a setting may have beyond the tints of rendered stories
 
@@ -299,7 +299,8 @@ def _motion(track: Track) -> str | None:
     factors, *_ = np.linalg.lstsq(terms, places, rcond=None)
     stray = np.sqrt(((places - terms @ factors) ** 2).sum(1).mean())
     travel, jump = factors[1, 0], factors[2, 1]
-    if stray > MAX_STRAY:
+    at_rest, on_the_way = MAX_STRAY
+    if stray > at_rest + on_the_way * (abs(travel) + abs(jump)):
         return None
     if jump >= MIN_JUMP:
         return "jumps" if abs(travel) < MIN_TRAVEL else None
