@@ -24,6 +24,8 @@ MAX_HUE_ERROR = 29.0  # degrees: colours are at least twice as far apart
 HORIZONS = (0.4, 0.85)  # between which it is looked for, as shares of the height
 MIN_EDGE = 0.03  # root mean square between sky and ground at the horizon
 STRIPE_FREQUENCIES = (64 / 24, 64 / 5)  # per 64 units between which the ground's stripes are looked for
+LOWEST_ROWS = 0.95  # from here down nobody stands and no shadow falls, as a share of the height
+MIN_TEXTURE = 1e-5  # variance there of two frames together: less is plain, and shows no cut
 MIN_STRIPES = 0.3  # of the ground's variance that they have to explain
 
 
@@ -141,8 +143,9 @@ def check_video(video: np.ndarray) -> np.ndarray:
 def find_cuts(video: np.ndarray) -> tuple[int, ...]:
     """The frames, counted from 0, with which a new scene begins, the first frame left out.
 
-    The texture of the background (what remains of each row without its mean, where no actor is) stays where it is within a
-    scene and lies elsewhere after a cut: a cut is where two frames' textures have a correlation below 0.5.
+    The ground's texture stays where it is within a scene and lies elsewhere after a cut. So a cut is where what changes at
+    the lower edge, which no actor reaches, has a mean square of more than half of the variance of both frames: where the
+    correlation is below 0.5.
 
     Args:
         video: `uint8 (F, H, W, 3)`.
@@ -150,29 +153,12 @@ def find_cuts(video: np.ndarray) -> tuple[int, ...]:
     Raises:
         ValueError: if it is not.
     """
-    frames = check_video(video).astype(np.float32) / 255
-    unit = frames.shape[1] / 64
-    textures, free = [], []
-    for frame in frames:
-        seen = _free_of(_find_boxes(np.ptp(frame, axis=-1) > ACTOR_CHROMA, unit), frame.shape[:2], unit)
-        # Halved in size: what is left of noise disturbs less.
-        grey, weight = _halve(frame.mean(-1) * seen), _halve(seen.astype(np.float32))
-        mean = grey.sum(1, keepdims=True) / np.maximum(weight.sum(1, keepdims=True), 1)
-        textures.append(grey - mean * weight)
-        free.append(weight == 1)
-    cuts = []
-    for k in range(1, len(frames)):
-        both = free[k - 1] & free[k]
-        before, after = textures[k - 1][both], textures[k][both]
-        scale = np.sqrt((before**2).sum() * (after**2).sum())
-        if scale > 1e-6 * max(1, both.sum()) and (before * after).sum() < 0.5 * scale:
-            cuts.append(k)
-    return tuple(cuts)
-
-
-def _halve(image: np.ndarray) -> np.ndarray:
-    height, width = (size // 2 for size in image.shape)
-    return image[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean((1, 3))
+    frames = check_video(video)
+    lowest = frames[:, round(LOWEST_ROWS * frames.shape[1]) :].mean(-1) / 255
+    variance = lowest.var((1, 2))
+    texture = variance[1:] + variance[:-1]
+    change = np.square(np.diff(lowest, axis=0)).mean((1, 2))
+    return tuple(int(k) + 1 for k in np.flatnonzero((texture > MIN_TEXTURE) & (change > 0.5 * texture)))
 
 
 # Actors
