@@ -118,7 +118,6 @@ def write_report(config: ReportConfig) -> None:
     text = _replace(text, "kinds", kinds_table(summaries))
     for name, rows in ABLATIONS.items():
         text = _replace(text, name, ablation_table(summaries, rows))
-    write_text(page, text)
     if "trials/sliding" in summaries:
         write_text(folder / "sliding.svg", _sliding_plot(summaries["trials/sliding"]))
     fixed = Path(config.trials) / "fixed"
@@ -126,6 +125,7 @@ def write_report(config: ReportConfig) -> None:
         ranked = sorted(measure_trial(fixed), key=lambda story: (np.mean(story["right"]), story["consistency"]))
         write_image(folder / "good.png", _sheet(fixed, [story["seed"] for story in ranked[::-1][:SHOWN]]))
         write_image(folder / "failed.png", _sheet(fixed, [story["seed"] for story in ranked[:SHOWN]]))
+    write_text(page, _replace(text, "pictures", _pictures(folder)))
 
 
 def measure_trial(folder: Path) -> list[dict]:
@@ -274,6 +274,15 @@ def _replace(text: str, name: str, table: str) -> str:
             f"the page has no place for the table {name!r}: <!-- begin {name} --> and <!-- end {name} -->"
         )
     return pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
+
+
+def _pictures(folder: Path) -> str:
+    """Those that there are, in Markdown."""
+    captions = {"good.png": "The best stories", "failed.png": "The worst stories", "sliding.svg": "A longer story"}
+    return "\n\n".join(
+        f"![{text}]({folder.name}/{name})" if (folder / name).is_file() else f"{text}: {NOT_RUN}"
+        for name, text in captions.items()
+    )
 
 
 def _sliding_plot(summary: dict) -> str:

@@ -3,7 +3,8 @@
 # It needs what scripts/storyworld/train_all.sh left: films, the first model folder and the caches. Started again, it goes on
 # where it was. Every row has the same number of steps; the tables are in docs/storyworld.md.
 #
-#   PYTHON    the interpreter (python)
+#   PYTHON     the interpreter (python)
+#   PROCESSES  that train together: GPUs, or cores without one (2)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
@@ -20,8 +21,8 @@ train() {
   shift 2
   [ -d "$runs/$name/model" ] && return
   compgen -G "$runs/$name/checkpoint-*" > /dev/null && resume=latest
-  "$python" -m mask2dit.training "$configs/$config.yaml" "output_dir=$runs/$name" "resume=$resume" \
-    validation.every=0 checkpoint_every=300 "$@"
+  "$python" -m mask2dit.training.launch "--nproc_per_node=${PROCESSES:-2}" -m mask2dit.training \
+    "$configs/$config.yaml" "output_dir=$runs/$name" "resume=$resume" validation.every=0 checkpoint_every=300 "$@"
 }
 
 # tune NAME START KEY=VALUE...: fine-tuning from another run, and the stories that it then makes.

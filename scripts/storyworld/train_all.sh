@@ -2,7 +2,8 @@
 # Trains the small world's model from nothing: films, autoencoder, text encoder, cached latents, pre-training, fine-tuning.
 # The result is models/storyworld. Started again, it goes on where it was; what is done is left as it is.
 #
-#   PYTHON    the interpreter (python)
+#   PYTHON     the interpreter (python)
+#   PROCESSES  that train together: GPUs, or cores without one (2)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
@@ -14,7 +15,8 @@ train() {
   [ -d "$outputs/$1/model" ] && return
   local resume=null
   compgen -G "$outputs/$1/checkpoint-*" > /dev/null && resume=latest
-  "$python" -m mask2dit.training "$configs/$1.yaml" "resume=$resume"
+  "$python" -m mask2dit.training.launch "--nproc_per_node=${PROCESSES:-2}" -m mask2dit.training \
+    "$configs/$1.yaml" "resume=$resume"
 }
 
 [ -f datasets/storyworld/held_out.json ] || "$python" -m mask2dit.storyworld.films "$configs/films.yaml"

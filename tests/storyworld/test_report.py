@@ -11,7 +11,7 @@ from mask2dit.storyworld.trial import TrialConfig, story_seeds, video_path
 from mask2dit.storyworld.world import sample_story, with_new_identity
 from mask2dit.video.writing import write_video
 
-PAGE = "\n".join(f"<!-- begin {name} -->\n<!-- end {name} -->" for name in ("trials", "kinds", *ABLATIONS))
+PAGE = "\n".join(f"<!-- begin {name} -->\n<!-- end {name} -->" for name in ("trials", "kinds", "pictures", *ABLATIONS))
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ def test_rendered_stories_are_measured_as_right_and_consistent(config, perfect, 
     (row,) = [line for line in page.splitlines() if line.startswith("| all scenes at once |")][:1]
     assert row.startswith("| all scenes at once | 3 | 100% (100 to 100) | 100% (100 to 100) | 0.9") and "100%" in row
     assert page.startswith("# A page") and page.endswith("The end\n")
+    assert "![The best stories](page/good.png)" in page and f"A longer story: {NOT_RUN}" in page
     assert f"| v1: scenes isolated | {NOT_RUN} | {NOT_RUN} |" in page
     assert {"results.json", "good.png", "failed.png"} <= {path.name for path in (tmp_path / "page").iterdir()}
 

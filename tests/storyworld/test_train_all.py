@@ -19,7 +19,7 @@ case "$2" in
   mask2dit.storyworld.vae) mkdir -p outputs/storyworld/vae/vae ;;
   mask2dit.storyworld.text) mkdir -p outputs/storyworld/text/text_encoder ;;
   mask2dit.storyworld.build) mkdir -p outputs/storyworld/model ;;
-  mask2dit.training) mkdir -p "outputs/storyworld/$(basename "$3" .yaml)/model" ;;
+  mask2dit.training.launch) mkdir -p "outputs/storyworld/$(basename "$6" .yaml)/model" ;;
 esac
 """
 
@@ -55,8 +55,8 @@ def test_all_stages_run_in_order(train_all):
         "storyworld.build",
         "data.cache",
         "data.cache",
-        "training",
-        "training",
+        "training.launch",
+        "training.launch",
         "storyworld.build",
     ]
     assert "configs/storyworld/pretrain.yaml resume=null" in calls[6]
