@@ -22,6 +22,11 @@ def test_importing_the_pipeline_imports_no_training_or_video_libraries():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_measuring_the_story_world_needs_no_torch():
+    code = "import sys, mask2dit.storyworld.measure; sys.exit('imported torch' if 'torch' in sys.modules else 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_public_name_can_be_imported():
     for name in mask2dit.__all__:
         assert getattr(mask2dit, name) is not None

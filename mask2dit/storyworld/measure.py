@@ -51,7 +51,7 @@ _RANGE_OF = {"hue": "hues", "size": "sizes"}
 # third of the range apart on average; `python -m mask2dit.storyworld.validate` finds the same on rendered stories. In degrees
 # for hue and angle, natural logarithms of ratios for size and wavelength, and shares for the rest.
 UNRELATED = {
-    part: (IDENTITY_RANGES[_RANGE_OF.get(part, part)][1] - IDENTITY_RANGES[_RANGE_OF.get(part, part)][0]) / 3
+    part: float(np.ptp(IDENTITY_RANGES[_RANGE_OF.get(part, part)])) / 3
     for parts in IDENTITY_GROUPS.values()
     for part in parts
 }
@@ -63,7 +63,7 @@ class SceneMeasurement:
 
     right: dict[str, tuple[bool, ...]]
     """Whether each thing that the caption names is seen: "cast" (as many actors as named) and "setting" once, "colour",
-    "shape" and "accessory" for each actor, "action" for each that acts alone, "joint" for each pair that acts together."""
+    "shape" and "accessory" for each actor, "action" for each that acts alone, "joint" for a pair that acts together."""
     identity: dict[str, float | dict[int, float | None] | None]
     """What is seen of `UNRELATED`'s parts: hue and size for each actor's number, the others once. None: not found, as is
     everything of an actor without its colour and of a background that is not the caption's."""
@@ -170,19 +170,18 @@ def measure_scene(video: np.ndarray, description: Description) -> SceneMeasureme
     def note(kind: str, value: bool) -> None:
         is_right.setdefault(kind, []).append(value)
 
-    motions = [_motion(track) for track in tracks]
-    partner_motion = None
-    for actor, track, motion in zip(description.actors, tracks, motions):
+    joint_action, joint_motions = None, []  # of the one pair that a scene may have
+    for actor, track in zip(description.actors, tracks):
         for kind in ("colour", "shape", "accessory"):
             seen = [body is not None and getattr(body, kind) == getattr(actor, kind) for body in track]
             note(kind, np.mean(seen) >= PERSISTENCE)
-        if actor.action not in JOINT_ACTIONS:
-            note("action", motion == actor.action)
-        elif partner_motion is None:
-            partner_motion = motion or "none"
+        if actor.action in JOINT_ACTIONS:
+            joint_action = actor.action
+            joint_motions.append(_motion(track))
         else:
-            note("joint", (partner_motion, motion) == JOINT_ACTIONS[actor.action])
-            partner_motion = None
+            note("action", _motion(track) == actor.action)
+    if joint_action is not None:
+        note("joint", tuple(joint_motions) == JOINT_ACTIONS[joint_action])
     right = {kind: tuple(bool(value) for value in values) for kind, values in is_right.items()}
     return SceneMeasurement(right=right, identity=_identity(observation, description, tracks))
 
@@ -284,12 +283,12 @@ def _match(observation: Observation, actors: Sequence[DescribedActor]) -> list[T
 
 
 def _motion(track: Track) -> str | None:
-    """The one of `world.ACTIONS` that is seen; None if none is, or the actor is not there for long enough."""
-    times = np.array([k for k, body in enumerate(track) if body is not None]) / (len(track) - 1)
-    if len(times) < PERSISTENCE * len(track):
+    """The one of `world.ACTIONS` that is seen; None if none is, or no actor of any look is there for long enough."""
+    seen = [(k, body) for k, body in enumerate(track) if body is not None and body.shape is not None]
+    if len(seen) < PERSISTENCE * len(track):
         return None
-    bodies = [body for body in track if body is not None]
-    places = np.array([(body.x, -body.floor) for body in bodies])
+    times = np.array([k for k, _ in seen]) / (len(track) - 1)
+    places = np.array([(body.x, -body.floor) for _, body in seen])
     # Even motion to the side, and a parabola upwards.
     terms = np.stack([np.ones_like(times), times - 0.5, 4 * times * (1 - times)], axis=1)
     factors, *_ = np.linalg.lstsq(terms, places, rcond=None)

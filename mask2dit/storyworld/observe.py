@@ -44,7 +44,6 @@ class Body:
     """Of its axis, in units of 1/64 of the height."""
     floor: float
     """The lowest point of it, downwards from above, in the same units."""
-    error: float
 
     @property
     def colour(self) -> str | None:
@@ -204,7 +203,8 @@ def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int,
     def share_of_colour(difference: np.ndarray) -> np.ndarray:
         return np.clip(difference @ direction / contrast, -0.2, 1.2)
 
-    near = _grow(share_of_colour(pixels - background) > 0.5, 2)  # what lies further off may be a tree
+    seen = pixels - background
+    near = _grow(share_of_colour(seen) > 0.5, 2)  # what lies further off may be a tree
 
     def moments(difference: np.ndarray) -> np.ndarray:
         """The area of the actor's colour in what differs from the background, and the middle of it."""
@@ -212,7 +212,6 @@ def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int,
         area = max(float(share.sum()), 1.0)
         return np.array([area, float((share * x).sum()) / area, float((share * y).sum()) / area])
 
-    seen = pixels - background
     seen_moments, smooth = moments(seen), _smooth(seen)  # smoothed, so that the video's sharpness matters less
 
     def draw(shape: str, accessory: str, size: float, axis: float, floor: float) -> np.ndarray:
@@ -240,7 +239,7 @@ def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int,
             drawing = draw(shape, accessory, *place)
         best = min(best, (error_of(drawing), shape, accessory, place), key=lambda one: one[0])
     error, shape, accessory, (size, axis, floor) = best
-    known = error <= MAX_DRAWING_ERROR
+    known = error <= MAX_DRAWING_ERROR and size <= 2 * (right - left)  # else it is a strip of something wider
     return Body(
         shape=shape if known else None,
         accessory=accessory if known else None,
@@ -248,7 +247,6 @@ def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int,
         size=float(size) / unit,
         x=float(axis) / unit,
         floor=float(floor) / unit,
-        error=error,
     )
 
 
@@ -260,7 +258,8 @@ def _grow(mask: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _smooth(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3), each pixel with its neighbours by (1, 2, 1) / 4 along both axes; the outermost are left out."""
+    """(H, W, 3), each pixel with its neighbours by (1, 2, 1) / 4 along both axes."""
+    image = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     image = image[:-2] + 2 * image[1:-1] + image[2:]
     return (image[:, :-2] + 2 * image[:, 1:-1] + image[:, 2:]) / 16
 

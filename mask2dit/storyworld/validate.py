@@ -6,7 +6,6 @@ unrelated stories, which are `measure.UNRELATED`.
 """
 
 import json
-import logging
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,8 +18,6 @@ from mask2dit.command import run_command
 from mask2dit.storyworld.measure import differences, measure_scene, measure_story, visual_consistency
 from mask2dit.storyworld.render import render_scene, render_story
 from mask2dit.storyworld.world import SPLITS, caption, describe, sample_story, with_new_identity
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)

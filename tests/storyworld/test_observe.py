@@ -67,6 +67,13 @@ def test_a_blob_is_a_body_that_looks_like_no_drawing():
     assert body.shape is None and body.accessory is None
 
 
+def test_narrow_strips_side_by_side_are_no_drawings():
+    video = np.full((3, 64, 64, 3), 200, np.uint8)
+    video[:, :, ::2] = (220, 30, 30)
+    bodies = observe_scene(video).bodies[0]
+    assert len(bodies) == 32 and all(body.shape is None for body in bodies)
+
+
 def test_specks_are_no_actors():
     video = render_scene(STORIES[1], 0)
     count = len(observe_scene(video).bodies[0])
