@@ -7,7 +7,11 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "mask2dit/__init__.py").read_text(encoding="utf-8"))[1]
 
 TRAINING = ["deepspeed>=0.19", "tensorboard>=2.18"]
-DEVELOPMENT = ["pytest>=8", "ruff>=0.14"]
+EVALUATION = [
+    "openai>=2",  # the judge and the writing of stories
+    "scenedetect>=0.7",
+]
+DEVELOPMENT = ["pytest>=8", "ruff>=0.14", "scipy>=1.13"]
 
 setup(
     name="mask2dit",
@@ -38,7 +42,7 @@ setup(
     ],
     extras_require={
         "training": TRAINING,
-        "evaluation": [],  # so far nothing beyond what generation needs
-        "development": [*TRAINING, *DEVELOPMENT],
+        "evaluation": EVALUATION,
+        "development": [*TRAINING, *EVALUATION, *DEVELOPMENT],
     },
 )

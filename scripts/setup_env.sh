@@ -19,5 +19,7 @@ echo "Installing into .venv (a few minutes) ..."
 # torch by itself and first: a build for the CPU that is at hand is taken, and not replaced by what another package wants.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+# Only the file of CLIP's vocabulary is read from it: with its requirements it would bring another build of torch.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps open_clip_torch==3.3.0
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 echo "$wanted" >.venv/.installed

@@ -58,7 +58,7 @@ def generate(config: InferenceConfig) -> Path:
     for i, prompt in enumerate(config.prompts):
         logger.info("Scene %d%s: %s", i + 1, " (given)" if i < len(config.context_videos) else "", prompt)
     pipe = load_pipeline(config, device)
-    identity = _identity(config)
+    identity = weights_identity(config)
     store = SceneStore(Path(config.save_path) / "scenes", identity)
     context_latents = _context(config, pipe, store) if config.context_videos else None
     scenes = list(
@@ -187,7 +187,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _identity(config: InferenceConfig) -> str:
+def weights_identity(config: InferenceConfig) -> str:
     """Names all that a scene is made with beside what `generate_story` knows: weights, and what computes with them."""
     parts = [fingerprint(config.model), f"attention {config.attention_backend}", f"tiling {config.vae_tiling}"]
     if config.memory == "fp8":

@@ -1,0 +1,181 @@
+"""The settings of `python -m mask2dit.evaluation`. Imports nothing heavy, so that a mistake in them shows at once."""
+
+from dataclasses import dataclass, field
+
+from mask2dit.pipelines.inference_config import InferenceConfig, LoRAConfig
+
+MODES = ("fixed", "extension", "separate", "merged")
+BOUNDARIES = ("given", "equal", "detected")
+PREPROCESSING = ("published", "vbench")
+VBENCH_DIMENSIONS = (
+    "subject_consistency",
+    "background_consistency",
+    "motion_smoothness",
+    "dynamic_degree",
+    "aesthetic_quality",
+    "imaging_quality",
+)
+
+
+@dataclass(kw_only=True)
+class GenerationConfig:
+    """How stories are generated. Keys that `InferenceConfig` has mean the same here."""
+
+    mode: str = "fixed"
+    """fixed (the scenes of a window together), extension (the first scenes together, each later one from those before it),
+    separate (every scene by itself, which any CogVideoX can do) or merged (all prompts in one, for a single clip)."""
+    initial_scenes: int = 2
+    """Scenes that an extension starts from."""
+    window: int | None = None
+    """Scenes that the model handles at once; null: all of them."""
+
+    model: str = "models/Mask2DiT"
+    build_untrained: bool = False
+    mask_variant: str | None = None
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    negative_prompt: str = ""
+    height: int = 480
+    width: int = 720
+    num_frames: int = 49
+    """Frames of a scene whose story names no duration."""
+    sampler: str = "ddim"
+    num_inference_steps: int = 50
+    guidance_scale: float = 6.0
+    use_dynamic_cfg: bool = False
+    dtype: str = "bfloat16"
+    memory: str = "full"
+    vae_tiling: bool = False
+    attention_backend: str | None = None
+    compile: bool = False
+    fps: int = 8
+
+    def __post_init__(self):
+        _check_choice("generation.mode", self.mode, MODES)
+        for name in ("initial_scenes", "num_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"generation.{name}={getattr(self, name)} has to be at least 1")
+
+    def inference(self, prompts: list[str], num_frames: list[int], device: str, seed: int, save_path: str):
+        """What loads and checks the model for these prompts: an `InferenceConfig`."""
+        shared = vars(self).keys() & InferenceConfig.__dataclass_fields__.keys() - {"num_frames"}
+        settings = {name: getattr(self, name) for name in shared}
+        return InferenceConfig(
+            **settings, prompts=prompts, num_frames=num_frames, device=device, seed=seed, save_path=save_path
+        )
+
+
+@dataclass(kw_only=True)
+class ViCLIPConfig:
+    weights: str | None = "models/ViCLIP/ViClip-InternVid-10M-FLT.pth"
+    """The public weights; CLIP's vocabulary is looked for in the same folder."""
+    build_untrained: bool = False
+    """Build a tiny model with random weights there, if its name begins with "untrained". Its scores mean nothing."""
+    preprocessing: str = "published"
+    """published (stretched to a square, ImageNet's statistics) or vbench (centre crop, CLIP's statistics)."""
+
+    def __post_init__(self):
+        _check_choice("viclip.preprocessing", self.preprocessing, PREPROCESSING)
+
+
+@dataclass(kw_only=True)
+class CutConfig:
+    threshold: float = 27.0
+    """Of PySceneDetect's content detector."""
+    min_scene_frames: int = 5
+    tolerance: int = 2
+    """Frames by which a cut may miss the boundary that it is meant to be at."""
+
+
+@dataclass(kw_only=True)
+class FrechetConfig:
+    reference: str | None = None
+    """A folder of real videos to compare with, one clip a file; null: no distance."""
+    videomae: str | None = "models/FVD/vit_g_hybrid_pt_1200e_ssv2_ft.pth"
+    """VideoMAE-v2's weights: the content-debiased distance."""
+    i3d: str | None = "models/FVD/i3d_pretrained_400.pt"
+    """I3D's weights: the usual distance."""
+    allow_different_sizes: bool = False
+
+
+@dataclass(kw_only=True)
+class QualityConfig:
+    clip: str | None = "models/clip-vit-large-patch14"
+    """A folder of CLIP L/14 as transformers saves it, for the aesthetic score."""
+    aesthetic_head: str | None = "models/sa_0_4_vit_l_14_linear.pth"
+    """LAION's head on it: the linear one, or the perceptron of the improved predictor."""
+    dino: str | None = "models/dino-vitb16"
+    """A folder of DINO B/16, for subject consistency."""
+    background_clip: str | None = "models/clip-vit-base-patch32"
+    """A folder of CLIP B/32, for background consistency."""
+    num_frames: int = 16
+    """Frames of a scene that are looked at."""
+
+
+@dataclass(kw_only=True)
+class VBenchConfig:
+    command: str | None = None
+    """The `vbench` program of the environment that VBench is installed in; null: VBench is not run."""
+    dimensions: list[str] = field(default_factory=lambda: ["imaging_quality", "motion_smoothness", "dynamic_degree"])
+
+    def __post_init__(self):
+        for dimension in self.dimensions:
+            _check_choice("vbench.dimensions", dimension, VBENCH_DIMENSIONS)
+
+
+@dataclass(kw_only=True)
+class JudgeConfig:
+    """A vision-language model that answers the rubric in docs/evaluation.md."""
+
+    base_url: str | None = None
+    """Of an OpenAI-compatible endpoint; null: no judge."""
+    model: str = ""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key."""
+    frames_per_scene: int = 3
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """What is evaluated and with what. `configs/evaluation/*.yaml` hold values."""
+
+    name: str = "Mask2DiT"
+    """Of this run, in reports."""
+    output: str = "outputs/evaluation/mask2dit"
+    """The folder for videos, scores and the report. A run goes on from what it holds."""
+    stories: str = "datasets/evaluation/stories.yaml"
+    limit: int | None = None
+    """The first so many stories; null: all."""
+    shard: str = "0/1"
+    """i/n: the i-th of n parts, so that n processes share the work. Run 0/1 at the end, which finds everything done and
+    writes the report."""
+
+    videos: str | None = None
+    """A folder of videos that exist, one a story: NAME.mp4, its boundaries in NAME.json; null: generate them."""
+    boundaries: str = "given"
+    """Where scenes begin in such videos: given, equal (parts) or detected."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    viclip: ViCLIPConfig = field(default_factory=ViCLIPConfig)
+    cuts: CutConfig = field(default_factory=CutConfig)
+    frechet: FrechetConfig = field(default_factory=FrechetConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    vbench: VBenchConfig = field(default_factory=VBenchConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    compare: list[str] = field(default_factory=list)
+    """Output folders of other runs of the same stories, which the report compares with this one."""
+    device: str = "auto"
+    seed: int = 42
+
+    def __post_init__(self):
+        _check_choice("boundaries", self.boundaries, BOUNDARIES)
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit} has to be at least 1, or null for all stories")
+        index, slash, count = self.shard.partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise ValueError(f"shard has to be i/n with i from 0 to n - 1, such as 0/1, but is {self.shard!r}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} has to be one of {', '.join(choices)}, but is {value!r}")

@@ -1,0 +1,70 @@
+"""Where a video cuts, by PySceneDetect, and how that fits the cuts that were meant. A cut is the first frame of a scene."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mask2dit.video.reading import VideoReader
+
+FRAMES_AT_ONCE = 32
+
+
+def detect_cuts(reader: VideoReader, threshold: float = 27.0, min_scene_frames: int = 5) -> list[int]:
+    """The cuts that PySceneDetect's content detector finds.
+
+    Args:
+        reader: of the video, of which a few frames are in memory at a time.
+        threshold: mean change of hue, saturation and brightness, in 0 … 255, from which a frame begins a new scene; 27 is
+            the detector's own default.
+        min_scene_frames: frames between two cuts at least.
+
+    Raises:
+        ModuleNotFoundError: without the optional extra `evaluation`.
+    """
+    # Here and not above: it is an optional extra.
+    from scenedetect import ContentDetector, FrameTimecode
+    from scenedetect.detector import FlashFilter
+
+    # Not merged: that would move a cut for the sake of a flash shortly after it.
+    detector = ContentDetector(threshold, min_scene_frames, filter_mode=FlashFilter.Mode.SUPPRESS)
+    cuts = []
+    for start in range(0, reader.num_frames, FRAMES_AT_ONCE):
+        indices = range(start, min(start + FRAMES_AT_ONCE, reader.num_frames))
+        for index, frame in zip(indices, reader.read(indices).numpy()):
+            bgr = np.ascontiguousarray(frame[..., ::-1])
+            cuts += detector.process_frame(FrameTimecode(index, fps=reader.fps), bgr)
+    return [cut.frame_num for cut in cuts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutComparison:
+    """Detected cuts against intended ones."""
+
+    accuracy: float
+    """Intended cuts that were met, over the intended and the superfluous ones: 100 for every intended cut and no other."""
+    deviation: float | None
+    """Frames between matched cuts on average, however far apart; None without any."""
+
+
+def compare_cuts(detected: Sequence[int], intended: Sequence[int], tolerance: int = 2) -> CutComparison:
+    """Matches cuts one to one, the closest pairs first.
+
+    Args:
+        detected, intended: frames.
+        tolerance: frames by which a cut that counts as met may lie off.
+    """
+    if not intended and not detected:
+        return CutComparison(accuracy=100.0, deviation=None)
+    distances = []
+    free, open_ = list(detected), list(intended)
+    while free and open_:
+        distance, found, meant = min((abs(found - meant), found, meant) for found in free for meant in open_)
+        distances.append(distance)
+        free.remove(found)
+        open_.remove(meant)
+    met = sum(distance <= tolerance for distance in distances)
+    return CutComparison(
+        accuracy=100 * met / (len(intended) + len(detected) - met),
+        deviation=float(np.mean(distances)) if distances else None,
+    )

@@ -1,0 +1,331 @@
+"""The report of a run: one self-contained HTML page, the same tables as Markdown, and the numbers as JSON lines and CSV."""
+
+import base64
+import io
+import logging
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mask2dit.evaluation.bootstrap import Interval, paired_difference, rank_correlation
+from mask2dit.evaluation.plots import heat_map, interval_plot, scatter_plot
+from mask2dit.evaluation.results import Results, StoryResult
+from mask2dit.video.reading import open_video
+from mask2dit.video.writing import write_text
+
+logger = logging.getLogger(__name__)
+
+# Table 1 of the paper, and its extension: visual, semantic and sequence consistency, FVD.
+REPORTED = (
+    ("CogVideoX-2B", 55.01, 22.64, 38.82, 835.35),
+    ("Mask²DiT-2B", 70.95, 23.94, 47.45, 720.01),
+    ("CogVideoX-5B", 43.82, 20.70, 32.26, 613.47),
+    ("Mask²DiT-5B", 89.21, 20.81, 55.01, 607.64),
+    ("StoryDiffusion + CogVideoX-I2V", 69.06, 25.59, 47.32, 905.69),
+    ("TALC", 67.47, 20.25, 43.86, 1516.59),
+    ("VideoStudio", 61.28, 22.64, 41.96, 1213.88),
+    ("Mask²DiT extension", 75.33, 24.29, 49.81, None),
+)
+REPORTED_NOTE = (
+    "Rows in italics are the paper's (arXiv 2503.19881), with other prompts and another reference set: an orientation, and "
+    "not a measurement of this project."
+)
+RANKED_BY = ("sequence", "visual", "semantic")
+NUM_SHOWN = 3  # best and worst stories
+FRAMES_PER_SCENE = 4
+THUMB_HEIGHT = 108
+Table = tuple[list[str], list[list[str]]]  # heads, rows
+
+
+def write_report(results: Results, folder: Path, others: Sequence[Results] = ()) -> Path:
+    """Writes `report.html`, `report.md`, `results.jsonl`, `results.csv` and `summary.json`.
+
+    Args:
+        results: of this run.
+        folder: that is there.
+        others: runs to compare with.
+
+    Returns:
+        The page.
+    """
+    results.write(folder)
+    write_text(folder / "report.md", _markdown(results, others))
+    write_text(folder / "report.html", _html(results, others))
+    return folder / "report.html"
+
+
+def consistency_table(runs: Sequence[Results]) -> Table:
+    """The paper's table: these runs, then its own rows."""
+    rows = []
+    for run in runs:
+        cells = [_mean(run.interval(key)) for key in ("visual", "semantic", "sequence")]
+        distance = run.distances.get("i3d", {}).get("frechet")
+        rows.append([run.name, *cells, "–" if distance is None else f"{distance:.2f}"])
+    for name, *values in REPORTED:
+        rows.append([f"{name} (reported)", *("–" if value is None else f"{value:.2f}" for value in values)])
+    return ["", "Visual", "Semantic", "Sequence", "FVD"], rows
+
+
+def summary_table(results: Results) -> Table:
+    """Every column with its interval."""
+    rows = []
+    for column in results.columns:
+        interval = results.interval(column.key)
+        if interval is None:
+            rows.append([_title(column), "–", "–", "0"])
+        else:
+            rows.append(
+                [
+                    _title(column),
+                    f"{interval.mean:.2f}",
+                    f"{interval.low:.2f} … {interval.high:.2f}",
+                    str(interval.count),
+                ]
+            )
+    return ["Measure", "Mean", "95% interval", "Stories"], rows
+
+
+def distance_table(results: Results) -> Table:
+    rows = [
+        [name, f"{values['frechet']:.3f}", f"{values['kernel']:.5f}", str(values["scenes"]), str(values["reference"])]
+        for name, values in results.distances.items()
+    ]
+    return ["Features", "Fréchet distance", "Kernel distance", "Scenes", "Reference clips"], rows
+
+
+def comparison_table(results: Results, other: Results) -> Table:
+    """Differences over the stories that both runs have: this run minus the other."""
+    rows = []
+    for column in results.columns:
+        difference = paired_difference(other.values(column.key), results.values(column.key))
+        if difference is None:
+            continue
+        clear = difference.low > 0 or difference.high < 0
+        better = {"higher": difference.mean > 0, "lower": difference.mean < 0}.get(column.better)
+        verdict = (
+            "no clear difference" if not clear else "differs" if better is None else "better" if better else "worse"
+        )
+        span = f"{difference.low:+.2f} … {difference.high:+.2f}"
+        rows.append([_title(column), f"{difference.mean:+.2f}", span, str(difference.count), verdict])
+    return ["Measure", "Difference", "95% interval", "Stories", ""], rows
+
+
+def correlation_table(results: Results) -> Table:
+    """Spearman's correlation of each learned column, in rows, with each that knows the truth."""
+    learned = [column for column in results.columns if column.key not in results.ground_truth]
+    titles = {column.key: column.title for column in results.columns}
+    rows = []
+    for column in learned:
+        values = [
+            rank_correlation(results.values(column.key), results.values(truth)) for truth in results.ground_truth
+        ]
+        if any(value is not None for value in values):
+            rows.append([column.title, *("–" if value is None else f"{value:+.2f}" for value in values)])
+    return ["", *(titles[key] for key in results.ground_truth)], rows
+
+
+def _markdown(results: Results, others: Sequence[Results]) -> str:
+    parts = [f"# {results.name}: evaluation of {len(results.stories)} stories"]
+    parts += [f"> **{note}**" for note in results.notes]
+    parts += ["## Consistency", _markdown_table(consistency_table([results, *others])), REPORTED_NOTE]
+    parts += ["## All measures", _markdown_table(summary_table(results))]
+    if results.distances:
+        parts += ["## Distances to real videos", _markdown_table(distance_table(results))]
+    for other in others:
+        table = comparison_table(results, other)
+        parts += [f"## {results.name} minus {other.name}, story by story", _markdown_table(table)]
+    if results.ground_truth:
+        parts += ["## Correlation with the truth", _markdown_table(correlation_table(results))]
+    if results.off:
+        parts += ["## Not measured", "\n".join(f"- {name}: {reason}" for name, reason in results.off.items())]
+    if results.faults:
+        faults = [[fault.story, fault.stage, fault.fault] for fault in results.faults]
+        parts += ["## Faults", _markdown_table((["Story", "Stage", "Fault"], faults))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _html(results: Results, others: Sequence[Results]) -> str:
+    runs = [results, *others]
+    made = ", ".join(f"{name} {version}" for name, version in results.versions.items() if version)
+    parts = [
+        f"<header><h1>{escape(results.name)}</h1><p class='lead'>{len(results.stories)} stories, "
+        f"{sum(len(story.scenes) for story in results.stories)} scenes</p></header>"
+    ]
+    parts += [f"<p class='warning'>{escape(note)}</p>" for note in results.notes]
+    if results.faults:
+        parts.append(
+            f"<p class='warning'>{len(results.faults)} faults: what is shown leaves them out. <a href='#faults'>Which</a></p>"
+        )
+    reported = tuple(range(len(runs), len(runs) + len(REPORTED)))
+    parts.append(_section("Consistency", _html_table(consistency_table(runs), soft=reported), REPORTED_NOTE))
+
+    percent = [column for column in results.columns if column.better and _is_percentage(runs, column.key)]
+    rows = [(column.title, [run.interval(column.key) for run in runs]) for column in percent]
+    plot = interval_plot(rows, [run.name for run in runs])
+    note = "Means over stories with their 95% bootstrap intervals."
+    parts.append(_section("All measures", _html_table(summary_table(results)) + f"<figure>{plot}</figure>", note))
+    if results.distances:
+        note = (
+            "With few videos the Fréchet distance is biased by more than most effects: read it beside the kernel distance, "
+            "whose expectation does not depend on their number."
+        )
+        parts.append(_section("Distances to real videos", _html_table(distance_table(results)), note))
+    for other in others:
+        table = _html_table(comparison_table(results, other))
+        note = "Paired: only stories that both runs have, each compared with itself."
+        parts.append(_section(f"{results.name} minus {other.name}, story by story", table, note))
+    points = [
+        (story.title, story.values["visual"], story.values["semantic"])
+        for story in results.stories
+        if story.values.get("visual") is not None and story.values.get("semantic") is not None
+    ]
+    if points:
+        plot = scatter_plot(points, "Visual consistency", "Semantic consistency")
+        note = "A story that never changes scores high to the right and low on the vertical axis."
+        parts.append(_section("Stories", f"<figure>{plot}</figure>", note))
+    if results.ground_truth:
+        note = "Spearman's correlation over stories of learned scores with what is known of the synthetic world."
+        parts.append(_section("Correlation with the truth", _html_table(correlation_table(results)), note))
+
+    ranked = _ranked(results)
+    if ranked:
+        key, stories = ranked
+        title = next(column.title for column in results.columns if column.key == key).lower()
+        best = stories[: min(NUM_SHOWN, (len(stories) + 1) // 2)]
+        worst = stories[len(best) :][-NUM_SHOWN:]
+        parts.append(_section(f"Best by {title}", "".join(_story(story, key) for story in best)))
+        if worst:
+            parts.append(_section(f"Worst by {title}", "".join(_story(story, key) for story in reversed(worst))))
+    parts.append(f"<details><summary>Every story</summary>{_html_table(_story_table(results))}</details>")
+    if results.off:
+        items = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in results.off.items())
+        parts.append(_section("Not measured", f"<ul>{items}</ul>"))
+    if results.faults:
+        faults = [[fault.story, fault.stage, fault.fault] for fault in results.faults]
+        parts.append(f"<a id='faults'></a>{_section('Faults', _html_table((['Story', 'Stage', 'Fault'], faults)))}")
+    parts.append(f"<footer>{escape(made)}</footer>")
+    return page(f"{results.name}: evaluation", "\n".join(parts))
+
+
+def page(title: str, body: str) -> str:
+    """A page in the report's style."""
+    return (
+        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
+        f"content='width=device-width, initial-scale=1'><title>{escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )
+
+
+def _story(story: StoryResult, key: str) -> str:
+    """Frames of each scene with its text, and the similarity of scenes."""
+    try:
+        reader = open_video(story.video)
+        scenes = []
+        for number, ((start, stop), prompt) in enumerate(zip(story.scenes, story.prompts), start=1):
+            indices = np.linspace(start, stop - 1, FRAMES_PER_SCENE).round().astype(int).tolist()
+            images = "".join(f"<img src='{_thumbnail(frame)}' alt=''>" for frame in reader.read(indices).numpy())
+            scenes.append(
+                f"<div class='scene'><div class='frames'>{images}</div><p>{number}. {escape(prompt)}</p></div>"
+            )
+    except (OSError, ValueError, IndexError) as error:
+        # A video that was removed since leaves the numbers as they are.
+        scenes = [f"<p class='warning'>{escape(str(error))}</p>"]
+    matrix = story.details.get("consistency", {}).get("similarity")
+    side = f"<figure>{heat_map(matrix)}<figcaption>Similarity of scenes</figcaption></figure>" if matrix else ""
+    return (
+        f"<article><h3>{escape(story.title)} <span>{story.values[key]:.2f}</span></h3>"
+        f"<div class='story'><div>{''.join(scenes)}</div>{side}</div></article>"
+    )
+
+
+def _thumbnail(frame: np.ndarray) -> str:
+    image = Image.fromarray(frame)
+    width = round(image.width * THUMB_HEIGHT / image.height)
+    with io.BytesIO() as file:
+        image.resize((width, THUMB_HEIGHT), Image.Resampling.LANCZOS).save(file, format="JPEG", quality=85)
+        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _ranked(results: Results) -> tuple[str, list[StoryResult]] | None:
+    """The column that stories are ranked by and the stories from best to worst; None where there is none to rank by."""
+    keys = [*RANKED_BY, *(column.key for column in results.columns if column.better == "higher")]
+    key = next((key for key in keys if results.values(key)), None)
+    if key is None:
+        return None
+    return key, sorted((s for s in results.stories if s.values.get(key) is not None), key=lambda s: -s.values[key])
+
+
+def _story_table(results: Results) -> Table:
+    rows = []
+    for story in results.stories:
+        values = [story.values.get(column.key) for column in results.columns]
+        rows.append([story.title, *("–" if value is None else f"{value:.2f}" for value in values)])
+    return ["Story", *(column.title for column in results.columns)], rows
+
+
+def _is_percentage(runs: Sequence[Results], key: str) -> bool:
+    """Whether a column shares the axis of cosines and shares; marks and frames do not."""
+    return (
+        not key.startswith("judge_")
+        and key not in ("aesthetic", "cut_deviation")
+        and any(run.values(key) for run in runs)
+    )
+
+
+def _title(column) -> str:
+    return column.title + {"lower": " ↓", "higher": " ↑"}.get(column.better, "")
+
+
+def _mean(interval: Interval | None) -> str:
+    return "–" if interval is None else f"{interval.mean:.2f}"
+
+
+def _section(title: str, content: str, note: str = "") -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}{f'<p class=note>{escape(note)}</p>' if note else ''}</section>"
+
+
+def _html_table(table: Table, soft: Sequence[int] = ()) -> str:
+    heads, rows = table
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
+    body = ""
+    for i, row in enumerate(rows):
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        body += f"<tr{' class=soft' if i in soft else ''}>{cells}</tr>"
+    return f"<div class='table'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _markdown_table(table: Table) -> str:
+    heads, rows = table
+    lines = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+STYLE = """
+:root { color-scheme: light; --ink: #202124; --soft: #5f6368; --rule: #e3e5e8; --paper: #fff; --ground: #f6f6f3; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 80px; }
+h1 { font-size: 32px; line-height: 1.2; margin: 0; } h2 { font-size: 20px; margin: 0 0 14px; }
+h3 { font-size: 16px; margin: 0 0 10px; } h3 span { color: var(--soft); font-weight: 400; margin-left: 8px; }
+.lead { color: var(--soft); font-size: 17px; margin: 6px 0 24px; }
+section, details { background: var(--paper); border: 1px solid var(--rule); border-radius: 8px; }
+section, details { padding: 22px 24px; margin: 18px 0; }
+.note { color: var(--soft); font-size: 13px; margin: 12px 0 0; max-width: 80ch; }
+.warning { background: #fff4d6; border: 1px solid #e8cf88; border-radius: 8px; padding: 10px 16px; margin: 10px 0; }
+.table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 6px 14px; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top; }
+th { font-weight: 600; color: var(--soft); font-size: 13px; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+td:last-child { max-width: 60ch; } .soft { color: var(--soft); font-style: italic; }
+figure { margin: 18px 0 0; overflow-x: auto; } figcaption { color: var(--soft); font-size: 13px; }
+article { border-top: 1px solid var(--rule); padding: 18px 0; } article:first-of-type { border-top: 0; padding-top: 0; }
+.story { display: flex; gap: 28px; flex-wrap: wrap; align-items: flex-start; }
+.story > div { flex: 1 1 560px; min-width: 0; }
+.story figure { margin: 0; }
+.scene { margin-bottom: 12px; } .scene p { margin: 4px 0 0; font-size: 13px; color: var(--soft); }
+.frames { display: flex; gap: 4px; overflow-x: auto; } .frames img { height: 108px; border-radius: 3px; }
+summary { cursor: pointer; font-weight: 600; } footer { color: var(--soft); font-size: 12px; margin-top: 32px; }
+"""

@@ -1,0 +1,113 @@
+"""The results of a run as they are kept: a line a story in `results.jsonl`, everything else in `summary.json`."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mask2dit.evaluation.bootstrap import Interval, mean_interval
+from mask2dit.evaluation.measures import Column
+from mask2dit.video.writing import write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoryResult:
+    """What was measured of a story."""
+
+    name: str
+    title: str
+    prompts: list[str]
+    video: str
+    scenes: list[list[int]]
+    """[start, stop] of each scene, in frames."""
+    values: dict[str, float | None]
+    """By the keys of columns."""
+    details: dict[str, dict]
+    """By measure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Why a story could not be generated or scored."""
+
+    story: str
+    stage: str
+    fault: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything that a report shows of a run."""
+
+    name: str
+    stories: list[StoryResult]
+    columns: list[Column]
+    ground_truth: list[str]
+    """Keys of columns with which the others are correlated."""
+    distances: dict[str, dict]
+    """By extractor: the Fréchet and the kernel distance, and the sizes of both sets."""
+    off: dict[str, str]
+    """Measures that did not run, with the reason."""
+    faults: list[Fault]
+    notes: list[str]
+    """What a reader has to know before reading any number."""
+    settings: dict
+    versions: dict
+
+    def values(self, key: str) -> dict[str, float]:
+        """One column by the stories' names, without those that lack it."""
+        found = {story.name: story.values.get(key) for story in self.stories}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def interval(self, key: str) -> Interval | None:
+        """The mean of a column over stories with its 95% interval; None without a value."""
+        values = list(self.values(key).values())
+        return mean_interval(values) if values else None
+
+    def write(self, folder: str | os.PathLike) -> None:
+        """Writes `results.jsonl`, `summary.json` and `results.csv`."""
+        folder = Path(folder)
+        lines = [json.dumps(dataclasses.asdict(story), ensure_ascii=False) for story in self.stories]
+        write_text(folder / "results.jsonl", "".join(f"{line}\n" for line in lines))
+        summary = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "stories"
+        }
+        summary["columns"] = [dataclasses.asdict(column) for column in self.columns]
+        summary["faults"] = [dataclasses.asdict(fault) for fault in self.faults]
+        intervals = {column.key: self.interval(column.key) for column in self.columns}
+        summary["means"] = {key: dataclasses.asdict(value) for key, value in intervals.items() if value}
+        write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        with io.StringIO(newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["story", *(column.key for column in self.columns)])
+            for story in self.stories:
+                writer.writerow([story.name, *(story.values.get(column.key) for column in self.columns)])
+            write_text(folder / "results.csv", file.getvalue())
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike) -> "Results":
+        """What `write` wrote.
+
+        Raises:
+            FileNotFoundError, ValueError: if the folder does not hold the results of a run.
+        """
+        check_comparable(folder)
+        try:
+            summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
+            del summary["means"]
+            summary["columns"] = [Column(**column) for column in summary["columns"]]
+            summary["faults"] = [Fault(**fault) for fault in summary["faults"]]
+            lines = (Path(folder) / "results.jsonl").read_text(encoding="utf-8").splitlines()
+            return cls(stories=[StoryResult(**json.loads(line)) for line in lines], **summary)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"the results in {str(folder)!r} are damaged: evaluate that run again") from error
+
+
+def check_comparable(folder: str | os.PathLike) -> None:
+    """Raises `FileNotFoundError` unless the folder holds the results of a run."""
+    for name in ("summary.json", "results.jsonl"):
+        if not (Path(folder) / name).is_file():
+            raise FileNotFoundError(f"there is no {name} in {str(folder)!r}: evaluate that run first")

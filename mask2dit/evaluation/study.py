@@ -1,0 +1,186 @@
+"""A blind user study of several runs: `python -m mask2dit.evaluation.study runs=[…] output=…` writes its page, and with
+`answers=[…]` the tally of what came back.
+
+The page shows the videos of a story side by side in a shuffled order, under names that give nothing away; which run is which
+stands in `key.json`, which stays with whoever runs the study.
+"""
+
+import json
+import logging
+import random
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from mask2dit.command import run_command
+from mask2dit.video.writing import check_writable, write_text
+
+logger = logging.getLogger(__name__)
+
+LETTERS = "ABCDEFGHIJ"
+
+QUESTIONS = {
+    "visual_consistency": "In which video do characters and places stay the same most from scene to scene?",
+    "semantic_consistency": "Which video follows its texts best?",
+    "quality": "Which video has the best pictures and motion?",
+    "overall": "Which video is best overall?",
+}
+
+
+@dataclass(kw_only=True)
+class StudyConfig:
+    runs: list[str] = field(default_factory=list)
+    """Output folders of two runs or more of the same stories."""
+    output: str = "outputs/evaluation/study"
+    """The folder of the study: send it out without key.json."""
+    num_stories: int = 20
+    seed: int = 0
+    answers: list[str] = field(default_factory=list)
+    """Files that came back; with them, the tally is written instead of the page."""
+
+    def __post_init__(self):
+        if not self.answers and not 2 <= len(self.runs) <= len(LETTERS):
+            raise ValueError(
+                f"runs has to name the output folders of 2 to {len(LETTERS)} runs, such as runs=[one, another]"
+            )
+        if self.num_stories < 1:
+            raise ValueError(f"num_stories={self.num_stories} has to be at least 1")
+
+
+def study(config: StudyConfig) -> None:
+    """Writes the page, or the tally of the answers."""
+    path = tally(config) if config.answers else write_study(config)
+    logger.info("Wrote %s", path)
+
+
+def write_study(config: StudyConfig) -> Path:
+    """Writes `index.html`, the videos and `key.json`.
+
+    Raises:
+        FileNotFoundError, ValueError: if a run has no results, or the runs share no story.
+    """
+    # Here and not above: a tally needs no torch.
+    from mask2dit.evaluation.report import page
+    from mask2dit.evaluation.results import Results
+
+    runs = [Results.read(folder) for folder in config.runs]
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two runs have the same name, so that votes could not be told apart: {', '.join(names)}")
+    videos = [{story.name: story for story in run.stories} for run in runs]
+    shared = sorted(set.intersection(*(set(stories) for stories in videos)))
+    if not shared:
+        raise ValueError(f"the runs {', '.join(names)} share no story")
+    folder = Path(config.output)
+    check_writable(folder / "videos")
+    chance = random.Random(config.seed)
+    chosen = chance.sample(shared, min(config.num_stories, len(shared)))
+
+    key, items = {}, []
+    for number, story in enumerate(chosen):
+        order = chance.sample(range(len(runs)), len(runs))
+        key[story] = [names[run] for run in order]
+        clips = ""
+        for place, run in enumerate(order):
+            copy = f"videos/{number:03d}{LETTERS[place].lower()}.mp4"
+            shutil.copyfile(videos[run][story].video, folder / copy)
+            letter = f"<figcaption>{LETTERS[place]}</figcaption>"
+            clips += f"<figure><video src='{copy}' controls loop muted></video>{letter}</figure>"
+        prompts = "".join(f"<li>{escape(prompt)}</li>" for prompt in videos[order[0]][story].prompts)
+        questions = "".join(_question(story, question, text, len(runs)) for question, text in QUESTIONS.items())
+        items.append(
+            f"<section><h2>{number + 1} of {len(chosen)}</h2><div class='clips'>{clips}</div>"
+            f"<ol>{prompts}</ol>{questions}</section>"
+        )
+    body = (
+        "<h1>Which video is better?</h1><p class='lead'>Please answer every question, then save your answers.</p>"
+        f"<form id='form'>{''.join(items)}<button>Save answers</button> <span id='missing'></span></form>"
+        f"<style>{STYLE}</style><script>{SCRIPT}</script>"
+    )
+    write_text(folder / "index.html", page("Study", body))
+    write_text(folder / "key.json", json.dumps(key, indent=2) + "\n")
+    return folder / "index.html"
+
+
+def tally(config: StudyConfig) -> Path:
+    """Counts votes by run and writes `tally.md` and `tally.json`.
+
+    Raises:
+        FileNotFoundError, ValueError: if the key or a file of answers is missing or does not fit.
+    """
+    folder = Path(config.output)
+    key = _read_json(folder / "key.json")
+    runs = sorted({run for order in key.values() for run in order})
+    votes = {question: dict.fromkeys(runs, 0) for question in QUESTIONS}
+    for file in config.answers:
+        answers = _read_json(Path(file))
+        for answer, place in answers.items():
+            story, _, question = answer.rpartition(" ")
+            if story not in key or question not in QUESTIONS or place not in range(len(key[story])):
+                raise ValueError(f"{file}: {answer!r} with {place!r} is no answer to the study in {str(folder)!r}")
+            votes[question][key[story][place]] += 1
+    lines = [
+        f"{len(config.answers)} people, {len(key)} stories",
+        "",
+        f"| | {' | '.join(runs)} |",
+        f"|{' --- |' * (len(runs) + 1)}",
+    ]
+    for question, counts in votes.items():
+        total = sum(counts.values()) or 1
+        shares = " | ".join(f"{100 * counts[run] / total:.1f}% ({counts[run]})" for run in runs)
+        lines.append(f"| {question.replace('_', ' ')} | {shares} |")
+    write_text(folder / "tally.json", json.dumps(votes, indent=2) + "\n")
+    write_text(folder / "tally.md", "\n".join(lines) + "\n")
+    return folder / "tally.md"
+
+
+def _question(story: str, question: str, text: str, count: int) -> str:
+    choices = "".join(
+        f"<label><input type='radio' name='{story} {question}' value='{place}'> {LETTERS[place]}</label>"
+        for place in range(count)
+    )
+    return f"<p class='question'>{escape(text)}<br>{choices}</p>"
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} has to hold an object")
+    return content
+
+
+STYLE = """
+.clips { display: flex; gap: 16px; flex-wrap: wrap; } .clips figure { flex: 1 1 300px; margin: 0; text-align: center; }
+video { width: 100%; border-radius: 4px; background: #000; } ol { color: var(--soft); font-size: 14px; }
+.question label { margin-right: 22px; cursor: pointer; } button { font: inherit; padding: 10px 22px; cursor: pointer; }
+"""
+SCRIPT = """
+document.getElementById("form").addEventListener("submit", event => {
+  event.preventDefault();
+  const names = new Set([...document.querySelectorAll("input")].map(input => input.name));
+  const answers = Object.fromEntries([...new FormData(event.target)].map(([name, value]) => [name, Number(value)]));
+  const missing = names.size - Object.keys(answers).length;
+  document.getElementById("missing").textContent = missing ? `${missing} questions are not answered yet` : "";
+  if (missing) return;
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(answers, null, 2)], { type: "application/json" }));
+  link.download = `answers-${Date.now()}.json`;
+  link.click();
+});
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    return run_command(StudyConfig, "mask2dit.evaluation.study:study", "configs/evaluation/study.yaml", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,249 @@
+"""The videos of a run: generated, or found in a folder with the boundaries of their scenes."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mask2dit.evaluation.config import EvaluationConfig
+from mask2dit.evaluation.cuts import detect_cuts
+from mask2dit.evaluation.prompts import Story
+from mask2dit.models.loading import fingerprint
+from mask2dit.pipelines import inference
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.pipelines.story import SceneStore, generate_story
+from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
+from mask2dit.provenance import git_commit, versions
+from mask2dit.scenes import spans
+from mask2dit.video.frames import to_uint8
+from mask2dit.video.reading import VideoReader, open_video
+from mask2dit.video.writing import write_text, write_video
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoryVideo:
+    """A story with its video.
+
+    Raises:
+        ValueError, FileNotFoundError: if the video cannot be read, or its scenes do not fit; the message names the story.
+    """
+
+    story: Story
+    path: Path
+    boundaries: tuple[int, ...]
+    """The first frames of all scenes but the first."""
+
+    def __post_init__(self):
+        total, scenes = self.reader.num_frames, len(self.story.prompts)
+        if total < scenes:
+            raise ValueError(f"{self.path} has {total} frames for {scenes} scenes")
+        if len(self.boundaries) != scenes - 1:
+            raise ValueError(
+                f"{self.path} has {len(self.boundaries) + 1} scenes, but the story has {scenes} prompts: "
+                f"boundaries are {list(self.boundaries)}"
+            )
+        edges = (0, *self.boundaries, total)
+        if any(stop <= start for start, stop in pairwise(edges)):
+            raise ValueError(
+                f"{self.path} has {total} frames, in which the boundaries {list(self.boundaries)} do not lie in order"
+            )
+
+    @cached_property
+    def reader(self) -> VideoReader:
+        return open_video(self.path)
+
+    @property
+    def scenes(self) -> list[tuple[int, int]]:
+        """(start, stop) of each scene, in frames."""
+        edges = (0, *self.boundaries, self.reader.num_frames)
+        return list(pairwise(edges))
+
+    def frames(self, indices: Sequence[int]) -> torch.Tensor:
+        """`uint8 (F, H, W, 3)`."""
+        return self.reader.read(indices)
+
+    @cached_property
+    def identity(self) -> str:
+        """Names the video, its texts and its scenes: what scores depend on."""
+        return json.dumps([fingerprint(self.path), self.boundaries, self.story.prompts])
+
+
+def find_video(config: EvaluationConfig, story: Story) -> StoryVideo:
+    """The video of a story in the folder `config.videos`.
+
+    Raises:
+        ValueError, FileNotFoundError: if there is none, or no boundaries, or they do not fit.
+    """
+    path = Path(config.videos) / f"{story.name}.mp4"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no video {path}")
+    if config.boundaries == "given":
+        boundaries = _given_boundaries(path.with_suffix(".json"))
+    elif config.boundaries == "detected":
+        cuts = config.cuts
+        boundaries = detect_cuts(open_video(path), cuts.threshold, cuts.min_scene_frames)
+    else:
+        boundaries = equal_boundaries(open_video(path).num_frames, len(story.prompts))
+    return StoryVideo(story=story, path=path, boundaries=tuple(boundaries))
+
+
+def equal_boundaries(num_frames: int, num_scenes: int) -> list[int]:
+    """The first frames of all scenes but the first, if scenes are as equal as whole frames allow."""
+    return [round(num_frames * i / num_scenes) for i in range(1, num_scenes)]
+
+
+def _given_boundaries(path: Path) -> list[int]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'there is no {path} with the scenes\' first frames, such as {{"boundaries": [49, 98]}}; without them, set '
+            "boundaries=equal or boundaries=detected"
+        )
+    try:
+        boundaries = json.loads(path.read_text(encoding="utf-8"))["boundaries"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path} has to hold {{"boundaries": [49, 98]}}, the first frames of all scenes but the first'
+        ) from error
+    if not isinstance(boundaries, list) or not all(type(frame) is int for frame in boundaries):
+        raise ValueError(f"{path}: boundaries have to be a list of frames, but are {boundaries!r}")
+    return boundaries
+
+
+class Generator:
+    """Generates the videos of stories with one model, which is loaded for the first one that is missing.
+
+    Raises:
+        ValueError, OSError: for anything that is wrong with the model or its settings, before weights are read.
+    """
+
+    def __init__(self, config: EvaluationConfig, stories: Sequence[Story]):
+        self.config = config
+        self.settings = config.generation
+        self.folder = Path(config.output) / "videos"
+        self.device = inference.choose_device(config.device)
+        if self.settings.build_untrained and Path(self.settings.model).name.startswith("untrained"):
+            build_untrained_model(self.settings.model)
+        # Stories of equal lengths are alike to the model.
+        for story in {tuple(self._num_frames(story)): story for story in stories}.values():
+            try:
+                inference.check(self._inference(story), self.device)
+            except ValueError as error:
+                raise ValueError(f"story {story.title!r}: {error}") from error
+        self.is_untrained = is_untrained(self.settings.model)
+        self._any_story = stories[0]
+        self.weights = inference.weights_identity(self._inference(self._any_story))
+
+    def __call__(self, story: Story) -> StoryVideo:
+        """The video of a story, generated unless it is there from the same weights and settings."""
+        path, record_path = self.folder / f"{story.name}.mp4", self.folder / f"{story.name}.json"
+        made_from = self._made_from(story)
+        if path.is_file() and record_path.is_file():
+            record = json.loads(record_path.read_text(encoding="utf-8"))
+            if record.get("made_from") != made_from:
+                raise ValueError(
+                    f"{path} was made with other settings: give this run another output folder, or delete the old video"
+                )
+        else:
+            started = time.time()
+            record = {"made_from": made_from, **self._generate(story, path)}
+            record |= {"seconds": round(time.time() - started, 1), "versions": versions(), "git_commit": git_commit()}
+            # Written last: where it is, the video is whole.
+            write_text(record_path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        return StoryVideo(story=story, path=path, boundaries=tuple(record["boundaries"]))
+
+    @cached_property
+    def pipe(self) -> Mask2DiTPipeline:
+        return inference.load_pipeline(self._inference(self._any_story), self.device)
+
+    @cached_property
+    def _temporal_ratio(self) -> int:
+        return Mask2DiTPipeline.skeleton(self.settings.model).vae_scale_factor_temporal
+
+    def _seed(self, story: Story) -> int:
+        """Another noise for each story, and the same one in every run that has the story."""
+        return int(hashlib.sha256(f"{self.config.seed} {story.name}".encode()).hexdigest()[:8], 16)
+
+    def _texts(self, story: Story) -> list[str]:
+        return [" ".join(story.prompts)] if self.settings.mode == "merged" else list(story.prompts)
+
+    def _num_frames(self, story: Story) -> list[int]:
+        """Frames of each clip; a duration becomes the nearest number of frames that the VAE can carry."""
+        if self.settings.mode == "merged":
+            return [self.settings.num_frames]
+        return [self._frames_of(duration) if duration else self.settings.num_frames for duration in story.durations]
+
+    def _frames_of(self, seconds: float) -> int:
+        return 1 + self._temporal_ratio * max(1, round((seconds * self.settings.fps - 1) / self._temporal_ratio))
+
+    def _inference(self, story: Story):
+        window = {"separate": 1, "merged": None}.get(self.settings.mode, self.settings.window)
+        config = self.settings.inference(
+            self._texts(story), self._num_frames(story), self.config.device, self._seed(story), str(self.folder)
+        )
+        config.window = window
+        return config
+
+    def _made_from(self, story: Story) -> dict:
+        config = self._inference(story)
+        names = (
+            "prompts",
+            "negative_prompt",
+            "window",
+            "height",
+            "width",
+            "num_frames",
+            "sampler",
+            "seed",
+            "dtype",
+            "fps",
+        )
+        names += ("num_inference_steps", "guidance_scale", "use_dynamic_cfg", "mask_variant")
+        settings = {name: getattr(config, name) for name in names}
+        initial = self.settings.initial_scenes if self.settings.mode == "extension" else None
+        return {"weights": self.weights, "mode": self.settings.mode, "initial_scenes": initial, **settings}
+
+    def _generate(self, story: Story, path: Path) -> dict:
+        """Writes the video and says where its scenes begin."""
+        logger.info("Generating %s", story.title)
+        lengths = []
+
+        def frames() -> Iterator[np.ndarray]:
+            for latents in self._latents(story):
+                video = to_uint8(self.pipe.decode_latents(latents.to(self.device), [latents.shape[1]])[0])
+                lengths.append(len(video))
+                yield from video
+
+        write_video(path, frames(), self.settings.fps)
+        if self.settings.mode == "merged":
+            return {"boundaries": equal_boundaries(lengths[0], len(story.prompts)), "frames": lengths}
+        return {"boundaries": [start for start, _ in spans(tuple(lengths))][1:], "frames": lengths}
+
+    def _latents(self, story: Story) -> Iterator[torch.Tensor]:
+        config = self._inference(story)
+        store = SceneStore(self.folder / "scenes", self.weights)
+        names = ("negative_prompt", "window", "height", "width", "num_inference_steps", "guidance_scale", "seed")
+        options = {name: getattr(config, name) for name in (*names, "use_dynamic_cfg")}
+        initial = self.settings.initial_scenes
+        if self.settings.mode != "extension" or initial >= len(config.prompts):
+            return generate_story(self.pipe, config.prompts, num_frames=config.num_frames, store=store, **options)
+        first = generate_story(
+            self.pipe, config.prompts[:initial], num_frames=config.num_frames[:initial], store=store, **options
+        )
+        return generate_story(
+            self.pipe,
+            config.prompts,
+            num_frames=config.num_frames,
+            context_latents=torch.cat(list(first), dim=1),
+            store=store,
+            **options,
+        )

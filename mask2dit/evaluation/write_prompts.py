@@ -1,0 +1,148 @@
+"""Stories written by a language model: `python -m mask2dit.evaluation.write_prompts [CONFIG.yaml] [key=value …]`.
+
+The model is asked for cast and scenes apart; the descriptions are put into the prompts here, so that they are repeated word
+for word, and what does not make a valid story is asked for again.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mask2dit.command import run_command
+
+logger = logging.getLogger(__name__)
+
+REQUEST = """Write one story for a video of {num_scenes} scenes.
+Its cast are {num_actors} characters, Actor1{others}. Describe each in one phrase without a final period: what they look
+like, what they wear, what they hold, such as "an old man with a white beard, wearing a navy wool coat, holding a brass
+lantern".
+Each scene is one or two sentences in the present tense about what can be seen: who does what, where, in what light. Name
+characters only as Actor1, Actor2, …, without describing them again. Scenes take place in different settings. Everyone of
+the cast appears in at least two scenes where there are that many.
+Do not use any of these titles: {titles}.
+Answer with JSON alone: {{"title": "...", "cast": {{"Actor1": "..."}}, "scenes": ["...", "..."]}}"""
+
+
+@dataclass(kw_only=True)
+class WritePromptsConfig:
+    base_url: str = ""
+    """Of an OpenAI-compatible endpoint."""
+    model: str = ""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key; a server of one's own needs none."""
+    num_stories: int = 50
+    num_scenes: int = 3
+    max_attempts: int = 3
+    """How often a story is asked for."""
+    temperature: float = 1.0
+    output: str = "outputs/evaluation/stories.yaml"
+    """The file; stories that it holds already are kept and added to."""
+
+    def __post_init__(self):
+        for name in ("base_url", "model"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} has to be set, such as base_url=http://localhost:8000/v1 model=my-model")
+        for name in ("num_stories", "num_scenes", "max_attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+
+
+def write_prompts(config: WritePromptsConfig) -> None:
+    """Asks for stories until there are `num_stories`, each kept as it comes.
+
+    Raises:
+        ValueError: if the endpoint fails, or a story is not valid after `max_attempts`.
+    """
+    import openai  # an optional extra
+
+    from mask2dit.evaluation.prompts import read_stories, write_stories
+    from mask2dit.video.writing import check_writable
+
+    output = Path(config.output)
+    check_writable(output.parent)
+    stories = read_stories(output) if output.is_file() else []
+    client = openai.OpenAI(base_url=config.base_url, api_key=os.environ.get(config.api_key_env, "none"), max_retries=3)
+    while len(stories) < config.num_stories:
+        # One to three actors, mostly one.
+        num_actors = (1, 2, 1, 2, 1, 3)[len(stories) % 6]
+        request = REQUEST.format(
+            num_scenes=config.num_scenes,
+            num_actors=num_actors,
+            others="".join(f", Actor{i}" for i in range(2, num_actors + 1)),
+            titles=", ".join(repr(story.title) for story in stories) or "none yet",
+        )
+        messages = [{"role": "user", "content": request}]
+        for attempt in range(1, config.max_attempts + 1):
+            try:
+                response = client.chat.completions.create(
+                    model=config.model, messages=messages, temperature=config.temperature
+                )
+            except openai.OpenAIError as error:
+                raise ValueError(f"the endpoint {config.base_url} failed: {error}") from error
+            answer = response.choices[0].message.content or ""
+            try:
+                story = parse_story(answer, config.num_scenes, num_actors)
+                if story.name in {known.name for known in stories}:
+                    raise ValueError(f"there is a story {story.title!r} already")
+                break
+            except ValueError as error:
+                logger.warning("Story %d, attempt %d: %s", len(stories) + 1, attempt, error)
+                if attempt == config.max_attempts:
+                    raise ValueError(f"no valid story after {attempt} attempts: {error}") from error
+                messages += [
+                    {"role": "assistant", "content": answer},
+                    {
+                        "role": "user",
+                        "content": f"That cannot be used: {error}. Answer with the corrected JSON alone.",
+                    },
+                ]
+        stories.append(story)
+        write_stories(output, stories)
+        logger.info("%d of %d: %s", len(stories), config.num_stories, story.title)
+
+
+def parse_story(answer: str, num_scenes: int, num_actors: int):
+    """A story from the model's answer, descriptions filled in.
+
+    Raises:
+        ValueError: if it is not the JSON that was asked for, or makes no valid story.
+    """
+    from mask2dit.evaluation.prompts import describe_actors, story_from
+
+    found = re.search(r"\{.*\}", answer, re.DOTALL)
+    try:
+        record = json.loads(found[0] if found else "")
+    except ValueError as error:
+        raise ValueError(f"the answer is not JSON: {answer[:200]!r}") from error
+    cast, scenes = record.get("cast"), record.get("scenes")
+    if (
+        not isinstance(cast, dict)
+        or len(cast) != num_actors
+        or not all(isinstance(text, str) for text in cast.values())
+    ):
+        raise ValueError(f"the cast has to describe {num_actors} characters, but is {cast!r}")
+    if not isinstance(scenes, list) or len(scenes) != num_scenes or not all(isinstance(text, str) for text in scenes):
+        raise ValueError(f"there have to be {num_scenes} scenes, each a text, but they are {scenes!r}")
+    if not all(re.search(r"\bActor[1-9]\b", scene) for scene in scenes):
+        raise ValueError("every scene has to name an actor")
+    return story_from(
+        {
+            "title": record.get("title"),
+            "cast": cast,
+            "scenes": [{"prompt": describe_actors(scene, cast)} for scene in scenes],
+        }
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    default = "configs/evaluation/write_prompts.yaml"
+    return run_command(WritePromptsConfig, "mask2dit.evaluation.write_prompts:write_prompts", default, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,109 @@
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mask2dit.evaluation.config import CutConfig, EvaluationConfig, FrechetConfig, QualityConfig, ViCLIPConfig
+from mask2dit.evaluation.prompts import Story, write_stories
+from mask2dit.evaluation.untrained import build_untrained_viclip
+from mask2dit.evaluation.videos import StoryVideo
+from mask2dit.video.writing import write_video
+
+FOX = "a red fox, wearing a blue scarf"
+COLOURS = ((200, 60, 60), (60, 180, 60), (60, 60, 200))
+
+
+def make_story(title: str = "The Fox") -> Story:
+    prompts = [f"Actor1 ({FOX}) {does}." for does in ("walks", "runs", "sleeps")]
+    return Story(title=title, cast={"Actor1": FOX}, prompts=tuple(prompts), durations=(None,) * 3)
+
+
+def paint_video(path: Path, lengths=(9, 9, 9), seed: int = 0) -> Path:
+    """Scenes of one colour each, with a little noise."""
+    rng = np.random.default_rng(seed)
+    scenes = [COLOURS[i] + rng.normal(0, 2, (length, 64, 96, 3)) for i, length in enumerate(lengths)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, np.concatenate(scenes).clip(0, 255).astype(np.uint8), fps=8)
+    return path
+
+
+@pytest.fixture
+def story() -> Story:
+    return make_story()
+
+
+@pytest.fixture
+def story_video(tmp_path, story) -> StoryVideo:
+    path = paint_video(tmp_path / f"{story.name}.mp4")
+    return StoryVideo(story=story, path=path, boundaries=(9, 18))
+
+
+@pytest.fixture(scope="session")
+def tiny_viclip(tmp_path_factory) -> Path:
+    return build_untrained_viclip(tmp_path_factory.mktemp("viclip") / "untrained.safetensors")
+
+
+@pytest.fixture
+def config(tmp_path, tiny_viclip):
+    """An evaluation of three painted videos whose cuts are where they are meant to be; keywords change it."""
+    titles = ("The Fox", "The Owl", "The Hare")
+    write_stories(tmp_path / "stories.yaml", [make_story(title) for title in titles])
+    for seed, title in enumerate(titles):
+        path = paint_video(tmp_path / "in" / f"{make_story(title).name}.mp4", seed=seed)
+        path.with_suffix(".json").write_text(json.dumps({"boundaries": [9, 18]}))
+
+    def make(**changes) -> EvaluationConfig:
+        off = QualityConfig(clip=None, aesthetic_head=None, dino=None, background_clip=None)
+        settings = {
+            "name": "painted",
+            "output": str(tmp_path / "out"),
+            "stories": str(tmp_path / "stories.yaml"),
+            "videos": str(tmp_path / "in"),
+            "viclip": ViCLIPConfig(weights=str(tiny_viclip)),
+            "cuts": CutConfig(min_scene_frames=4),
+            "frechet": FrechetConfig(videomae=None, i3d=None),
+            "quality": off,
+            "device": "cpu",
+        }
+        return EvaluationConfig(**{**settings, **changes})
+
+    return make
+
+
+@pytest.fixture
+def chat_server():
+    """Stands in for an OpenAI-compatible endpoint: answers in order, and keeps what it was asked."""
+    servers = []
+
+    def start(answers: list[str], status: int = 200):
+        asked = []
+        answers = list(answers)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                message = {"role": "assistant", "content": answers.pop(0) if answers else "no more"}
+                choice = {"index": 0, "finish_reason": "stop", "message": message}
+                body = json.dumps(
+                    {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+                ).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *arguments):
+                pass
+
+        server = HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/v1", asked
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,151 @@
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from mask2dit.evaluation.measures import Column
+from mask2dit.evaluation.plots import _ticks, heat_map, interval_plot, scatter_plot
+from mask2dit.evaluation.report import (
+    comparison_table,
+    consistency_table,
+    correlation_table,
+    summary_table,
+    write_report,
+)
+from mask2dit.evaluation.results import Fault, Results, StoryResult
+
+COLUMNS = [
+    Column("visual", "Visual"),
+    Column("semantic", "Semantic"),
+    Column("sequence", "Sequence"),
+    Column("cut_deviation", "Deviation", "lower"),
+]
+
+
+def make_results(visual: list[float], **changes) -> Results:
+    stories = [
+        StoryResult(
+            name=f"story-{i}",
+            title=f"Story <{i}> | & more",
+            prompts=["one", "two"],
+            video="nowhere.mp4",
+            scenes=[[0, 9], [9, 18]],
+            values={"visual": value, "semantic": 20.0 + i, "sequence": (value + 20 + i) / 2, "cut_deviation": None},
+            details={"consistency": {"similarity": [[100, value], [value, 100]]}},
+        )
+        for i, value in enumerate(visual)
+    ]
+    settings = {
+        "name": "ours",
+        "stories": stories,
+        "columns": COLUMNS,
+        "ground_truth": [],
+        "distances": {},
+        "off": {},
+        "faults": [],
+        "notes": [],
+        "settings": {},
+        "versions": {"torch": "2"},
+    }
+    return Results(**{**settings, **changes})
+
+
+class Balance(HTMLParser):
+    """Fails on tags that are not closed in order."""
+
+    VOID = {"meta", "img", "br", "input"}
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    results = make_results([70.0, 80.0], faults=[Fault(story="a", stage="video", fault="b")], notes=["c"])
+    results.write(tmp_path)
+    assert Results.read(tmp_path) == results
+    assert (tmp_path / "results.csv").read_text().splitlines()[0] == "story,visual,semantic,sequence,cut_deviation"
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="are damaged"):
+        Results.read(tmp_path)
+
+
+def test_the_page_is_whole_and_self_contained(tmp_path):
+    other = make_results([60.0, 70.0, 50.0], name="other")
+    results = make_results(
+        [70.0, 80.0, 90.0], off={"judge": "switched off"}, faults=[Fault(story="a", stage="b", fault="c")]
+    )
+    page = write_report(results, tmp_path, [other]).read_text()
+    parser = Balance()
+    parser.feed(page)
+    assert not parser.open
+    assert not re.search(r"(src|href)='(?!data:|#)", page)
+    assert "Story &lt;0&gt; | &amp; more" in page and "<0>" not in page
+    assert page.index("Best by sequence") < page.index("Worst by sequence") < page.index("Every story")
+    assert "ours minus other" in page and "switched off" in page and "1 faults" in page
+
+
+def test_markdown_tables_keep_their_columns(tmp_path):
+    write_report(make_results([70.0], faults=[Fault(story="a | b", stage="c", fault="d")]), tmp_path)
+    assert "| a \\| b | c | d |" in (tmp_path / "report.md").read_text()
+
+
+def test_the_papers_rows_are_marked_as_reported():
+    heads, rows = consistency_table([make_results([70.0, 80.0], distances={"i3d": {"frechet": 123.456}})])
+    assert heads == ["", "Visual", "Semantic", "Sequence", "FVD"]
+    assert rows[0] == ["ours", "75.00", "20.50", "47.75", "123.46"]
+    assert ["Mask²DiT-5B (reported)", "89.21", "20.81", "55.01", "607.64"] in rows
+    assert all(row[0].endswith("(reported)") for row in rows[1:])
+
+
+def test_columns_without_values_are_shown_as_such():
+    _, rows = summary_table(make_results([70.0, 80.0]))
+    assert rows[0] == ["Visual ↑", "75.00", "70.00 … 80.00", "2"]
+    assert rows[3] == ["Deviation ↓", "–", "–", "0"]
+
+
+def test_runs_are_compared_story_by_story():
+    ours, other = make_results([70.0, 90.0, 50.0]), make_results([69.0, 89.0, 49.0])
+    _, rows = comparison_table(ours, other)
+    assert rows[0] == ["Visual ↑", "+1.00", "+1.00 … +1.00", "3", "better"]
+    assert rows[1] == ["Semantic ↑", "+0.00", "+0.00 … +0.00", "3", "no clear difference"]
+    assert comparison_table(other, ours)[1][0][-1] == "worse"
+
+
+def test_learned_scores_are_correlated_with_the_truth():
+    results = make_results([70.0, 80.0, 90.0], ground_truth=["semantic"])
+    assert ["Visual", "+1.00"] in correlation_table(results)[1]
+    reversed_results = make_results([90.0, 80.0, 70.0], ground_truth=["semantic"])
+    assert ["Visual", "-1.00"] in correlation_table(reversed_results)[1]
+
+
+def test_plots_hold_every_run_and_story():
+    runs = [make_results([70.0, 80.0]), make_results([60.0, 75.0])]
+    rows = [(column.title, [run.interval(column.key) for run in runs]) for column in COLUMNS]
+    assert interval_plot(rows, ["a", "b"]).count("<circle") == 2 + 2 * 3
+    assert scatter_plot([("x", 1, 2), ("y", 3, 4)], "a", "b").count("<circle") == 2
+    assert heat_map([[100, 40], [40, 100]]).count("<rect") == 4
+    assert interval_plot([("a", [None])], ["b"]) == scatter_plot([], "a", "b") == ""
+
+
+@pytest.mark.parametrize("low, high", [(0, 100), (-12.3, 99.8), (99.80, 99.81), (0, 0.003)])
+def test_ticks_are_round_and_within_the_axis(low, high):
+    ticks = _ticks(low, high)
+    assert 2 <= len(ticks) <= 8
+    assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
+
+
+def test_a_run_without_any_value_still_has_a_report(tmp_path):
+    results = make_results([])
+    assert write_report(dataclasses.replace(results, columns=[]), tmp_path).is_file()

@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mask2dit.evaluation.results import Results
+from mask2dit.evaluation.run import evaluate
+from mask2dit.evaluation.study import QUESTIONS, StudyConfig, tally, write_study
+
+
+@pytest.fixture
+def study(config, tmp_path):
+    for name in ("one", "two"):
+        evaluate(config(name=name, output=str(tmp_path / name)))
+    runs = [str(tmp_path / name) for name in ("one", "two")]
+
+    def make(**changes):
+        return StudyConfig(**{"runs": runs, "output": str(tmp_path / "study"), **changes})
+
+    return make
+
+
+def test_the_page_gives_nothing_away_and_the_key_knows(study):
+    page = write_study(study()).read_text()
+    folder = Path(study().output)
+    key = json.loads((folder / "key.json").read_text())
+    assert all(sorted(order) == ["one", "two"] for order in key.values()) and len(key) == 3
+    assert {path.name for path in (folder / "videos").iterdir()} == {
+        f"00{i}{place}.mp4" for i in range(3) for place in "ab"
+    }
+    assert page.count("type='radio'") == 3 * len(QUESTIONS) * 2
+    assert not any(f">{name}<" in page for name in ("one", "two"))
+
+
+def test_orders_are_shuffled_by_the_seed(study):
+    orders = []
+    for seed in range(8):
+        write_study(study(seed=seed))
+        orders.append((Path(study().output) / "key.json").read_text())
+    assert len(set(orders)) > 1
+
+
+def test_votes_are_counted_for_the_run_and_not_for_the_place(study, tmp_path):
+    write_study(study())
+    key = json.loads((Path(study().output) / "key.json").read_text())
+    answers = {f"{story} {question}": order.index("two") for story, order in key.items() for question in QUESTIONS}
+    (tmp_path / "answers.json").write_text(json.dumps(answers))
+    text = tally(study(answers=[str(tmp_path / "answers.json")])).read_text()
+    assert "| overall | 0.0% (0) | 100.0% (3) |" in text
+    (tmp_path / "answers.json").write_text('{"elsewhere overall": 0}')
+    with pytest.raises(ValueError, match="is no answer to the study"):
+        tally(study(answers=[str(tmp_path / "answers.json")]))
+
+
+def test_a_study_needs_two_runs_that_can_be_told_apart(study, tmp_path):
+    with pytest.raises(ValueError, match="2 to 10 runs"):
+        StudyConfig(runs=["one"])
+    with pytest.raises(ValueError, match="same name"):
+        write_study(study(runs=[study().runs[0]] * 2))
+    with pytest.raises(FileNotFoundError, match="evaluate that run first"):
+        write_study(study(runs=[study().runs[0], str(tmp_path)]))
+    assert isinstance(Results.read(study().runs[0]), Results)

@@ -1,0 +1,137 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mask2dit.evaluation.config import CutConfig, EvaluationConfig, GenerationConfig
+from mask2dit.evaluation.prompts import Story
+from mask2dit.evaluation.videos import Generator, StoryVideo, equal_boundaries, find_video
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.video.reading import open_video
+
+
+def test_scenes_are_the_spans_between_boundaries(story_video):
+    assert story_video.scenes == [(0, 9), (9, 18), (18, 27)]
+    frames = story_video.frames([0, 9, 18]).float().mean(dim=(1, 2))
+    assert frames.argmax(dim=1).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "boundaries, message",
+    [
+        ((9,), "has 2 scenes, but the story has 3 prompts"),
+        ((9, 27), "27 frames, in which the boundaries .9, 27. do not lie in order"),
+        ((18, 9), "do not lie in order"),
+        ((0, 9), "do not lie in order"),
+    ],
+)
+def test_boundaries_that_do_not_fit_the_video_are_refused(story_video, boundaries, message):
+    with pytest.raises(ValueError, match=message):
+        StoryVideo(story=story_video.story, path=story_video.path, boundaries=boundaries)
+
+
+def test_a_video_needs_a_frame_for_each_scene(story_video):
+    many = Story(title="Many", cast={}, prompts=("a",) * 28, durations=(None,) * 28)
+    with pytest.raises(ValueError, match="27 frames for 28 scenes"):
+        StoryVideo(story=many, path=story_video.path, boundaries=tuple(range(1, 28)))
+
+
+def test_boundaries_are_given_equal_or_detected(story_video, tmp_path):
+    story = story_video.story
+
+    def boundaries(how):
+        cuts = CutConfig(min_scene_frames=4)
+        return find_video(EvaluationConfig(videos=str(tmp_path), boundaries=how, cuts=cuts), story).boundaries
+
+    with pytest.raises(FileNotFoundError, match=r"the-fox\.json.*boundaries=equal"):
+        boundaries("given")
+    sidecar = story_video.path.with_suffix(".json")
+    for bad in ("{}", "[9]", '{"boundaries": ["9"]}', "nothing"):
+        sidecar.write_text(bad)
+        with pytest.raises(ValueError, match=r"the-fox\.json"):
+            boundaries("given")
+    sidecar.write_text(json.dumps({"boundaries": [8, 20]}))
+    assert boundaries("given") == (8, 20)
+    assert boundaries("equal") == boundaries("detected") == (9, 18)
+    assert equal_boundaries(49, 3) == [16, 33]
+
+
+@pytest.fixture
+def generator(small_model, tmp_path):
+    (tmp_path / "out" / "videos").mkdir(parents=True)
+
+    def make(*stories, **generation) -> Generator:
+        settings = {
+            "model": str(small_model),
+            "height": 64,
+            "width": 96,
+            "num_frames": 9,
+            "num_inference_steps": 1,
+            "dtype": "float32",
+            **generation,
+        }
+        config = EvaluationConfig(
+            output=str(tmp_path / "out"), generation=GenerationConfig(**settings), device="cpu", seed=1
+        )
+        return Generator(config, stories)
+
+    return make
+
+
+def short(title="Short", durations=(None, None)):
+    return Story(title=title, cast={}, prompts=("a fox", "a lake"), durations=durations)
+
+
+@pytest.mark.parametrize(
+    "mode, frames, boundaries",
+    [("fixed", 18, (9,)), ("extension", 18, (9,)), ("separate", 18, (9,)), ("merged", 9, (4,))],
+)
+def test_every_mode_makes_a_video_with_its_boundaries(generator, mode, frames, boundaries):
+    video = generator(short(), mode=mode, initial_scenes=1)(short())
+    assert (video.reader.num_frames, video.boundaries) == (frames, boundaries)
+    record = json.loads(video.path.with_suffix(".json").read_text())
+    assert record["made_from"]["mode"] == mode
+    assert record["made_from"]["prompts"] == (["a fox a lake"] if mode == "merged" else ["a fox", "a lake"])
+
+
+def test_durations_become_frames_that_the_vae_carries(generator):
+    story = short(durations=(2.0, None))  # 16 frames at 8 fps: 17 is the nearest
+    video = generator(story)(story)
+    assert (video.boundaries, video.reader.num_frames) == ((17,), 26)
+
+
+def test_what_was_generated_is_found_again_without_weights(generator, monkeypatch):
+    before = generator(short())(short()).path.read_bytes()
+    monkeypatch.setattr(Mask2DiTPipeline, "from_pretrained", lambda *a, **k: pytest.fail("weights were read"))
+    assert generator(short())(short()).path.read_bytes() == before
+
+
+def test_a_video_of_other_settings_is_not_taken_for_this_one(generator):
+    generator(short())(short())
+    with pytest.raises(ValueError, match=r"short\.mp4 was made with other settings"):
+        generator(short(), guidance_scale=3.0)(short())
+
+
+def test_stories_have_their_own_noise_and_the_same_in_every_run(generator):
+    one, other = short("One"), short("Other")
+    make = generator(one, other)
+    assert make(one).path.read_bytes() != make(other).path.read_bytes()
+    assert make._seed(one) == generator(one)._seed(one) != make._seed(other)
+
+
+def test_settings_that_the_model_cannot_carry_are_refused_before_weights_are_read(generator, monkeypatch):
+    monkeypatch.setattr(Mask2DiTPipeline, "from_pretrained", lambda *a, **k: pytest.fail("weights were read"))
+    with pytest.raises(ValueError, match="story 'Short': height=70"):
+        generator(short(), height=70)
+    with pytest.raises(FileNotFoundError, match="no model in"):
+        generator(short(), model="nowhere")
+
+
+def test_videos_are_never_half_written(generator, monkeypatch):
+    make = generator(short())
+    monkeypatch.setattr(Mask2DiTPipeline, "decode_latents", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make(short())
+    assert [path.name for path in Path(make.folder).iterdir()] == ["scenes"]
+    monkeypatch.undo()
+    assert open_video(make(short()).path).num_frames == 18
