@@ -1,0 +1,159 @@
+"""What the filters go by: motion, text on screen and beauty of every clip."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mask2dit.curation.config import FilterConfig, ScoreConfig
+from mask2dit.curation.optional import import_optional
+from mask2dit.curation.store import Dropped, Entry
+from mask2dit.curation.write import Clip
+from mask2dit.evaluation.quality import FrameEncoder, load_aesthetic_head
+from mask2dit.evaluation.viclip import middle_frames
+from mask2dit.models.loading import fingerprint
+from mask2dit.video.reading import VideoReader, open_video
+
+FLOW_WIDTH = 160  # pixels
+TEXT_SIZE = (736, 736)  # width and height that the text detector sees, multiples of 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Entry):
+    """Of a clip, which has the same id; None where it was not measured."""
+
+    short_side: int
+    motion: float | None = None
+    shake: float | None = None
+    text: float | None = None
+    aesthetic: float | None = None
+
+
+def score_settings(config: ScoreConfig) -> dict:
+    """What scores depend on.
+
+    Raises:
+        FileNotFoundError: if weights are missing.
+    """
+    settings = {"num_positions": config.num_positions, "motion": config.motion}
+    for name in ("clip", "aesthetic_head", "text_detector"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).exists():
+            raise FileNotFoundError(f"score.{name}: there is nothing at {path!r}")
+        settings[name] = path and fingerprint(path)
+    return settings
+
+
+def score(clips: Iterable[Clip], folder: Path, config: ScoreConfig, device: torch.device) -> Iterator:
+    """Measures clips."""
+    aesthetic = Aesthetic(config, device) if config.clip else None
+    text = TextDetector(config.text_detector) if config.text_detector else None
+    for clip in clips:
+        reader = open_video(folder / clip.path)
+        motion, shake = motion_and_shake(reader, config.num_positions) if config.motion else (None, None)
+        frames = None
+        if aesthetic or text:
+            frames = reader.read(middle_frames(0, reader.num_frames, config.num_positions))
+        scores = Scores(
+            id=clip.id,
+            source=clip.source,
+            short_side=min(clip.width, clip.height),
+            motion=motion,
+            shake=shake,
+            text=text and text(frames.numpy()),
+            aesthetic=aesthetic and aesthetic(frames),
+        )
+        yield clip, [scores]
+
+
+def apply_filters(scores: Iterable[Scores], config: FilterConfig) -> Iterator:
+    """Drops what lies beyond a limit, by the first such limit."""
+    for entry in scores:
+        limits = (
+            ("low_resolution", "shorter side", entry.short_side, config.min_short_side, False),
+            ("too_still", "motion", entry.motion, config.min_motion, False),
+            ("too_shaky", "shake", entry.shake, config.max_shake, True),
+            ("text", "text", entry.text, config.max_text, True),
+            ("low_aesthetic", "aesthetic score", entry.aesthetic, config.min_aesthetic, False),
+        )
+        result: Entry = entry
+        for rule, name, value, limit, is_upper in limits:
+            if limit is not None and (value > limit if is_upper else value < limit):
+                why = f"{name} {value:.4g} is {'above' if is_upper else 'below'} {limit:g}"
+                result = Dropped(id=entry.id, source=entry.source, rule=rule, why=why)
+                break
+        yield entry, [result]
+
+
+def motion_and_shake(reader: VideoReader, num_positions: int) -> tuple[float, float]:
+    """How much a clip moves and how unsteady its camera is, from the optical flow (Farnebäck) at some positions.
+
+    Returns:
+        The mean length of the flow, and the mean change of its median vector, which is the camera's movement, from one frame
+        to the next; both in percent of the width a second.
+
+    Raises:
+        ValueError: if OpenCV is not installed.
+    """
+    cv2 = import_optional("cv2")
+    lengths, changes = [], []
+    for first in middle_frames(0, reader.num_frames - 2, num_positions):
+        frames = reader.read(range(first, first + 3)).numpy()
+        size = (FLOW_WIDTH, max(16, round(FLOW_WIDTH * reader.height / reader.width)))
+        grey = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA) for f in frames]
+        flows = [
+            cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # OpenCV's own example values
+            for before, after in itertools.pairwise(grey)
+        ]
+        camera = [np.median(flow.reshape(-1, 2), axis=0) for flow in flows]
+        lengths += [np.linalg.norm(flow, axis=-1).mean() for flow in flows]
+        changes.append(np.linalg.norm(camera[1] - camera[0]))
+    unit = 100 * reader.fps / FLOW_WIDTH
+    return round(float(np.mean(lengths)) * unit, 3), round(float(np.mean(changes)) * unit, 3)
+
+
+class TextDetector:
+    """The share of the picture that text covers, by a detector of the kind DB (arXiv 1911.08947) that OpenCV runs.
+
+    Args:
+        path: of the network in ONNX.
+
+    Raises:
+        ValueError: if it cannot be read, or OpenCV is not installed.
+    """
+
+    def __init__(self, path: str):
+        cv2 = import_optional("cv2")
+        try:
+            self.model = cv2.dnn.TextDetectionModel_DB(path)
+        except cv2.error as error:
+            raise ValueError(f"{path!r} is not a text detector that OpenCV can read: {error.err}") from error
+        self.model.setBinaryThreshold(0.3).setPolygonThreshold(0.5)
+        self.model.setInputParams(1 / 255, TEXT_SIZE, (122.68, 116.67, 104.01))
+
+    def __call__(self, frames: np.ndarray) -> float:
+        """The largest share in any of the frames `uint8 (T, H, W, 3)`: a title is a title in one of them."""
+        cv2 = import_optional("cv2")
+        shares = []
+        for frame in frames:
+            boxes, _ = self.model.detect(np.ascontiguousarray(frame[..., ::-1]))
+            mask = np.zeros(frame.shape[:2], np.uint8)
+            for box in boxes:
+                cv2.fillPoly(mask, [np.asarray(box, np.int32)], 1)
+            shares.append(mask.mean())
+        return round(float(max(shares)), 4)
+
+
+class Aesthetic:
+    """LAION's aesthetic score as the evaluation computes it: the mean over frames."""
+
+    def __init__(self, config: ScoreConfig, device: torch.device):
+        self.encode = FrameEncoder(config.clip, device)
+        self.head = load_aesthetic_head(config.aesthetic_head)
+
+    @torch.inference_mode()
+    def __call__(self, frames: torch.Tensor) -> float:
+        return round(float(self.head(torch.from_numpy(self.encode(frames))).mean()), 3)
