@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 # For the estimate: characters of a token of English, and tokens of a caption with its share of the actors.
 CHARACTERS_A_TOKEN = 4
 TOKENS_A_CAPTION = 160
+MAX_FAILURES = 5  # requests in a row, after which the run stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def caption(
 
     Raises:
         ValueError: if no request can succeed, or the estimate or the cost exceeds `max_cost`.
-        OSError: if `max_failures` requests in a row failed.
+        OSError: if `MAX_FAILURES` requests in a row failed.
     """
     groups = list(groups)
     input_tokens, output_tokens = estimate_tokens(groups, config)
@@ -80,7 +81,7 @@ def caption(
                 except CaptionerError as error:
                     failures, left = failures + 1, left + 1
                     logger.warning("%s: %s", futures[future].id, error.args[-1])
-                    if failures >= config.max_failures:
+                    if failures >= MAX_FAILURES:
                         raise OSError(
                             f"{failures} requests in a row failed, the last because {error.args[-1]}. Run again when the "
                             "endpoint answers: captions so far are kept"

@@ -43,14 +43,11 @@ class WriteConfig:
     trim_frames: int = 2
     """Frames left out at both ends of a scene, where cuts often still show the scene beside it."""
     remove_borders: bool = True
-    border_tolerance: int = 12
-    """How far, of 255, pixels of a border may differ from its colour."""
     max_short_side: int | None = None
     """Pixels of the shorter side from which on clips are scaled down; null: never."""
 
     def __post_init__(self):
         _check_at_least("write.trim_frames", self.trim_frames, 0)
-        _check_at_least("write.border_tolerance", self.border_tolerance, 0)
         if self.max_short_side is not None:
             _check_at_least("write.max_short_side", self.max_short_side, 16)
 
@@ -59,8 +56,6 @@ class WriteConfig:
 class ScoreConfig:
     """What is measured of every clip, for the filters."""
 
-    num_positions: int = 8
-    """Places in a clip that are looked at."""
     motion: bool = False
     """Motion and shake, by optical flow."""
     clip: str | None = None
@@ -71,7 +66,6 @@ class ScoreConfig:
     """A text detector of the kind DB in ONNX, such as PP-OCR's in OpenCV's model zoo, for text on screen."""
 
     def __post_init__(self):
-        _check_at_least("score.num_positions", self.num_positions, 1)
         if (self.clip is None) != (self.aesthetic_head is None):
             raise ValueError("score.clip and score.aesthetic_head belong together: set both, or neither")
 
@@ -154,8 +148,6 @@ class CaptionConfig:
     """Seconds for one answer."""
     max_retries: int = 4
     """Of a request that met a rate limit, a server error or the timeout, ever later."""
-    max_failures: int = 5
-    """Requests in a row that failed in spite of that, after which the run stops."""
 
     price_input: float | None = None
     """Of a million tokens, in any currency; null: tokens are counted without a price."""
@@ -173,7 +165,7 @@ class CaptionConfig:
     def __post_init__(self):
         if self.backend not in BACKENDS:
             raise ValueError(f"caption.backend has to be one of {', '.join(BACKENDS)}, but is {self.backend!r}")
-        for name in ("frames_per_scene", "longest_side", "max_words", "max_attempts", "concurrency", "max_failures"):
+        for name in ("frames_per_scene", "longest_side", "max_words", "max_attempts", "concurrency"):
             _check_at_least(f"caption.{name}", getattr(self, name), 1)
         _check_at_least("caption.max_retries", self.max_retries, 0)
         for name in ("timeout", "requests_per_minute"):
@@ -202,8 +194,6 @@ class ExportConfig:
     """Where sft.json, pretrain.csv, their validation parts and the card are written, over those of an earlier run."""
     validation_share: float = 0.05
     """Of the films, by a hash of their names, so that a film stays where it is when others are added."""
-    decisions: str | None = None
-    """The file that the review page saves; null: decisions.json in the output folder, if there is one."""
 
     def __post_init__(self):
         if not 0 <= self.validation_share < 1:

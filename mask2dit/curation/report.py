@@ -86,12 +86,12 @@ def histogram(
         parts.append(
             f"<text x='{x(value):.1f}' y='{y(0) + 16:.1f}' text-anchor='middle' fill='{SOFT}'>{value:.2f}</text>"
         )
-    # Each label in a line of its own, on the side where there is room.
-    for i, (label, value) in enumerate(sorted(marks.items(), key=lambda item: item[1])):
-        side, shift = ("end", -5) if x(value) > width / 2 else ("start", 5)
+    # Each label in a line of its own, the rightmost value's on top, so that no label is crossed by the line of another.
+    for i, (label, value) in enumerate(sorted(marks.items(), key=lambda item: -item[1])):
+        side, shift = ("end", -5) if x(value) > 150 else ("start", 5)
         parts.append(f"<line x1='{x(value):.1f}' x2='{x(value):.1f}' y1='{8 + 15 * i}' y2='{y(0)}' stroke='{LINE}'/>")
         parts.append(
-            f"<text x='{x(value) + shift:.1f}' y='{18 + 15 * i}' text-anchor='{side}' fill='{LINE}'>{label} {value:g}</text>"
+            f"<text x='{x(value) + shift:.1f}' y='{18 + 15 * i}' text-anchor='{side}' fill='{LINE}'>{label}</text>"
         )
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' role='img' width='{width}' height='{height}' "
@@ -102,8 +102,8 @@ def histogram(
 
 def similarity_plot(cosines: Sequence[float], threshold: float, ceiling: float) -> str:
     """The distribution of neighbouring clips' cosines, with the thresholds of the run and of the paper's ablation."""
-    marks = {"threshold": threshold, "ceiling": ceiling}
-    marks |= {f"paper {value:g}:": value for value in PAPER_THRESHOLDS if value != threshold}
+    marks = {f"threshold {threshold:g}": threshold, f"ceiling {ceiling:g}": ceiling}
+    marks |= {f"paper's {value:g}": value for value in PAPER_THRESHOLDS if value != threshold}
     return histogram(cosines, "cosine of neighbouring clips", marks)
 
 
@@ -123,7 +123,7 @@ def write_card(
         {"similarity.svg": similarity_plot(cosines, config.group.threshold, config.group.ceiling)} if cosines else {}
     )
     plots["clip_seconds.svg"] = histogram(seconds, "seconds of a clip", {})
-    flag_below = {"flagged below": config.verify.flag_below}
+    flag_below = {f"flagged below {config.verify.flag_below:g}": config.verify.flag_below}
     if verified:
         of_captions = [cosine for entry in verified for cosine in entry.cosines]
         plots["caption_similarity.svg"] = histogram(of_captions, "cosine of caption and clip", flag_below)

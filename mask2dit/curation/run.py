@@ -168,7 +168,7 @@ def _make_manifests(
         logger.info("Part %s is done; run shard=0/1 after all parts, for the review page and the export", config.shard)
         return 0
 
-    decisions = read_decisions(Path(config.export.decisions or folder / DECISIONS), captions, config.caption.max_words)
+    decisions = read_decisions(folder / DECISIONS, captions, config.caption.max_words)
     of_id = {entry.id: entry for entry in verified}
     page = write_review(folder, {entry.id: entry for entry in groups}, clips, captions, of_id, decisions)
     logger.info("%s shows %d captions; decisions: %d", page, len(captions), len(decisions))

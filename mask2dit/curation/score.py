@@ -1,8 +1,8 @@
 """What the filters go by: motion, text on screen and beauty of every clip."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from mask2dit.evaluation.viclip import middle_frames
 from mask2dit.models.loading import fingerprint
 from mask2dit.video.reading import VideoReader, open_video
 
+NUM_POSITIONS = 8  # places in a clip that are looked at
 FLOW_WIDTH = 160  # pixels
 TEXT_SIZE = (736, 736)  # width and height that the text detector sees, multiples of 32
 
@@ -38,7 +39,7 @@ def score_settings(config: ScoreConfig) -> dict:
     Raises:
         FileNotFoundError: if weights are missing.
     """
-    settings = {"num_positions": config.num_positions, "motion": config.motion}
+    settings = {"num_positions": NUM_POSITIONS, "motion": config.motion}
     for name in ("clip", "aesthetic_head", "text_detector"):
         path = getattr(config, name)
         if path is not None and not Path(path).exists():
@@ -53,10 +54,10 @@ def score(clips: Iterable[Clip], folder: Path, config: ScoreConfig, device: torc
     text = TextDetector(config.text_detector) if config.text_detector else None
     for clip in clips:
         reader = open_video(folder / clip.path)
-        motion, shake = motion_and_shake(reader, config.num_positions) if config.motion else (None, None)
+        motion, shake = motion_and_shake(reader) if config.motion else (None, None)
         frames = None
         if aesthetic or text:
-            frames = reader.read(middle_frames(0, reader.num_frames, config.num_positions))
+            frames = reader.read(middle_frames(0, reader.num_frames, NUM_POSITIONS))
         scores = Scores(
             id=clip.id,
             source=clip.source,
@@ -88,7 +89,7 @@ def apply_filters(scores: Iterable[Scores], config: FilterConfig) -> Iterator:
         yield entry, [result]
 
 
-def motion_and_shake(reader: VideoReader, num_positions: int) -> tuple[float, float]:
+def motion_and_shake(reader: VideoReader) -> tuple[float, float]:
     """How much a clip moves and how unsteady its camera is, from the optical flow (Farnebäck) at some positions.
 
     Returns:
@@ -100,13 +101,13 @@ def motion_and_shake(reader: VideoReader, num_positions: int) -> tuple[float, fl
     """
     cv2 = import_optional("cv2")
     lengths, changes = [], []
-    for first in middle_frames(0, reader.num_frames - 2, num_positions):
+    for first in middle_frames(0, reader.num_frames - 2, NUM_POSITIONS):
         frames = reader.read(range(first, first + 3)).numpy()
         size = (FLOW_WIDTH, max(16, round(FLOW_WIDTH * reader.height / reader.width)))
         grey = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA) for f in frames]
         flows = [
             cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # OpenCV's own example values
-            for before, after in itertools.pairwise(grey)
+            for before, after in pairwise(grey)
         ]
         camera = [np.median(flow.reshape(-1, 2), axis=0) for flow in flows]
         lengths += [np.linalg.norm(flow, axis=-1).mean() for flow in flows]

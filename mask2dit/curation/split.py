@@ -1,9 +1,9 @@
 """Films into scenes: where they are cut, by PySceneDetect or by any function of the same form."""
 
 import importlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ def scenes(cuts: Sequence[int], reader: VideoReader, config: SplitConfig) -> lis
     """
     bounds = [0, *cuts, reader.num_frames]
     found = []
-    for start, stop in itertools.pairwise(bounds):
+    for start, stop in pairwise(bounds):
         if config.force_cut_above is not None:
             limit, part = (
                 round(seconds * reader.fps) for seconds in (config.force_cut_above, config.force_cut_length)

@@ -21,6 +21,7 @@ from mask2dit.video.writing import write_video
 FRAMES_AT_ONCE = 16
 BORDER_SAMPLES = 24  # frames of a film by which its borders are found
 BORDER_SHARE = 0.99  # of a row's pixels that have to be of the border's colour: compression disturbs a few
+TOLERANCE = 12  # of 255, by which such a pixel may differ from that colour
 DARK = 32  # of 255
 
 
@@ -90,12 +91,12 @@ def film_crop(reader: VideoReader, config: WriteConfig) -> tuple[int, int, int, 
     top = bottom = left = right = 0
     if config.remove_borders:
         indices = np.linspace(0, reader.num_frames - 1, min(BORDER_SAMPLES, reader.num_frames)).round().astype(int)
-        top, bottom, left, right = find_borders(reader.read(indices.tolist()).numpy(), config.border_tolerance)
+        top, bottom, left, right = find_borders(reader.read(indices.tolist()).numpy())
     height, width = height - top - bottom, width - left - right
     return top, left, height - height % 2, width - width % 2
 
 
-def find_borders(frames: np.ndarray, tolerance: int) -> tuple[int, int, int, int]:
+def find_borders(frames: np.ndarray) -> tuple[int, int, int, int]:
     """Rows at the top and bottom and columns at the left and right that never change and have one colour.
 
     An edge counts if it is nearly black, or if the edge opposite has a border of the same colour; a picture in which
@@ -103,33 +104,32 @@ def find_borders(frames: np.ndarray, tolerance: int) -> tuple[int, int, int, int
 
     Args:
         frames: `uint8 (F, H, W, 3)`.
-        tolerance: how far, of 255, a pixel may differ from the border's colour.
 
     Returns:
         Numbers of rows or columns: top, bottom, left, right.
     """
-    top, bottom = _opposite_borders(frames, tolerance)
+    top, bottom = _opposite_borders(frames)
     # Columns within the rows that are left: the bars above and below them say nothing.
-    left, right = _opposite_borders(np.swapaxes(frames[:, top : frames.shape[1] - bottom], 1, 2), tolerance)
+    left, right = _opposite_borders(np.swapaxes(frames[:, top : frames.shape[1] - bottom], 1, 2))
     return top, bottom, left, right
 
 
-def _opposite_borders(frames: np.ndarray, tolerance: int) -> tuple[int, int]:
-    first, first_colour = _border(frames, tolerance)
-    last, last_colour = _border(frames[:, ::-1], tolerance)
+def _opposite_borders(frames: np.ndarray) -> tuple[int, int]:
+    first, first_colour = _border(frames)
+    last, last_colour = _border(frames[:, ::-1])
     if first + last >= frames.shape[1]:
         return 0, 0
-    alike = first and last and np.abs(first_colour - last_colour).max() <= tolerance
+    alike = first and last and np.abs(first_colour - last_colour).max() <= TOLERANCE
     return tuple(
         size if alike or colour.max() <= DARK else 0 for size, colour in ((first, first_colour), (last, last_colour))
     )
 
 
-def _border(frames: np.ndarray, tolerance: int) -> tuple[int, np.ndarray]:
+def _border(frames: np.ndarray) -> tuple[int, np.ndarray]:
     """How many rows from the first on have the first one's colour in all frames, and that colour."""
     colour = np.median(frames[:, 0].reshape(-1, 3), axis=0)
     for row in range(frames.shape[1]):
-        differs = np.abs(frames[:, row].astype(np.int16) - colour).max(axis=-1) > tolerance
+        differs = np.abs(frames[:, row].astype(np.int16) - colour).max(axis=-1) > TOLERANCE
         if differs.mean() > 1 - BORDER_SHARE:
             return row, colour
     return frames.shape[1], colour
