@@ -48,7 +48,7 @@ def histogram(
     """A histogram as SVG.
 
     Args:
-        values: what is counted.
+        values: what is counted, at least one.
         title: of the axis.
         marks: values to draw as lines, by their labels.
     """

@@ -176,6 +176,11 @@ def _make_manifests(
         return 0
     rows, exported = export(folder, config, clips, captions, decisions)
     workspace.count("export", len(captions), exported)
+    if not any(rows.values()):
+        logger.warning(
+            "Nothing is left to export: the table says which rules removed it. Manifests of earlier runs stay"
+        )
+        return 1
     write_card(
         Path(config.export.folder), config, workspace.funnel, rows, list(clips.values()), captions, verified, cosines
     )

@@ -46,7 +46,10 @@ def test_scenes_without_actors_are_fine():
         (answer([("The fox", FOX), ("Actor2", OWL)]), "actors are named Actor1, Actor2, …, but one is 'The fox'"),
         (answer([("Actor1", "a fox (red)"), ("Actor2", OWL)]), "without parentheses"),
         (answer([("Actor1", FOX), ("Actor2", OWL), ("Actor3", "a hare")]), "Actor3 is declared, but is in no caption"),
-        (answer(captions=[GOOD[0].replace("blue", "green"), GOOD[1]]), "first mention of Actor1 has to be 'Actor1 .a red"),
+        (
+            answer(captions=[GOOD[0].replace("blue", "green"), GOOD[1]]),
+            "first mention of Actor1 has to be 'Actor1 .a red",
+        ),
         (answer(captions=[f"{GOOD[0]} Actor1 (a wet fox) leaves.", GOOD[1]]), "describes Actor1 in other words"),
         (answer(captions=["", GOOD[1]]), "caption of scene 1 is empty"),
         (answer(captions=[f"The video shows {GOOD[0]}", GOOD[1]]), "begins with 'The video'"),

@@ -95,14 +95,18 @@ def test_clips_alone_have_to_be_long_enough_for_pretraining():
     assert isinstance(short, Dropped) and short.why.startswith("29 frames, but 30 are needed")
 
 
-def test_viclip_finds_copies_closer_than_related_clips_and_these_closer_than_unrelated_ones(tmp_path, tiny_viclip, drawing):
-    plain, closer = drawing.Scene("plain", "#d62b3a", 16), drawing.Scene("plain", "#d62b3a", 16, zoom=1.3, light=(0.8, 0.8, 1))
-    scenes = {"scene": plain, "copy": plain, "related": closer, "noise": None}
-    for name, scene in scenes.items():
-        noise = np.random.default_rng(0).integers(0, 255, (16, 128, 192, 3)).astype(np.uint8)
-        frames = noise if scene is None else [drawing.draw(scene, k / 15) for k in range(16)]
-        write_video(tmp_path / f"{name}.mp4", frames, 12)
-    features = Embedder(ViCLIPConfig(weights=str(tiny_viclip)), "cpu").videos([tmp_path / f"{name}.mp4" for name in scenes])
+def test_copies_are_above_the_ceiling_and_unrelated_clips_below_the_threshold(tmp_path, tiny_viclip, drawing):
+    plain = drawing.Scene("plain", "#d62b3a", 16, zoom=1.5, light=drawing.EVENING)
+    scenes = {
+        "scene": plain,
+        "copy": plain,
+        "related": drawing.Scene("plain", "#d62b3a", 16, zoom=1.2, light=(0.8, 0.6, 0.45)),
+        "unrelated": drawing.Scene("town", "#2a6fd6", 16, light=drawing.MORNING),
+    }
+    paths = [tmp_path / f"{name}.mp4" for name in scenes]
+    for path, scene in zip(paths, scenes.values()):
+        write_video(path, [drawing.draw(scene, k / 15) for k in range(16)], drawing.FPS)
+    features = Embedder(ViCLIPConfig(weights=str(tiny_viclip)), "cpu").videos(paths)
     copy, related, unrelated = features[0] @ features[1:].T
     config = GroupConfig(threshold=0.8, ceiling=0.9999)
     assert copy > config.ceiling > related > config.threshold > unrelated

@@ -89,7 +89,7 @@ def test_a_damaged_line_is_named(tmp_path):
 def test_parts_share_the_films_and_the_whole_finds_all_of_them(tmp_path):
     names = [f"film {i}" for i in range(12)]
     parts = [[name for name in names if Workspace(tmp_path, f"{i}/3").is_mine(name)] for i in range(3)]
-    assert sorted(sum(parts, [])) == sorted(names) and all(parts)
+    assert sorted(name for part in parts for name in part) == sorted(names) and all(parts)
     for i, part in enumerate(parts):
         run(tmp_path, part, Stage(), shard=f"{i}/3")
     _, results = run(tmp_path, names, stage := Stage())
