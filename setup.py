@@ -14,7 +14,7 @@ EVALUATION = [
 CURATION = [
     "av>=14",
     "openai>=2",
-    "opencv-python-headless>=4.10",
+    "opencv-python>=4.10",
     "scenedetect>=0.7",
 ]
 DEVELOPMENT = ["pytest>=8", "ruff>=0.14", "scipy>=1.13"]

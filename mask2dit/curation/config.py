@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from mask2dit.data.config import DTYPES
 from mask2dit.evaluation.config import ViCLIPConfig
 
 STAGES = ("probe", "split", "write", "score", "filter", "embed", "group", "single", "caption", "verify", "export")
@@ -171,6 +172,8 @@ class CaptionConfig:
         for name in ("timeout", "requests_per_minute"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"caption.{name}={getattr(self, name)} has to be more than 0")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"caption.dtype has to be one of {', '.join(DTYPES)}, but is {self.dtype!r}")
         if self.max_cost is not None and None in (self.price_input, self.price_output):
             raise ValueError("caption.max_cost needs caption.price_input and caption.price_output")
 

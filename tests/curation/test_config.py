@@ -23,6 +23,7 @@ from mask2dit.curation.optional import import_optional
         ("group.num_scenes=1", "group.num_scenes=1 has to be at least 2"),
         ("caption.backend=vllm", "caption.backend has to be one of openai, transformers, stand_in"),
         ("caption.max_cost=5", "caption.max_cost needs caption.price_input and caption.price_output"),
+        ("caption.dtype=half", "caption.dtype has to be one of float32, bfloat16, float16, but is 'half'"),
         ("caption.timeout=0", "caption.timeout=0.0 has to be more than 0"),
         ("export.validation_share=1", "has to be at least 0 and less than 1"),
         ("embed.viclip.weights=null", "embed.viclip.weights has to name"),
