@@ -35,24 +35,28 @@ def tiny_model(tmp_path_factory):
     )
     fast.add_special_tokens({"additional_special_tokens": ["<image>"]})
     images = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    processor = LlavaProcessor(images, fast, patch_size=8, vision_feature_select_strategy="default", chat_template=TEMPLATE)
+    processor = LlavaProcessor(
+        images, fast, patch_size=8, vision_feature_select_strategy="default", chat_template=TEMPLATE
+    )
     processor.num_additional_image_tokens = 1
     vision = CLIPVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
     )
-    text = LlamaConfig(
-        vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
+    text = LlamaConfig(vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=4)).save_pretrained(folder)
+        LlavaForConditionalGeneration(
+            LlavaConfig(vision_config=vision, text_config=text, image_token_id=4)
+        ).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
 def messages(count):
     image = Image.new("RGB", (32, 24), "red")
-    content = [part for i in range(count) for part in ({"type": "text", "text": "Scene"}, {"type": "image", "image": image})]
+    content = [
+        part for i in range(count) for part in ({"type": "text", "text": "Scene"}, {"type": "image", "image": image})
+    ]
     return [{"role": "user", "content": content}]
 
 
@@ -66,6 +70,9 @@ def test_a_local_model_sees_every_frame_and_answers_the_same_each_time(tiny_mode
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    for model, message in ((tmp_path / "nowhere", "has to be a folder"), (tmp_path, "does not hold a vision-language model")):
+    for model, message in (
+        (tmp_path / "nowhere", "has to be a folder"),
+        (tmp_path, "does not hold a vision-language model"),
+    ):
         with pytest.raises(ValueError, match=message):
             TransformersCaptioner(CaptionConfig(backend="transformers", model=str(model)), torch.device("cpu"))
