@@ -142,7 +142,7 @@ def caption_group(
             clips=group.clips,
             actors=answer.actors,
             captions=answer.captions,
-            model=config.model or config.backend,
+            model=config.model,
             prompt_version=PROMPT_VERSION,
             attempts=attempt,
             input_tokens=tokens_in,

@@ -27,7 +27,8 @@ def export(
     captions: Sequence[Captions],
     decisions: Mapping[str, Decision],
 ) -> tuple[dict[str, int], list[Entry]]:
-    """Writes `sft.json` and `pretrain.csv`, and the same for validation. A manifest without rows is not written.
+    """Writes `sft.json` and `pretrain.csv`, and the same for validation. A manifest without rows is not written, and one
+    for validation that an earlier run wrote is removed.
 
     Returns:
         The number of rows of each manifest, and the captions, of which some are `Dropped` by a person.
@@ -63,25 +64,33 @@ def export(
 
     rows = {}
     for is_validation, suffix in ((False, ""), (True, "_validation")):
-        name = f"sft{suffix}.json"
-        rows[name] = len(sft[is_validation])
-        if rows[name]:
-            write_text(target / name, json.dumps(sft[is_validation], indent=2, ensure_ascii=False) + "\n")
-        name = f"pretrain{suffix}.csv"
-        rows[name] = len(pretrain[is_validation])
-        if rows[name]:
-            with io.StringIO(newline="") as file:
-                csv.writer(file).writerows([CSV_FIELDS, *pretrain[is_validation]])
-                write_text(target / name, file.getvalue())
-    for name in (name for name, count in rows.items() if count):
-        kind = "finetune" if name.startswith("sft") else "pretrain"
-        read_manifest(DataConfig(kind=kind, manifest=str(target / name)))
+        for name, kind, found in (
+            (f"sft{suffix}.json", "finetune", sft[is_validation]),
+            (f"pretrain{suffix}.csv", "pretrain", pretrain[is_validation]),
+        ):
+            rows[name] = len(found)
+            if found:
+                write_text(target / name, _json(found) if kind == "finetune" else _csv(found))
+                read_manifest(DataConfig(kind=kind, manifest=str(target / name)))
+            elif is_validation:
+                # One of an earlier run may list films that training now sees.
+                (target / name).unlink(missing_ok=True)
     return rows, results
 
 
 def in_validation(source: str, share: float) -> bool:
     """Whether a film is for validation: a function of its name alone."""
     return int(digest(["validation", source]), 16) < share * 16**16
+
+
+def _json(rows: list[dict]) -> str:
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+
+
+def _csv(rows: list[list]) -> str:
+    with io.StringIO(newline="") as file:
+        csv.writer(file).writerows([CSV_FIELDS, *rows])
+        return file.getvalue()
 
 
 def _sft_scene(clip: Clip, caption: str, path: str) -> dict:

@@ -57,7 +57,8 @@ def probe(entries: Iterable[Entry], folder: Path) -> Iterator[tuple[Entry, list[
     av = import_optional("av")
     for entry in entries:
         try:
-            with av.open(folder / entry.id) as container:
+            # Absolute, or FFmpeg takes a folder with a colon in its name for a protocol.
+            with av.open(str((folder / entry.id).absolute())) as container:
                 stream = container.streams.video[0]
                 frame = next(container.decode(stream))
                 seconds = stream.duration * stream.time_base if stream.duration else None

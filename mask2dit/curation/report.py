@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from mask2dit.curation.caption import Captions
 from mask2dit.curation.config import CurationConfig
 from mask2dit.curation.verify import Verified
@@ -119,13 +121,12 @@ def write_card(
 ) -> Path:
     """Writes `card.md` with its plots beside the manifests."""
     seconds = [clip.num_frames / clip.fps for clip in clips]
-    plots = (
-        {"similarity.svg": similarity_plot(cosines, config.group.threshold, config.group.ceiling)} if cosines else {}
-    )
-    plots["clip_seconds.svg"] = histogram(seconds, "seconds of a clip", {})
-    flag_below = {f"flagged below {config.verify.flag_below:g}": config.verify.flag_below}
+    plots = {"clip_seconds.svg": histogram(seconds, "seconds of a clip", {})}
+    if cosines:
+        plots["similarity.svg"] = similarity_plot(cosines, config.group.threshold, config.group.ceiling)
     if verified:
         of_captions = [cosine for entry in verified for cosine in entry.cosines]
+        flag_below = {f"flagged below {config.verify.flag_below:g}": config.verify.flag_below}
         plots["caption_similarity.svg"] = histogram(of_captions, "cosine of caption and clip", flag_below)
     for name, plot in plots.items():
         write_text(target / name, plot)
@@ -137,7 +138,6 @@ def write_card(
         notes.append("Captions come from the stand-in, which never saw the pictures.")
     models = sorted({f"{entry.model}, prompt {entry.prompt_version}" for entry in captions})
     tokens = [sum(getattr(entry, name) for entry in captions) for name in ("input_tokens", "output_tokens")]
-    settings = dataclasses.asdict(config)
     lines = [
         "# Card of this data set",
         "",
@@ -174,16 +174,9 @@ def write_card(
         *(f"![{name.removesuffix('.svg').replace('_', ' ')}]({name})\n" for name in plots),
         "## Settings",
         "",
-        "| key | value |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in _flat(settings)),
+        "```yaml",
+        OmegaConf.to_yaml(dataclasses.asdict(config)).rstrip(),
+        "```",
     ]
     write_text(target / "card.md", "\n".join(lines) + "\n")
     return target / "card.md"
-
-
-def _flat(settings: Mapping, prefix: str = "") -> list[tuple[str, object]]:
-    found: list[tuple[str, object]] = []
-    for name, value in settings.items():
-        found += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return found

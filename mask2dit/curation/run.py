@@ -32,8 +32,8 @@ from mask2dit.video.writing import check_writable, write_text
 
 logger = logging.getLogger(__name__)
 
-# Of the extra; those that a stage imports in any case.
-PACKAGES = {"probe": "av", "split": "scenedetect"}
+# Of the extra, by the stage that imports it.
+PACKAGES = {"probe": "av", "split": "scenedetect", "score": "cv2", "caption": "openai"}
 
 
 def curate(config: CurationConfig) -> int:
@@ -188,7 +188,8 @@ def _make_manifests(
         logger.info(
             "%s: %d rows%s", Path(config.export.folder) / name, count, "" if count else ", so it is not written"
         )
-    return 0 if rows["sft.json"] and (rows["pretrain.csv"] or not config.caption.singles) else 1
+    has_all = rows["sft.json"] and (rows["pretrain.csv"] or not config.caption.singles)
+    return 0 if has_all and not workspace.funnel["caption"]["not done"] else 1
 
 
 def _caption(groups: Iterable[Group], clips: Mapping[str, Clip], folder: Path, config: CaptionConfig) -> Iterator:

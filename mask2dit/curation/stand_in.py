@@ -1,11 +1,10 @@
-"""A server on loopback that stands in for a captioning endpoint: `python -m mask2dit.curation.stand_in [PORT]`.
+"""A server on loopback that stands in for a captioning endpoint, for `caption.backend=stand_in` and for tests.
 
 Its captions have the right form and nothing to do with the pictures. They show that everything else works.
 """
 
 import json
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,10 +71,10 @@ def completion(request: dict, text: str) -> dict:
 
 
 @contextmanager
-def stand_in(answer: Callable[[dict], tuple[int, str]] = good_answer, port: int = 0) -> Iterator[str]:
+def stand_in(answer: Callable[[dict], tuple[int, str]] = good_answer) -> Iterator[str]:
     """Runs the server and gives its base URL."""
     handler = type("Handler", (StandIn,), {"answer": staticmethod(answer)})
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -83,9 +82,3 @@ def stand_in(answer: Callable[[dict], tuple[int, str]] = good_answer, port: int 
     finally:
         server.shutdown()
         server.server_close()
-
-
-if __name__ == "__main__":
-    with stand_in(port=int(sys.argv[1]) if len(sys.argv) > 1 else 8000) as url:
-        print(f"caption.base_url={url} caption.model=stand-in")
-        threading.Event().wait()

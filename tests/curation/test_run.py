@@ -119,17 +119,21 @@ def test_another_threshold_uses_the_features_and_captions_that_are_there(copied,
     assert len(lines(stricter, "caption")) == num_captions + 2
 
 
-def test_parts_share_the_work_and_the_whole_finds_it_done(config, monkeypatch):
-    base = config()
+def test_parts_share_the_work_and_the_whole_finds_it_done(copied):
+    base = copied()
+    before = {stage: lines(base, stage) for stage in ("split", "score", "caption")}
+    for stage in before:
+        (Path(base.output) / f"{stage}.jsonl").unlink()
     for part in ("0/2", "1/2"):
         assert curate(replace(base, shard=part)) == 0
     assert not (Path(base.export.folder) / "sft.json").exists()
     parts = [funnel(base, f"funnel.{i}-of-2.json")["probe"]["in"] for i in range(2)]
-    assert sum(parts) == 3
-    before = len(lines(base, "embed"))
+    assert sum(parts) == 3 and all(parts)
     assert curate(base) == 0
-    assert len(lines(base, "embed")) == before == 8
     assert (Path(base.export.folder) / "sft.json").exists()
+    for stage, found in before.items():
+        assert not (Path(base.output) / f"{stage}.jsonl").exists()
+        assert {line["key"] for line in lines(base, stage)} == {line["key"] for line in found}
 
 
 def test_without_a_captioner_everything_before_runs_and_what_is_missing_is_said(copied, caplog):
@@ -139,12 +143,13 @@ def test_without_a_captioner_everything_before_runs_and_what_is_missing_is_said(
     assert funnel(base)["group"]["kept"] == 2 and "caption" not in funnel(base)
 
 
-def test_stages_run_alone(config):
-    base = config(stages=["probe", "split"])
+def test_stages_run_alone(copied):
+    base = copied(stages=["split"])
+    for stage in ("split", "write"):
+        (Path(base.output) / f"{stage}.jsonl").unlink()
     assert curate(base) == 0
     assert len(lines(base, "split")) == 2 and not lines(base, "write")
-    assert curate(replace(base, stages=["write"])) == 0
-    assert len(lines(base, "write")) == 8
+    assert list(funnel(base)) == ["probe", "split", "write"] and funnel(base)["write"]["not done"] == 8
 
 
 def test_filters_take_clips_out_of_groups(copied):
@@ -160,26 +165,31 @@ def test_weights_that_are_missing_are_an_error_before_any_film_is_opened(config,
         curate(config(embed=EmbedConfig(viclip=ViCLIPConfig(weights="nowhere.safetensors"))))
 
 
-def test_an_interrupted_run_goes_on_where_it_was(config, monkeypatch):
+@pytest.mark.parametrize(
+    "stage", ["probe", "split", "write", "score", "embed", "group", "single", "caption", "verify"]
+)
+def test_a_stage_that_is_interrupted_goes_on_where_it_was(copied, monkeypatch, stage):
     class Interrupted(Exception):
         pass
 
-    real = run_module.write
+    real = getattr(run_module, stage)
 
-    def stops(scenes, **keywords):
-        for number, result in enumerate(real(scenes, **keywords)):
-            if number == 3:
-                raise Interrupted
-            yield result
+    def stops(*arguments, **keywords):
+        results = real(*arguments, **keywords)
+        yield next(results)
+        raise Interrupted
 
-    base = config(stages=["probe", "split", "write"])
-    monkeypatch.setattr(run_module, "write", stops)
+    base = copied()
+    path = Path(base.output) / f"{stage}.jsonl"
+    before = {line["key"] for line in lines(base, stage)}
+    path.unlink()
+    monkeypatch.setattr(run_module, stage, stops)
     with pytest.raises(Interrupted):
         curate(base)
-    assert len(lines(base, "write")) == 3 and "probe" in funnel(base)
-    monkeypatch.setattr(run_module, "write", real)
+    assert len(lines(base, stage)) == 1
+    monkeypatch.setattr(run_module, stage, real)
     assert curate(base) == 0
-    assert len(lines(base, "write")) == 8
+    assert len(lines(base, stage)) == len(before) and {line["key"] for line in lines(base, stage)} == before
 
 
 def test_the_key_is_written_nowhere(copied, monkeypatch):
