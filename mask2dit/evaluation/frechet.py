@@ -3,14 +3,10 @@
 Shapes: N samples, D dimensions. Everything is computed in float64.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-
-from mask2dit.video.writing import atomic_path
 
 
 @dataclass
@@ -42,16 +38,6 @@ class FeatureStatistics:
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 samples, but there are {self.count}")
         return self.scatter / (self.count - 1)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes an `.npz`, atomically."""
-        with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
-            np.savez(file, count=self.count, mean=self.mean, scatter=self.scatter)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "FeatureStatistics":
-        with np.load(path) as file:
-            return cls(int(file["count"]), file["mean"], file["scatter"])
 
     @classmethod
     def of(cls, batches: Iterable[np.ndarray]) -> "FeatureStatistics":

@@ -148,8 +148,8 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers."""
-    rough = (high - low) / 5
+    """A few round numbers."""
+    rough = (high - low) / 6
     power = 10.0 ** int(f"{rough:e}".split("e")[1])
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     first = -(-low // step) * step

@@ -30,8 +30,8 @@ REPORTED = (
     ("Mask²DiT extension", 75.33, 24.29, 49.81, None),
 )
 REPORTED_NOTE = (
-    "Rows in italics are the paper's (arXiv 2503.19881), with other prompts and another reference set: an orientation, and "
-    "not a measurement of this project."
+    "Rows marked as reported are the paper's (arXiv 2503.19881), with other prompts and another reference set: an "
+    "orientation, and not a measurement of this project."
 )
 RANKED_BY = ("sequence", "visual", "semantic")
 NUM_SHOWN = 3  # best and worst stories
@@ -156,9 +156,8 @@ def _html(results: Results, others: Sequence[Results]) -> str:
     ]
     parts += [f"<p class='warning'>{escape(note)}</p>" for note in results.notes]
     if results.faults:
-        parts.append(
-            f"<p class='warning'>{len(results.faults)} faults: what is shown leaves them out. <a href='#faults'>Which</a></p>"
-        )
+        count = f"{len(results.faults)} fault{'s' if len(results.faults) > 1 else ''}"
+        parts.append(f"<p class='warning'>{count}: what is shown leaves them out. <a href='#faults'>Which</a></p>")
     reported = tuple(range(len(runs), len(runs) + len(REPORTED)))
     parts.append(_section("Consistency", _html_table(consistency_table(runs), soft=reported), REPORTED_NOTE))
 

@@ -94,7 +94,7 @@ def evaluate(config: EvaluationConfig) -> int:
         versions={**versions(), "git_commit": git_commit()},
     )
     page = write_report(results, output, [Results.read(other) for other in config.compare])
-    logger.info("%d of %d stories scored, %d faults. Wrote %s", len(videos), len(stories), len(faults), page)
+    logger.info("%d of %d stories, %d faults. Wrote %s", len(videos), len(stories), len(faults), page)
     return 1 if faults else 0
 
 

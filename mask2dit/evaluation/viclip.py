@@ -14,12 +14,12 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from mask2dit.evaluation.config import PREPROCESSING
 from mask2dit.evaluation.weights import load_weights
 
 # Mean and standard deviation of the pixels, in [0, 1].
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-PREPROCESSING = ("published", "vbench")
 
 
 class ViCLIP(nn.Module):

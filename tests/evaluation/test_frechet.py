@@ -46,15 +46,11 @@ def test_features_and_their_statistics_give_the_root_of_the_covariances(shape):
     assert frechet_distance(*statistics) == pytest.approx(expected, rel=1e-5)
 
 
-def test_streamed_statistics_equal_those_of_all_at_once_far_from_the_origin(tmp_path):
+def test_streamed_statistics_equal_those_of_all_at_once_far_from_the_origin():
     features = np.random.default_rng(2).normal(1e6, 1, size=(101, 5))
     statistics = FeatureStatistics.of(np.array_split(features, 9))
     np.testing.assert_allclose(statistics.covariance, np.cov(features.T), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(statistics.mean, features.mean(axis=0))
-    statistics.save(tmp_path / "statistics.npz")
-    loaded = FeatureStatistics.load(tmp_path / "statistics.npz")
-    assert loaded.count == 101
-    assert frechet_distance(loaded, statistics) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("distance", [frechet_distance_of_features, kernel_distance])

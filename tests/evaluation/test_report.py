@@ -93,7 +93,7 @@ def test_the_page_is_whole_and_self_contained(tmp_path):
     assert not re.search(r"(src|href)='(?!data:|#)", page)
     assert "Story &lt;0&gt; | &amp; more" in page and "<0>" not in page
     assert page.index("Best by sequence") < page.index("Worst by sequence") < page.index("Every story")
-    assert "ours minus other" in page and "switched off" in page and "1 faults" in page
+    assert "ours minus other" in page and "switched off" in page and "1 fault:" in page
 
 
 def test_markdown_tables_keep_their_columns(tmp_path):
