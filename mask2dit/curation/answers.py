@@ -57,9 +57,10 @@ SCHEMA = {
 }
 
 ACTOR = re.compile(r"\bActor\d+\b")
+MEDIUM = r"(video|clip|scene|footage|film|frame|image|shot|camera)s?"
+SHOWS = "(shows?|depicts?|features?|captures?|presents?|displays?|follows?|opens?|begins?|starts?|is|pans?|zooms?)"
 INDIRECT = re.compile(
-    r"(in )?(this|the|a) (video|clip|scene|footage|film|frame|image|shot|camera)s?\b|we (can )?see\b",
-    re.IGNORECASE,
+    rf"(in|throughout) (this|the) {MEDIUM}\b|we (can )?see\b|(this|the|a) {MEDIUM} {SHOWS}\b", re.IGNORECASE
 )
 
 

@@ -55,9 +55,12 @@ class OpenAICaptioner:
     def __init__(self, config: CaptionConfig):
         self.openai = import_optional("openai")
         self.config = config
-        self._key = os.environ.get(config.api_key_env) or "none"
+        self._key = os.environ.get(config.api_key_env)
         self.client = self.openai.OpenAI(
-            base_url=config.base_url, api_key=self._key, timeout=config.timeout, max_retries=config.max_retries
+            base_url=config.base_url,
+            api_key=self._key or "none",  # a server of one's own needs none, but the package does
+            timeout=config.timeout,
+            max_retries=config.max_retries,
         )
         self.rate = RateLimit(config.requests_per_minute)
 
@@ -92,7 +95,8 @@ class OpenAICaptioner:
         return {"role": message["role"], "content": parts}
 
     def _without_key(self, error: Exception) -> str:
-        return " ".join(str(error).replace(self._key, "…").split())
+        message = " ".join(str(error).split())
+        return message.replace(self._key, "…") if self._key else message
 
 
 class RateLimit:

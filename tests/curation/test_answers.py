@@ -52,7 +52,7 @@ def test_scenes_without_actors_are_fine():
         ),
         (answer(captions=[f"{GOOD[0]} Actor1 (a wet fox) leaves.", GOOD[1]]), "describes Actor1 in other words"),
         (answer(captions=["", GOOD[1]]), "caption of scene 1 is empty"),
-        (answer(captions=[f"The video shows {GOOD[0]}", GOOD[1]]), "begins with 'The video'"),
+        (answer(captions=[f"The video shows {GOOD[0]}", GOOD[1]]), "begins with 'The video shows'"),
         (answer(captions=[f"In this scene, {GOOD[0]}", GOOD[1]]), "begins with 'In this scene'"),
         (answer(captions=[f"We see {GOOD[0]}", GOOD[1]]), "begins with 'We see'"),
         (answer(captions=[GOOD[0][:-1], GOOD[1]]), "does not end with a complete sentence"),
@@ -62,6 +62,10 @@ def test_scenes_without_actors_are_fine():
 def test_a_bad_answer_is_refused_with_what_is_wrong(text, message):
     with pytest.raises(ValueError, match=message):
         parse_answer(text, 2, 150)
+
+
+def test_what_is_filmed_may_be_a_film():
+    check_captions({}, ["A film crew waits on a beach.", "The scene shop is full of painted walls."], 150)
 
 
 def test_the_tenth_actor_is_not_the_first():
