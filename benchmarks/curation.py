@@ -1,7 +1,7 @@
 """How many films a minute are split and embedded, and whether memory grows with their number.
 
-Each stage runs in a fresh process over few and over many copies of a drawn film. Printed are its time and its peak memory
-for both, and the rate between the two, so that what it takes to start does not count.
+Each stage runs in a fresh process over few and over many copies of a drawn film, and once more when nothing is left to do,
+which tells how long it takes to start. Printed are the rate over the many without that, and the peaks of memory.
 
     python benchmarks/curation.py
     python benchmarks/curation.py --films 16 64 --height 720 --width 1080 --viclip models/ViCLIP/ViClip-InternVid-10M-FLT.pth
@@ -43,7 +43,7 @@ def film(scenes: int, seconds: float, height: int, width: int) -> Iterator[np.nd
 
 
 def run(stage: str, films: Path, output: Path, viclip: Path) -> tuple[float, float]:
-    """Runs one stage on what the ones before have done. Returns its seconds and its peak memory in MiB."""
+    """Runs stages on what the ones before have done. Returns seconds and the peak of memory in MiB."""
     arguments = [f"films={films}", f"output={output}", f"stages=[{stage}]", f"embed.viclip.weights={viclip}"]
     arguments += ["filter.min_short_side=null", "device=auto"]
     started = time.perf_counter()
@@ -79,7 +79,7 @@ def main() -> None:
             options.viclip.absolute() if options.viclip else build_untrained_viclip(folder / "untrained.safetensors")
         )
         write_video(folder / "film.mp4", film(options.scenes, options.seconds, options.height, options.width), FPS)
-        measured = {}
+        measured, idle = {}, {}
         for count in options.films:
             films, output = folder / f"films-{count}", folder / f"output-{count}"
             films.mkdir()
@@ -91,14 +91,15 @@ def main() -> None:
                 if stage == "embed":
                     run("score,filter", films, output, viclip)
                 measured[stage, count] = run(stage, films, output, viclip)
+                idle[stage] = run(stage, films, output, viclip)[0]
 
     seconds = options.scenes * options.seconds
     print(f"films of {seconds:g} s, {options.width}x{options.height}, {options.scenes} scenes\n")
     print(f"| stage | films a minute | times real time | peak MiB, {few} films | peak MiB, {many} films | growth |")
     print("|---|---|---|---|---|---|")
     for stage in STAGES:
-        (time_few, memory_few), (time_many, memory_many) = measured[stage, few], measured[stage, many]
-        rate = (many - few) / (time_many - time_few)
+        (_, memory_few), (time_many, memory_many) = measured[stage, few], measured[stage, many]
+        rate = many / (time_many - idle[stage])
         print(
             f"| {stage} | {60 * rate:.0f} | {rate * seconds:.1f} | {memory_few:.0f} | {memory_many:.0f} "
             f"| {memory_many / memory_few:.2f}x |"
