@@ -11,6 +11,12 @@ EVALUATION = [
     "openai>=2",  # the judge and the writing of stories
     "scenedetect>=0.7",
 ]
+CURATION = [
+    "av>=14",
+    "openai>=2",
+    "opencv-python>=4.10",
+    "scenedetect>=0.7",
+]
 DEVELOPMENT = ["pytest>=8", "ruff>=0.14", "scipy>=1.13"]
 
 setup(
@@ -21,6 +27,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["mask2dit", "mask2dit.*"]),
+    package_data={"mask2dit.curation": ["review.html"]},
     python_requires=">=3.10",
     # Ranges that are known to work; requirements.txt pins what is tested.
     install_requires=[
@@ -43,6 +50,7 @@ setup(
     extras_require={
         "training": TRAINING,
         "evaluation": EVALUATION,
-        "development": [*TRAINING, *EVALUATION, *DEVELOPMENT],
+        "curation": CURATION,
+        "development": [*TRAINING, *EVALUATION, *CURATION, *DEVELOPMENT],
     },
 )

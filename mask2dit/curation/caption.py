@@ -1,0 +1,167 @@
+"""One request a group: the captions of its scenes, written together."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from mask2dit.curation.answers import CORRECTION, PROMPT_VERSION, instructions, parse_answer
+from mask2dit.curation.captioners import Captioner, CaptionerError
+from mask2dit.curation.config import CaptionConfig
+from mask2dit.curation.group import Group
+from mask2dit.curation.store import Dropped, Entry
+from mask2dit.curation.write import Clip
+from mask2dit.evaluation.viclip import middle_frames
+from mask2dit.video.reading import open_video
+
+logger = logging.getLogger(__name__)
+
+# For the estimate: characters of a token of English, and tokens of a caption with its share of the actors.
+CHARACTERS_A_TOKEN = 4
+TOKENS_A_CAPTION = 160
+MAX_FAILURES = 5  # requests in a row, after which the run stops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions(Entry):
+    """Of a group, which has the same id."""
+
+    clips: list[str]
+    actors: dict[str, str]
+    """The appearance of each by name."""
+    captions: list[str]
+    """One a clip."""
+    model: str
+    prompt_version: str
+    attempts: int
+    input_tokens: int
+    output_tokens: int
+
+
+def caption_settings(config: CaptionConfig) -> dict:
+    """What captions depend on; where the model runs and how fast it is asked is not part of it."""
+    names = ("backend", "model", "frames_per_scene", "longest_side", "max_words", "max_attempts", "temperature")
+    return {**{name: getattr(config, name) for name in names}, "prompt": PROMPT_VERSION}
+
+
+def caption(
+    groups: Iterable[Group], clips: Mapping[str, Clip], folder: Path, config: CaptionConfig, captioner: Captioner
+) -> Iterator:
+    """Captions groups, several at once, and drops those whose answers stay faulty.
+
+    A request that fails is not recorded, so that a later run sends it again.
+
+    Raises:
+        ValueError: if no request can succeed, or the estimate or the cost exceeds `max_cost`.
+        OSError: if `MAX_FAILURES` requests in a row failed.
+    """
+    groups = list(groups)
+    input_tokens, output_tokens = estimate_tokens(groups, config)
+    price = _price(input_tokens, output_tokens, config)
+    logger.info(
+        "%d requests, about %d tokens in and %d out%s",
+        len(groups),
+        input_tokens,
+        output_tokens,
+        "" if price is None else f", which cost about {price:.2f}",
+    )
+    if config.max_cost is not None and price > config.max_cost:
+        raise ValueError(f"the captions would cost about {price:.2f}, more than caption.max_cost={config.max_cost}")
+
+    used_in = used_out = failures = left = 0
+    with ThreadPoolExecutor(config.concurrency) as pool:
+        futures = {pool.submit(caption_group, group, clips, folder, config, captioner): group for group in groups}
+        try:
+            for future in as_completed(futures):
+                try:
+                    result, tokens_in, tokens_out = future.result()
+                except CaptionerError as error:
+                    failures, left = failures + 1, left + 1
+                    logger.warning("%s: %s", futures[future].id, error.args[-1])
+                    if failures >= MAX_FAILURES:
+                        raise OSError(
+                            f"{failures} requests in a row failed, the last because {error.args[-1]}. Run again when the "
+                            "endpoint answers: captions so far are kept"
+                        ) from None
+                    continue
+                failures = 0
+                used_in, used_out = used_in + tokens_in, used_out + tokens_out
+                yield futures[future], [result]
+                price = _price(used_in, used_out, config)
+                if config.max_cost is not None and price > config.max_cost:
+                    raise ValueError(
+                        f"the captions have cost {price:.2f}, more than caption.max_cost={config.max_cost}: raise it and "
+                        "run again, captions so far are kept"
+                    )
+        finally:
+            for future in futures:
+                future.cancel()
+    price = _price(used_in, used_out, config)
+    logger.info("%d tokens in and %d out%s", used_in, used_out, "" if price is None else f", which cost {price:.2f}")
+    if left:
+        logger.warning("%d requests failed: run again to send them again", left)
+
+
+def caption_group(
+    group: Group, clips: Mapping[str, Clip], folder: Path, config: CaptionConfig, captioner: Captioner
+) -> tuple[Captions | Dropped, int, int]:
+    """Asks until the answer is valid, with what was wrong, at most `max_attempts` times.
+
+    Returns:
+        The captions, and the tokens that went in and came out in all attempts.
+    """
+    content: list[dict] = [{"type": "text", "text": instructions(len(group.clips), config.max_words)}]
+    for number, name in enumerate(group.clips, start=1):
+        content.append({"type": "text", "text": f"Scene {number}:"})
+        reader = open_video(folder / clips[name].path)
+        for frame in reader.read(middle_frames(0, reader.num_frames, config.frames_per_scene)).numpy():
+            image = Image.fromarray(frame)
+            image.thumbnail((config.longest_side, config.longest_side))
+            content.append({"type": "image", "image": image})
+    messages = [{"role": "user", "content": content}]
+    tokens_in = tokens_out = 0
+    faults = []
+    for attempt in range(1, config.max_attempts + 1):
+        reply = captioner.ask(messages)
+        tokens_in, tokens_out = tokens_in + reply.input_tokens, tokens_out + reply.output_tokens
+        try:
+            answer = parse_answer(reply.text, len(group.clips), config.max_words)
+        except ValueError as fault:
+            faults.append(str(fault))
+            messages += [
+                {"role": "assistant", "content": [{"type": "text", "text": reply.text}]},
+                {"role": "user", "content": [{"type": "text", "text": CORRECTION.format(fault=fault)}]},
+            ]
+            continue
+        captions = Captions(
+            id=group.id,
+            source=group.source,
+            clips=group.clips,
+            actors=answer.actors,
+            captions=answer.captions,
+            model=config.model,
+            prompt_version=PROMPT_VERSION,
+            attempts=attempt,
+            input_tokens=tokens_in,
+            output_tokens=tokens_out,
+        )
+        return captions, tokens_in, tokens_out
+    details = {"faults": faults, "answer": reply.text}
+    dropped = Dropped(id=group.id, source=group.source, rule="invalid_captions", why=faults[-1], details=details)
+    return dropped, tokens_in, tokens_out
+
+
+def estimate_tokens(groups: Sequence[Group], config: CaptionConfig) -> tuple[int, int]:
+    """Tokens that go in and come out if every first answer is valid."""
+    num_scenes = sum(len(group.clips) for group in groups)
+    text = sum(len(instructions(len(group.clips), config.max_words)) // CHARACTERS_A_TOKEN for group in groups)
+    return text + num_scenes * config.frames_per_scene * config.tokens_per_image, num_scenes * TOKENS_A_CAPTION
+
+
+def _price(input_tokens: int, output_tokens: int, config: CaptionConfig) -> float | None:
+    if config.price_input is None or config.price_output is None:
+        return None
+    return (input_tokens * config.price_input + output_tokens * config.price_output) / 1e6

@@ -1,0 +1,158 @@
+"""Models that caption: an OpenAI-compatible endpoint, or one of transformers in this process.
+
+Messages have the form of transformers' chat templates: {"role": …, "content": [{"type": "text", "text": …} or
+{"type": "image", "image": a PIL image}, …]}.
+"""
+
+import base64
+import io
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+
+from mask2dit.curation.answers import SCHEMA
+from mask2dit.curation.config import CaptionConfig
+from mask2dit.curation.optional import import_optional
+
+
+class CaptionerError(OSError):
+    """One request failed, which may pass: the endpoint was not reached, did not answer in time, or was overloaded."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    input_tokens: int
+    output_tokens: int
+
+
+class Captioner(Protocol):
+    def ask(self, messages: list[dict]) -> Reply:
+        """The model's answer. Several threads may ask at once.
+
+        Raises:
+            CaptionerError: if this request failed.
+            ValueError: if none can succeed, as without a valid key.
+        """
+        ...
+
+
+class OpenAICaptioner:
+    """A model behind an OpenAI-compatible endpoint.
+
+    The key is read from the environment, and taken out of every message.
+
+    Raises:
+        ValueError: if the package openai is not installed.
+    """
+
+    def __init__(self, config: CaptionConfig):
+        self.openai = import_optional("openai")
+        self.config = config
+        self._key = os.environ.get(config.api_key_env)
+        self.client = self.openai.OpenAI(
+            base_url=config.base_url,
+            api_key=self._key or "none",  # a server of one's own needs none, but the package does
+            timeout=config.timeout,
+            max_retries=config.max_retries,
+        )
+        self.rate = RateLimit(config.requests_per_minute)
+
+    def ask(self, messages: list[dict]) -> Reply:
+        extra = {}
+        if self.config.json_schema:
+            schema = {"name": "captions", "strict": True, "schema": SCHEMA}
+            extra["response_format"] = {"type": "json_schema", "json_schema": schema}
+        self.rate.wait()
+        try:
+            response = self.client.chat.completions.create(
+                model=self.config.model,
+                messages=[self._encoded(message) for message in messages],
+                temperature=self.config.temperature,
+                **extra,
+            )
+        except self.openai.OpenAIError as error:
+            message = f"the endpoint {self.config.base_url} failed: {self._without_key(error)}"
+            if getattr(error, "status_code", None) in (401, 403, 404):
+                remedy = f"check caption.base_url, caption.model and the key in {self.config.api_key_env}"
+                raise ValueError(f"{message}; {remedy}") from None
+            raise CaptionerError(message) from None  # the original's message may hold the key
+        usage = response.usage
+        text = (response.choices[0].message.content if response.choices else None) or ""
+        return Reply(text, usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0)
+
+    def _encoded(self, message: dict) -> dict:
+        parts = [
+            {"type": "image_url", "image_url": {"url": _data_url(part["image"])}} if part["type"] == "image" else part
+            for part in message["content"]
+        ]
+        return {"role": message["role"], "content": parts}
+
+    def _without_key(self, error: Exception) -> str:
+        message = " ".join(str(error).split())
+        return message.replace(self._key, "…") if self._key else message
+
+
+class RateLimit:
+    """Spreads requests of all threads evenly."""
+
+    def __init__(self, per_minute: float | None):
+        self._pause = 60 / per_minute if per_minute else 0.0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        """Returns when the next request may be sent."""
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + self._pause
+        time.sleep(turn - now)
+
+
+class TransformersCaptioner:
+    """A vision-language model that transformers carries.
+
+    Raises:
+        ValueError: if the folder does not hold one.
+    """
+
+    def __init__(self, config: CaptionConfig, device: torch.device):
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        if not Path(config.model).is_dir():
+            raise ValueError(f"caption.model={config.model!r} has to be a folder with a model of transformers")
+        try:
+            self.processor = AutoProcessor.from_pretrained(config.model)
+            model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=getattr(torch, config.dtype))
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{config.model!r} does not hold a vision-language model of transformers: {error}"
+            ) from error
+        self.model = model.eval().to(device)
+        self.config = config
+        self._lock = threading.Lock()  # one model, one request at a time
+
+    @torch.inference_mode()
+    def ask(self, messages: list[dict]) -> Reply:
+        with self._lock:
+            inputs = self.processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            ).to(self.model.device, self.model.dtype)
+            # Greedy, so that captions can be made again.
+            output = self.model.generate(**inputs, max_new_tokens=self.config.max_new_tokens, do_sample=False)
+        num_input = inputs["input_ids"].shape[1]
+        text = self.processor.decode(output[0, num_input:], skip_special_tokens=True)
+        return Reply(text, num_input, output.shape[1] - num_input)
+
+
+def _data_url(image: Image.Image) -> str:
+    with io.BytesIO() as file:
+        image.save(file, format="JPEG", quality=90)
+        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,112 @@
+"""ViCLIP's features of clips and captions, by the evaluation's own implementation."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mask2dit.curation.config import EmbedConfig
+from mask2dit.curation.store import Entry, digest
+from mask2dit.curation.write import Clip
+from mask2dit.evaluation.config import ViCLIPConfig
+from mask2dit.evaluation.consistency import normalise
+from mask2dit.evaluation.tokenizer import ViCLIPTokenizer, load_clip_tokenizer
+from mask2dit.evaluation.untrained import UNTRAINED, build_untrained_viclip
+from mask2dit.evaluation.viclip import load_viclip, middle_frames, preprocess
+from mask2dit.models.loading import fingerprint
+from mask2dit.video.reading import open_video
+from mask2dit.video.writing import atomic_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Entry):
+    """Of a clip, which has the same id."""
+
+    path: str
+    """The safetensors file, from the folder of the run, which holds them under the id, (E,) and of length 1."""
+
+
+class Embedder:
+    """ViCLIP with its tokenizer.
+
+    Raises:
+        FileNotFoundError, ValueError: if there are no weights, or those of something else.
+    """
+
+    def __init__(self, config: ViCLIPConfig, device: torch.device):
+        self.model = load_viclip(config.weights).to(device)
+        tokenizer = load_clip_tokenizer(Path(config.weights).parent)
+        self.tokenizer = ViCLIPTokenizer(tokenizer, self.model.context_length)
+        self.preprocessing = config.preprocessing
+        self.device = device
+
+    @torch.inference_mode()
+    def videos(self, paths: Sequence[Path]) -> np.ndarray:
+        """Features of video files, (B, E), of length 1."""
+        videos = []
+        for path in paths:
+            reader = open_video(path)
+            frames = reader.read(middle_frames(0, reader.num_frames, self.model.num_frames))
+            videos.append(preprocess(frames, self.model.input_resolution, self.preprocessing))
+        return normalise(self.model.encode_video(torch.stack(videos).to(self.device)).float().cpu().numpy())
+
+    @torch.inference_mode()
+    def text(self, text: str) -> np.ndarray:
+        """Features of a text, (C, E), of length 1: one for each window that it takes, since captions exceed one."""
+        return normalise(self.model.encode_text(self.tokenizer.chunks(text).to(self.device)).float().cpu().numpy())
+
+
+def embed_settings(config: ViCLIPConfig) -> dict:
+    """What features depend on. Builds an untrained ViCLIP where the configuration asks for one.
+
+    Raises:
+        FileNotFoundError: if there are no weights.
+    """
+    weights = Path(config.weights)
+    if config.build_untrained and weights.name.startswith(UNTRAINED):
+        build_untrained_viclip(weights)
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"there are no weights of ViCLIP at {config.weights!r}: docs/evaluation.md says where to get them"
+        )
+    return {"viclip": fingerprint(weights), "preprocessing": config.preprocessing}
+
+
+def embed(clips: Iterable[Clip], folder: Path, config: EmbedConfig, device: torch.device) -> Iterator:
+    """Features of clips, written a batch a file, below `folder` / features."""
+    embedder = Embedder(config.viclip, device)
+    (folder / "features").mkdir(exist_ok=True)
+    clips = iter(clips)
+    while batch := list(islice(clips, config.batch_size)):
+        features = embedder.videos([folder / clip.path for clip in batch]).astype(np.float32)
+        path = folder / "features" / f"{digest([clip.key for clip in batch])}.safetensors"
+        with atomic_path(path) as temporary:
+            save_file({clip.id: feature for clip, feature in zip(batch, features)}, temporary)
+        for clip in batch:
+            yield clip, [Features(id=clip.id, source=clip.source, path=path.relative_to(folder).as_posix())]
+
+
+def read_features(features: Sequence[Features], folder: Path) -> np.ndarray:
+    """The features (B, E) of clips.
+
+    Raises:
+        FileNotFoundError, ValueError: if their files are gone or damaged.
+    """
+    by_path: dict[str, list[int]] = {}
+    for i, entry in enumerate(features):
+        by_path.setdefault(entry.path, []).append(i)
+    found: dict[int, np.ndarray] = {}
+    for path, indices in by_path.items():
+        try:
+            with safe_open(folder / path, framework="np") as file:
+                found |= {i: file.get_tensor(features[i].id) for i in indices}
+        except (FileNotFoundError, SafetensorError) as error:
+            raise ValueError(
+                f"{folder / path} is missing or damaged ({error}): delete embed*.jsonl in {folder} and run again"
+            ) from error
+    return np.stack([found[i] for i in range(len(features))])

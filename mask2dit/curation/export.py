@@ -1,0 +1,105 @@
+"""The manifests of training, in training and validation parts by film, with a card that says how they were made."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mask2dit.curation.caption import Captions
+from mask2dit.curation.config import CurationConfig
+from mask2dit.curation.review import Decision
+from mask2dit.curation.store import Dropped, Entry, digest
+from mask2dit.curation.write import Clip
+from mask2dit.data.clips import required_frames
+from mask2dit.data.config import DataConfig
+from mask2dit.data.manifests import read_manifest
+from mask2dit.video.writing import check_writable, write_text
+
+CSV_FIELDS = ("fps", "width", "height", "caption", "path", "num_frame")
+
+
+def export(
+    folder: Path,
+    config: CurationConfig,
+    clips: Mapping[str, Clip],
+    captions: Sequence[Captions],
+    decisions: Mapping[str, Decision],
+) -> tuple[dict[str, int], list[Entry]]:
+    """Writes `sft.json` and `pretrain.csv`, and the same for validation. A manifest without rows is not written, and one
+    for validation that an earlier run wrote is removed.
+
+    Returns:
+        The number of rows of each manifest, and the captions, of which some are `Dropped` by a person.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    target = Path(config.export.folder)
+    check_writable(target)
+    sft: dict[bool, list] = {False: [], True: []}
+    pretrain: dict[bool, list] = {False: [], True: []}
+    results: list[Entry] = []
+    data = DataConfig(kind="pretrain", num_frames=config.num_frames, max_stride=config.max_stride)
+    for entry in captions:
+        decision = decisions.get(entry.key)
+        if decision and decision.drop:
+            why = "dropped on the review page"
+            results.append(Dropped(id=entry.id, source=entry.source, rule="review", why=why))
+            continue
+        texts = decision.captions if decision else entry.captions
+        of_entry = [clips[name] for name in entry.clips]
+        is_validation = in_validation(entry.source, config.export.validation_share)
+        paths = [os.path.relpath(folder / clip.path, target) for clip in of_entry]
+        if len(of_entry) > 1:
+            values = [_sft_scene(*scene) for scene in zip(of_entry, texts, paths)]
+            sft[is_validation].append({"prefix": entry.id, "values": values})
+        pretrain[is_validation] += [
+            [clip.fps, clip.width, clip.height, text, path, clip.num_frames]
+            for clip, text, path in zip(of_entry, texts, paths)
+            if clip.num_frames >= required_frames(data)
+        ]
+        results.append(entry)
+
+    rows = {}
+    for is_validation, suffix in ((False, ""), (True, "_validation")):
+        for name, kind, found in (
+            (f"sft{suffix}.json", "finetune", sft[is_validation]),
+            (f"pretrain{suffix}.csv", "pretrain", pretrain[is_validation]),
+        ):
+            rows[name] = len(found)
+            if found:
+                write_text(target / name, _json(found) if kind == "finetune" else _csv(found))
+                read_manifest(DataConfig(kind=kind, manifest=str(target / name)))
+            elif is_validation:
+                # One of an earlier run may list films that training now sees.
+                (target / name).unlink(missing_ok=True)
+    return rows, results
+
+
+def in_validation(source: str, share: float) -> bool:
+    """Whether a film is for validation: a function of its name alone."""
+    return int(digest(["validation", source]), 16) < share * 16**16
+
+
+def _json(rows: list[dict]) -> str:
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+
+
+def _csv(rows: list[list]) -> str:
+    with io.StringIO(newline="") as file:
+        csv.writer(file).writerows([CSV_FIELDS, *rows])
+        return file.getvalue()
+
+
+def _sft_scene(clip: Clip, caption: str, path: str) -> dict:
+    return {
+        "vid": clip.id,
+        "width": clip.width,
+        "height": clip.height,
+        "duration": round(clip.num_frames / clip.fps, 4),
+        "fps": clip.fps,
+        "url": path,
+        "caption": caption,
+    }

@@ -1,0 +1,110 @@
+"""Windows of consecutive clips of a film that look like one story: neither unrelated nor the same scene cut in error."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, groupby, pairwise
+from pathlib import Path
+
+from mask2dit.curation.config import GroupConfig
+from mask2dit.curation.embed import Features, read_features
+from mask2dit.curation.store import Dropped, Entry, digest
+from mask2dit.curation.write import Clip
+from mask2dit.data.clips import describe_required_frames, required_frames
+from mask2dit.data.config import DataConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilmClips(Entry):
+    """The clips of a film that have features, in order."""
+
+    clips: tuple[Clip, ...]
+    features: tuple[Features, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group(Entry):
+    """Consecutive clips; or one alone, for a caption of its own."""
+
+    clips: list[str]
+    """Their ids."""
+    similarity: list[list[float]]
+    """Cosines of all pairs."""
+
+
+def by_film(features: Sequence[Features], clips: Mapping[str, Clip]) -> list[FilmClips]:
+    """Features, in the order of the films, put together film by film."""
+    films = []
+    for source, group in groupby(features, key=lambda entry: entry.source):
+        of_film = tuple(sorted(group, key=lambda entry: clips[entry.id].start))
+        key = digest([entry.key for entry in of_film])
+        in_order = tuple(clips[entry.id] for entry in of_film)
+        films.append(FilmClips(id=source, source=source, key=key, clips=in_order, features=of_film))
+    return films
+
+
+def group(films: Iterable[FilmClips], folder: Path, config: GroupConfig) -> Iterator:
+    """All windows of `num_scenes` clips of each film. Windows overlap, and a clip is kept in one group only: the first."""
+    for film in films:
+        cosines = read_features(film.features, folder)
+        cosines = cosines @ cosines.T
+        results: list[Group | Dropped] = []
+        free_from = 0
+        for start in range(len(film.clips) - config.num_scenes + 1):
+            window = slice(start, start + config.num_scenes)
+            clips = film.clips[window]
+            name = f"{film.source}#{clips[0].start}-{clips[-1].stop}"
+            ids = [clip.id for clip in clips]
+            similarity = cosines[window, window].astype(float).round(4).tolist()
+            fault = find_fault(clips, similarity, config)
+            if fault is None and start < free_from:
+                fault = ("overlap", "its first clips are in the group before it")
+            if fault is None:
+                free_from = window.stop
+                results.append(Group(id=name, source=film.source, clips=ids, similarity=similarity))
+            else:
+                rule, why = fault
+                details = {"clips": ids, "similarity": similarity}
+                results.append(Dropped(id=name, source=film.source, rule=rule, why=why, details=details))
+        yield film, results
+
+
+def single(clips: Iterable[Clip], data: DataConfig) -> Iterator:
+    """Each clip as a group of its own, for pre-training, unless it is too short for that."""
+    for clip in clips:
+        if clip.num_frames < required_frames(data):
+            why = f"{clip.num_frames} frames, but {describe_required_frames(data)}"
+            yield clip, [Dropped(id=clip.id, source=clip.source, rule="too_short_for_pretraining", why=why)]
+        else:
+            yield clip, [Group(id=clip.id, source=clip.source, clips=[clip.id], similarity=[[1.0]])]
+
+
+def find_fault(
+    clips: Sequence[Clip], similarity: Sequence[Sequence[float]], config: GroupConfig
+) -> tuple[str, str] | None:
+    """The rule by which a window is no group, with the reason; None if it is one."""
+    for number, (before, after) in enumerate(pairwise(clips), start=1):
+        gap = (after.start - before.stop) / before.fps
+        if gap > config.max_gap:
+            return "gap", f"{gap:.2f} s between clips {number} and {number + 1}"
+    for i, j in combinations(range(len(clips)), 2):
+        if similarity[i][j] > config.ceiling:
+            return "above_ceiling", f"clips {i + 1} and {j + 1} have the cosine {similarity[i][j]:.3f}"
+    least = min(range(len(clips) - 1), key=lambda i: similarity[i][i + 1])
+    if similarity[least][least + 1] < config.threshold:
+        why = f"clips {least + 1} and {least + 2} have the cosine {similarity[least][least + 1]:.3f}"
+        return "below_threshold", why
+    return None
+
+
+def adjacent_cosines(windows: Iterable[Group | Dropped]) -> list[float]:
+    """The cosine of each pair of neighbouring clips, once, of windows without a gap."""
+    found = {}
+    for window in windows:
+        if isinstance(window, Dropped):
+            if window.rule == "gap":
+                continue
+            clips, similarity = window.details["clips"], window.details["similarity"]
+        else:
+            clips, similarity = window.clips, window.similarity
+        found |= {pair: similarity[i][i + 1] for i, pair in enumerate(pairwise(clips))}
+    return list(found.values())

@@ -1,0 +1,119 @@
+"""A page on which a person looks through captioned groups, drops or edits them; and reading back what was decided.
+
+The page is a file: nothing has to run while it is used. It saves `decisions.json`, which belongs beside it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from mask2dit.curation.answers import check_captions
+from mask2dit.curation.caption import Captions
+from mask2dit.curation.group import Group
+from mask2dit.curation.store import digest
+from mask2dit.curation.verify import Verified
+from mask2dit.curation.write import Clip
+from mask2dit.video.reading import open_video
+from mask2dit.video.writing import atomic_path, write_text
+
+TEMPLATE = Path(__file__).with_name("review.html")
+DECISIONS = "decisions.json"
+POSTER_SIZE = (480, 320)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What a person said about captions."""
+
+    id: str
+    drop: bool
+    actors: dict[str, str]
+    captions: list[str]
+
+
+def write_review(
+    folder: Path,
+    groups: Mapping[str, Group],
+    clips: Mapping[str, Clip],
+    captions: Sequence[Captions],
+    verified: Mapping[str, Verified],
+    decisions: Mapping[str, Decision],
+) -> Path:
+    """Writes `review.html`, with a picture of every clip in `posters`. Decisions so far stand in it."""
+    (folder / "posters").mkdir(exist_ok=True)
+    entries = []
+    for entry in captions:
+        check = verified.get(entry.id)
+        decision = decisions.get(entry.key)
+        of_group = [clips[name] for name in entry.clips]
+        entries.append(
+            {
+                "key": entry.key,
+                "id": entry.id,
+                "clips": [
+                    {
+                        "path": clip.path,
+                        "poster": _poster(folder, clip),
+                        "info": f"{clip.start}-{clip.stop}, {clip.num_frames / clip.fps:.1f} s, {clip.width}x{clip.height}",
+                        "cosine": check and check.cosines[i],
+                    }
+                    for i, clip in enumerate(of_group)
+                ],
+                "adjacent": [groups[entry.id].similarity[i][i + 1] for i in range(len(of_group) - 1)],
+                "written": [entry.actors, entry.captions],
+                "flagged": bool(check and check.is_flagged),
+                "actors": decision.actors if decision else entry.actors,
+                "captions": decision.captions if decision else entry.captions,
+                "decision": None if decision is None else "drop" if decision.drop else "keep",
+            }
+        )
+    # Within a script element, only a closing tag could end the data early.
+    data = json.dumps(entries, ensure_ascii=False).replace("</", "<\\/")
+    page = folder / "review.html"
+    write_text(page, TEMPLATE.read_text(encoding="utf-8").replace("__ENTRIES__", data))
+    return page
+
+
+def read_decisions(path: Path, captions: Sequence[Captions], max_words: int) -> dict[str, Decision]:
+    """Decisions by the keys of captions. Those about captions that are no longer there are left out.
+
+    Raises:
+        ValueError: if the file is damaged, or edited captions do not have the method's form; the message lists them.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        found = {key: Decision(**record) for key, record in records.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not what the review page saves ({error}): save it again") from error
+    current = {entry.key: entry for entry in captions}
+    decisions = {key: decision for key, decision in found.items() if key in current}
+    faults = []
+    for key, decision in decisions.items():
+        if decision.drop:
+            continue
+        try:
+            if len(decision.captions) != len(current[key].clips):
+                raise ValueError(f"there are {len(current[key].clips)} clips, but {len(decision.captions)} captions")
+            check_captions(decision.actors, decision.captions, max_words)
+        except ValueError as fault:
+            faults.append(f"{decision.id}: {fault}")
+    if faults:
+        raise ValueError(f"{path} holds captions that cannot be used: {'; '.join(faults)}")
+    return decisions
+
+
+def _poster(folder: Path, clip: Clip) -> str:
+    """The middle frame of a clip as a file, from the folder of the run."""
+    path = folder / "posters" / f"{digest(clip.key)}.jpg"
+    if not path.exists():
+        reader = open_video(folder / clip.path)
+        image = Image.fromarray(reader.read([reader.num_frames // 2])[0].numpy())
+        image.thumbnail(POSTER_SIZE)
+        with atomic_path(path) as temporary:
+            image.save(temporary, quality=85)
+    return path.relative_to(folder).as_posix()

@@ -1,0 +1,212 @@
+"""All stages in their order."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mask2dit.curation.caption import Captions, caption, caption_settings
+from mask2dit.curation.captioners import Captioner, OpenAICaptioner, TransformersCaptioner
+from mask2dit.curation.config import STAGES, CaptionConfig, CurationConfig
+from mask2dit.curation.embed import Features, embed, embed_settings
+from mask2dit.curation.export import export
+from mask2dit.curation.group import Group, adjacent_cosines, by_film, group, single
+from mask2dit.curation.optional import import_optional
+from mask2dit.curation.probe import Film, find_films, probe
+from mask2dit.curation.report import funnel_table, similarity_plot, write_card
+from mask2dit.curation.review import DECISIONS, read_decisions, write_review
+from mask2dit.curation.score import Scores, apply_filters, score, score_settings
+from mask2dit.curation.split import Scene, load_detector, split
+from mask2dit.curation.stand_in import stand_in
+from mask2dit.curation.store import Dropped, Workspace, digest, kept
+from mask2dit.curation.verify import Verified, verify
+from mask2dit.curation.write import Clip, write
+from mask2dit.data.config import DataConfig
+from mask2dit.pipelines.inference import choose_device
+from mask2dit.video.writing import check_writable, write_text
+
+logger = logging.getLogger(__name__)
+
+# Of the extra, by the stage that imports it.
+PACKAGES = {"probe": "av", "split": "scenedetect", "score": "cv2", "caption": "openai"}
+
+
+def curate(config: CurationConfig) -> int:
+    """Runs the stages and tells what came in and what was removed.
+
+    Returns:
+        0, or 1 if captions are missing or there is nothing to export.
+
+    Raises:
+        ValueError, OSError: for what is wrong as a whole, before the first stage where that can be known. What concerns one
+            film, scene or group is recorded instead.
+    """
+    settings = check(config)
+    workspace = Workspace(config.output, config.shard, config.stages)
+    device = choose_device(config.device)
+    try:
+        clips, features = _make_clips(config, workspace, settings, device)
+        if _last_stage(config) < STAGES.index("group"):
+            return 0
+        return _make_manifests(config, workspace, settings, device, clips, features)
+    finally:  # after an interruption too: what there is so far
+        print(funnel_table(workspace.funnel))
+        write_text(workspace.folder / f"funnel{workspace.suffix}.json", json.dumps(workspace.funnel, indent=2) + "\n")
+
+
+def check(config: CurationConfig) -> dict[str, dict]:
+    """What the results of each stage that is needed depend on.
+
+    Raises:
+        ValueError: if a package or a detector is missing.
+        FileNotFoundError: if weights are missing.
+        OSError: if the manifests cannot be written.
+    """
+    for stage in config.stages:
+        if stage in PACKAGES:
+            import_optional(PACKAGES[stage])
+    if "split" in config.stages:
+        for name in config.split.detectors:
+            load_detector(name, config.split)
+    if "export" in config.stages and config.shard == "0/1":
+        check_writable(config.export.folder)
+    settings = {
+        "probe": {},
+        "split": {**asdict(config.split), "min_frames": _min_frames(config)},
+        "write": asdict(config.write),
+    }
+    if _last_stage(config) >= STAGES.index("score"):
+        settings |= {"score": score_settings(config.score), "filter": asdict(config.filter)}
+    if _last_stage(config) >= STAGES.index("embed"):
+        settings |= {
+            "embed": embed_settings(config.embed.viclip),
+            "group": asdict(config.group),
+            "single": {"num_frames": config.num_frames, "max_stride": config.max_stride},
+            "caption": caption_settings(config.caption),
+        }
+        settings["verify"] = settings["embed"] | asdict(config.verify)
+    return settings
+
+
+def _make_clips(
+    config: CurationConfig, workspace: Workspace, settings: dict, device: torch.device
+) -> tuple[dict[str, Clip], list[Features]]:
+    """Films to the clips that pass the filters, by their ids, with their features."""
+    run, folder, folder_of_films = workspace.run, workspace.folder, Path(config.films)
+    found = find_films(folder_of_films, workspace)
+    films = run("probe", Film, found, settings["probe"], partial(probe, folder=folder_of_films))
+    for film in films:
+        if isinstance(film, Dropped):
+            logger.warning("%s is left out: %s", film.id, film.why)
+
+    process = partial(split, folder=folder_of_films, config=config.split, min_frames=_min_frames(config))
+    scenes = run("split", Scene, kept(films), settings["split"], process)
+
+    process = partial(write, films=folder_of_films, folder=folder, config=config.write, settings=settings["write"])
+    clips = {clip.id: clip for clip in kept(run("write", Clip, kept(scenes), settings["write"], process))}
+    if _last_stage(config) < STAGES.index("score"):
+        return clips, []
+
+    process = partial(score, folder=folder, config=config.score, device=device)
+    scores = run("score", Scores, list(clips.values()), settings["score"], process)
+    passed = run("filter", Scores, kept(scores), settings["filter"], partial(apply_filters, config=config.filter))
+    clips = {entry.id: clips[entry.id] for entry in kept(passed)}
+    if _last_stage(config) < STAGES.index("embed"):
+        return clips, []
+
+    process = partial(embed, folder=folder, config=config.embed, device=device)
+    return clips, kept(run("embed", Features, list(clips.values()), settings["embed"], process))
+
+
+def _make_manifests(
+    config: CurationConfig,
+    workspace: Workspace,
+    settings: dict,
+    device: torch.device,
+    clips: Mapping[str, Clip],
+    features: list[Features],
+) -> int:
+    """Clips to groups with captions, the review page and the manifests. Returns the exit status."""
+    run, folder = workspace.run, workspace.folder
+    windows = run(
+        "group", Group, by_film(features, clips), settings["group"], partial(group, folder=folder, config=config.group)
+    )
+    cosines = adjacent_cosines(windows)
+    if cosines and workspace.num_shards == 1:
+        plot = similarity_plot(cosines, config.group.threshold, config.group.ceiling)
+        write_text(folder / "similarity.svg", plot)
+    groups = kept(windows)
+    if config.caption.singles:
+        grouped = {name for entry in groups for name in entry.clips}
+        alone = [clip for clip in clips.values() if clip.id not in grouped]
+        data = DataConfig(kind="pretrain", num_frames=config.num_frames, max_stride=config.max_stride)
+        groups = groups + kept(run("single", Group, alone, settings["single"], partial(single, data=data)))
+    # By their clips alone, so that captions are found again under another threshold.
+    groups = [replace(entry, key=digest([clips[name].key for name in entry.clips])) for entry in groups]
+    if _last_stage(config) < STAGES.index("caption"):
+        return 0
+
+    if "caption" in config.stages and config.caption.missing:
+        logger.warning(
+            "There are no captions, and so no manifests: set %s, or caption.backend=stand_in to try the rest. Everything "
+            "before the captions is done",
+            config.caption.missing,
+        )
+        return 1
+    process = partial(_caption, clips=clips, folder=folder, config=config.caption)
+    captions = kept(run("caption", Captions, groups, settings["caption"], process))
+
+    features_of = {entry.id: entry for entry in features}
+    process = partial(verify, features=features_of, folder=folder, config=config, device=device)
+    verified = kept(run("verify", Verified, captions, settings["verify"], process))
+    if workspace.num_shards > 1:
+        logger.info("Part %s is done; run shard=0/1 after all parts, for the review page and the export", config.shard)
+        return 0
+
+    decisions = read_decisions(folder / DECISIONS, captions, config.caption.max_words)
+    of_id = {entry.id: entry for entry in verified}
+    page = write_review(folder, {entry.id: entry for entry in groups}, clips, captions, of_id, decisions)
+    logger.info("%s shows %d captions; decisions: %d", page, len(captions), len(decisions))
+    if "export" not in config.stages:
+        return 0
+    rows, exported = export(folder, config, clips, captions, decisions)
+    workspace.count("export", len(captions), exported)
+    if not any(rows.values()):
+        logger.warning(
+            "Nothing is left to export: the table says which rules removed it. Manifests of earlier runs stay"
+        )
+        return 1
+    write_card(
+        Path(config.export.folder), config, workspace.funnel, rows, list(clips.values()), captions, verified, cosines
+    )
+    for name, count in rows.items():
+        logger.info(
+            "%s: %d rows%s", Path(config.export.folder) / name, count, "" if count else ", so it is not written"
+        )
+    has_all = rows["sft.json"] and (rows["pretrain.csv"] or not config.caption.singles)
+    return 0 if has_all and not workspace.funnel["caption"]["not done"] else 1
+
+
+def _caption(groups: Iterable[Group], clips: Mapping[str, Clip], folder: Path, config: CaptionConfig) -> Iterator:
+    with ExitStack() as stack:
+        if config.backend == "stand_in":
+            config = replace(config, base_url=stack.enter_context(stand_in()), model="stand-in")
+        captioner: Captioner
+        if config.backend == "transformers":
+            captioner = TransformersCaptioner(config, choose_device(config.device))
+        else:
+            captioner = OpenAICaptioner(config)
+        yield from caption(groups, clips, folder, config, captioner)
+
+
+def _last_stage(config: CurationConfig) -> int:
+    return max(map(STAGES.index, config.stages))
+
+
+def _min_frames(config: CurationConfig) -> int:
+    return config.num_frames + 2 * config.write.trim_frames

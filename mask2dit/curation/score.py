@@ -1,0 +1,159 @@
+"""What the filters go by: motion, text on screen and beauty of every clip."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mask2dit.curation.config import FilterConfig, ScoreConfig
+from mask2dit.curation.optional import import_optional
+from mask2dit.curation.store import Dropped, Entry
+from mask2dit.curation.write import Clip
+from mask2dit.evaluation.quality import FrameEncoder, load_aesthetic_head
+from mask2dit.evaluation.viclip import middle_frames
+from mask2dit.models.loading import fingerprint
+from mask2dit.video.reading import VideoReader, open_video
+
+NUM_POSITIONS = 8  # places in a clip that are looked at
+FLOW_WIDTH = 160  # pixels
+TEXT_SIZE = (736, 736)  # width and height that the text detector sees, multiples of 32
+TEXT_MEAN = (123.675, 116.28, 103.53)  # ImageNet's of red, green and blue, as most such networks take them
+TEXT_STD = 0.226  # ImageNet's, the mean over channels
+TEXT_PROBABILITY = 0.3  # from which a pixel counts as text, DB's own value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Entry):
+    """Of a clip, which has the same id; None where it was not measured."""
+
+    short_side: int
+    motion: float | None = None
+    shake: float | None = None
+    text: float | None = None
+    aesthetic: float | None = None
+
+
+def score_settings(config: ScoreConfig) -> dict:
+    """What scores depend on.
+
+    Raises:
+        FileNotFoundError: if weights are missing.
+    """
+    settings = {"num_positions": NUM_POSITIONS, "motion": config.motion}
+    for name in ("clip", "aesthetic_head", "text_detector"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).exists():
+            raise FileNotFoundError(f"score.{name}: there is nothing at {path!r}")
+        settings[name] = path and fingerprint(path)
+    return settings
+
+
+def score(clips: Iterable[Clip], folder: Path, config: ScoreConfig, device: torch.device) -> Iterator:
+    """Measures clips."""
+    aesthetic = Aesthetic(config, device) if config.clip else None
+    text = TextDetector(config.text_detector) if config.text_detector else None
+    for clip in clips:
+        reader = open_video(folder / clip.path)
+        motion, shake = motion_and_shake(reader) if config.motion else (None, None)
+        frames = None
+        if aesthetic or text:
+            frames = reader.read(middle_frames(0, reader.num_frames, NUM_POSITIONS))
+        scores = Scores(
+            id=clip.id,
+            source=clip.source,
+            short_side=min(clip.width, clip.height),
+            motion=motion,
+            shake=shake,
+            text=text and text(frames.numpy()),
+            aesthetic=aesthetic and aesthetic(frames),
+        )
+        yield clip, [scores]
+
+
+def apply_filters(scores: Iterable[Scores], config: FilterConfig) -> Iterator:
+    """Drops what lies beyond a limit, by the first such limit."""
+    for entry in scores:
+        limits = (
+            ("low_resolution", "shorter side", entry.short_side, config.min_short_side, False),
+            ("too_still", "motion", entry.motion, config.min_motion, False),
+            ("too_shaky", "shake", entry.shake, config.max_shake, True),
+            ("text", "text", entry.text, config.max_text, True),
+            ("low_aesthetic", "aesthetic score", entry.aesthetic, config.min_aesthetic, False),
+        )
+        result: Entry = entry
+        for rule, name, value, limit, is_upper in limits:
+            if limit is not None and (value > limit if is_upper else value < limit):
+                why = f"{name} {value:.4g} is {'above' if is_upper else 'below'} {limit:g}"
+                result = Dropped(id=entry.id, source=entry.source, rule=rule, why=why)
+                break
+        yield entry, [result]
+
+
+def motion_and_shake(reader: VideoReader) -> tuple[float, float]:
+    """How much a clip moves and how unsteady its camera is, from the optical flow (Farnebäck) at some positions.
+
+    Returns:
+        The mean length of the flow, and the mean change of its median vector, which is the camera's movement, from one frame
+        to the next; both in percent of the width a second.
+
+    Raises:
+        ValueError: if OpenCV is not installed.
+    """
+    cv2 = import_optional("cv2")
+    lengths, changes = [], []
+    for first in middle_frames(0, reader.num_frames - 2, NUM_POSITIONS):
+        frames = reader.read(range(first, first + 3)).numpy()
+        size = (FLOW_WIDTH, max(16, round(FLOW_WIDTH * reader.height / reader.width)))
+        grey = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA) for f in frames]
+        flows = [
+            cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # OpenCV's own example values
+            for before, after in pairwise(grey)
+        ]
+        camera = [np.median(flow.reshape(-1, 2), axis=0) for flow in flows]
+        lengths += [np.linalg.norm(flow, axis=-1).mean() for flow in flows]
+        changes.append(np.linalg.norm(camera[1] - camera[0]))
+    unit = 100 * reader.fps / FLOW_WIDTH
+    return round(float(np.mean(lengths)) * unit, 3), round(float(np.mean(changes)) * unit, 3)
+
+
+class TextDetector:
+    """The share of the picture that a text detector of the kind DB (arXiv 1911.08947) marks, which is a little less than
+    the text covers: it marks the middle of each line. OpenCV runs it.
+
+    Args:
+        path: of the network in ONNX.
+
+    Raises:
+        ValueError: if it cannot be read, or OpenCV is not installed.
+    """
+
+    def __init__(self, path: str):
+        self.cv2 = import_optional("cv2")
+        try:
+            self.net = self.cv2.dnn.readNetFromONNX(path)
+        except self.cv2.error as error:
+            raise ValueError(f"{path!r} is not a network in ONNX that OpenCV can read: {error.err}") from error
+
+    def __call__(self, frames: np.ndarray) -> float:
+        """The largest share in any of the frames `uint8 (T, H, W, 3)`: a title is a title in one of them."""
+        shares = []
+        for frame in frames:
+            blob = self.cv2.dnn.blobFromImage(frame, 1 / (255 * TEXT_STD), TEXT_SIZE, TEXT_MEAN)
+            self.net.setInput(blob)
+            shares.append((self.net.forward() > TEXT_PROBABILITY).mean())
+        return round(float(max(shares)), 4)
+
+
+class Aesthetic:
+    """LAION's aesthetic score as the evaluation computes it: the mean over frames."""
+
+    def __init__(self, config: ScoreConfig, device: torch.device):
+        self.encode = FrameEncoder(config.clip, device)
+        self.head = load_aesthetic_head(config.aesthetic_head)
+
+    @torch.inference_mode()
+    def __call__(self, frames: torch.Tensor) -> float:
+        return round(float(self.head(torch.from_numpy(self.encode(frames))).mean()), 3)

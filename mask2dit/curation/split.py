@@ -1,0 +1,119 @@
+"""Films into scenes: where they are cut, by PySceneDetect or by any function of the same form."""
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mask2dit.curation.config import SplitConfig
+from mask2dit.curation.optional import import_optional
+from mask2dit.curation.probe import Film
+from mask2dit.curation.store import Dropped, Entry
+from mask2dit.evaluation.cuts import FRAMES_AT_ONCE, detect_cuts
+from mask2dit.video.reading import VideoReader, open_video
+
+DETECTION_WIDTH = 256  # pixels; cuts show in small pictures as well, in a fraction of the time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene(Entry):
+    """Frames start … stop - 1 of a film."""
+
+    start: int
+    stop: int
+
+
+Detector = Callable[[VideoReader], list[int]]
+
+
+def split(films: Iterable[Film], folder: Path, config: SplitConfig, min_frames: int) -> Iterator:
+    """Cuts films into scenes and drops those of fewer than `min_frames` frames."""
+    detectors = [load_detector(name, config) for name in config.detectors]
+    for film in films:
+        try:
+            reader = open_video(folder / film.id)
+            small = _Small(reader)
+            cuts = sorted({cut for detect in detectors for cut in detect(small)})
+        except ValueError as error:
+            yield film, [Dropped(id=film.id, source=film.source, rule="unreadable", why=str(error))]
+            continue
+        yield film, [_scene(film, start, stop, min_frames) for start, stop in scenes(cuts, reader, config)]
+
+
+def scenes(cuts: Sequence[int], reader: VideoReader, config: SplitConfig) -> list[tuple[int, int]]:
+    """Cuts to scenes [start, stop), the long ones cut into parts.
+
+    As Panda-70M (arXiv 2402.19479) does with footage that never cuts, a scene longer than `force_cut_above` seconds loses its
+    first `force_cut_length` seconds to a scene of its own, again and again until it is not longer.
+    """
+    bounds = [0, *cuts, reader.num_frames]
+    found = []
+    for start, stop in pairwise(bounds):
+        if config.force_cut_above is not None:
+            limit, part = (
+                round(seconds * reader.fps) for seconds in (config.force_cut_above, config.force_cut_length)
+            )
+            while stop - start > limit:
+                found.append((start, start + part))
+                start += part
+        found.append((start, stop))
+    return found
+
+
+def load_detector(name: str, config: SplitConfig) -> Detector:
+    """A detector by its name in the configuration. It is made anew for every video, since PySceneDetect's keep a state.
+
+    Raises:
+        ValueError: if `module:function` cannot be found, or PySceneDetect is not installed.
+    """
+    if ":" in name:
+        module, _, function = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"the detector {name!r} cannot be loaded: {error}") from error
+    detectors = import_optional("scenedetect.detectors")
+    if name == "content":
+        return lambda reader: detect_cuts(reader, config.content_threshold, min_scene_frames=0)
+    if name == "adaptive":
+        return lambda reader: _run(detectors.AdaptiveDetector(config.adaptive_threshold, min_scene_len=0), reader)
+    return lambda reader: _run(detectors.ThresholdDetector(config.fade_threshold, min_scene_len=0), reader)
+
+
+def _run(detector, reader: VideoReader) -> list[int]:
+    """The cuts that a detector of PySceneDetect finds, in one pass."""
+    from scenedetect import FrameTimecode
+
+    cuts = []
+    for start in range(0, reader.num_frames, FRAMES_AT_ONCE):
+        indices = range(start, min(start + FRAMES_AT_ONCE, reader.num_frames))
+        for index, frame in zip(indices, reader.read(indices).numpy()):
+            timecode = FrameTimecode(index, fps=reader.fps)
+            cuts += detector.process_frame(timecode, np.ascontiguousarray(frame[..., ::-1]))
+    cuts += detector.post_process(timecode)
+    return [cut.frame_num for cut in cuts]
+
+
+class _Small:
+    """A `VideoReader` that leaves out rows and columns of another."""
+
+    def __init__(self, reader: VideoReader):
+        self._reader = reader
+        self._step = max(1, reader.width // DETECTION_WIDTH)
+        self.num_frames, self.fps = reader.num_frames, reader.fps
+        self.height, self.width = (-(-side // self._step) for side in (reader.height, reader.width))
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        return self._reader.read(indices)[:, :: self._step, :: self._step]
+
+
+def _scene(film: Film, start: int, stop: int, min_frames: int) -> Scene | Dropped:
+    name = f"{film.id}#{start}-{stop}"
+    if stop - start < min_frames:
+        why = f"{stop - start} frames, but {min_frames} are needed"
+        return Dropped(id=name, source=film.source, rule="too_short", why=why)
+    return Scene(id=name, source=film.source, start=start, stop=stop)

@@ -1,0 +1,166 @@
+"""What stages find, kept as JSON lines, so that a run does only what is missing.
+
+A stage is a generator function. It takes entries and yields, for each and in any order, the entry with the list of entries
+that it makes of it: kept ones of the stage's own type, and `Dropped` ones with the rule and the reason. `Workspace.run`
+calls it with the entries whose results are not in the stage's file yet, and writes each result as soon as it comes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from mask2dit.video.writing import check_writable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Something that a stage takes or makes: a film, a scene, a clip, a group."""
+
+    id: str
+    """Readable: the film's path in the folder of films, with frames behind it for a part, as in "a/film.mp4#120-310"."""
+    source: str
+    """The film."""
+    key: str = ""
+    """A hash of everything that it was made from; the workspace sets it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped(Entry):
+    """Something that goes no further."""
+
+    rule: str
+    """A name, by which the funnel counts."""
+    why: str
+    """The reason in numbers or in a message."""
+    details: dict = field(default_factory=dict)
+
+
+T = TypeVar("T", bound=Entry)
+Results = Iterator[tuple[Entry, Sequence[Entry]]]
+
+
+class Workspace:
+    """The folder of a run.
+
+    Each stage has `stage.jsonl`, or `stage.I-of-N.jsonl` for each part of a shared run, with a line for each entry that went
+    in. Lines of other settings stay, and are found again when those come back.
+
+    Args:
+        folder: of the run.
+        shard: i/n, the part of the films that this process takes.
+        stages: those that may compute; of others, what is there is taken.
+
+    Raises:
+        OSError: if the folder cannot be written in.
+    """
+
+    def __init__(self, folder: str | os.PathLike, shard: str = "0/1", stages: Sequence[str] = ()):
+        self.folder = Path(folder)
+        self.index, self.num_shards = map(int, shard.split("/"))
+        self.suffix = "" if self.num_shards == 1 else f".{self.index}-of-{self.num_shards}"
+        self.stages = stages
+        self.funnel: dict[str, dict] = {}
+        """By stage: how many went in, were kept, were dropped by which rule, and are not done."""
+        check_writable(self.folder)
+
+    def is_mine(self, source: str) -> bool:
+        """Whether a film belongs to this process's part."""
+        return int(digest(source), 16) % self.num_shards == self.index
+
+    def run(
+        self,
+        stage: str,
+        made: type[T],
+        entries: Sequence[Entry],
+        settings: object,
+        process: Callable[[Iterable[Entry]], Results],
+    ) -> list[T | Dropped]:
+        """Everything that a stage makes of the entries, in their order.
+
+        Args:
+            stage: its name.
+            made: the type of what it keeps.
+            entries: what goes in.
+            settings: everything else that results depend on, as JSON has it.
+            process: the stage; called with the entries that are missing, if there are some.
+
+        Raises:
+            ValueError: if the stage's file is damaged.
+        """
+        keys = {entry.key: digest([stage, settings, entry.key]) for entry in entries}
+        done = self._read(stage, made, set(keys.values()))
+        missing = [entry for entry in entries if keys[entry.key] not in done]
+        if missing and stage in self.stages:
+            with tqdm(total=len(missing), desc=stage, disable=None) as progress:
+                for entry, results in process(missing):
+                    key = keys[entry.key]
+                    done[key] = [dataclasses.replace(result, key=digest([key, result.id])) for result in results]
+                    self._append(stage, key, entry.id, results)
+                    progress.update()
+        found = [result for entry in entries for result in done.get(keys[entry.key], [])]
+        self.count(stage, len(entries), found, sum(keys[entry.key] not in done for entry in entries))
+        return found
+
+    def count(self, stage: str, num_in: int, results: Sequence[Entry], not_done: int = 0) -> None:
+        """Adds a stage to the funnel."""
+        dropped = Counter(result.rule for result in results if isinstance(result, Dropped))
+        self.funnel[stage] = {"in": num_in, "kept": len(kept(results)), "dropped": dict(dropped), "not done": not_done}
+
+    def _read(self, stage: str, made: type[T], wanted: set[str]) -> dict[str, list[T | Dropped]]:
+        """The results of wanted keys, from every part's file."""
+        done = {}
+        for path in sorted([*self.folder.glob(f"{stage}.jsonl"), *self.folder.glob(f"{stage}.*-of-*.jsonl")]):
+            with path.open(encoding="utf-8") as file:
+                for number, line in enumerate(file, start=1):
+                    if not line.endswith("\n"):
+                        break  # cut short by an interruption, or just being written by another process
+                    try:
+                        record = json.loads(line)
+                        if record["key"] in wanted:
+                            done[record["key"]] = [_entry(made, record["key"], result) for result in record["results"]]
+                    except (ValueError, KeyError, TypeError) as error:
+                        raise ValueError(f"{path}, line {number} is damaged: delete the line and run again") from error
+        return done
+
+    def _append(self, stage: str, key: str, made_from: str, results: Sequence[Entry]) -> None:
+        fields = [
+            {name: value for name, value in dataclasses.asdict(result).items() if name != "key"} for result in results
+        ]
+        line = json.dumps({"key": key, "from": made_from, "results": fields}, ensure_ascii=False) + "\n"
+        file = os.open(self.folder / f"{stage}{self.suffix}.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.lseek(file, 0, os.SEEK_END)
+            if size and os.pread(file, 1, size - 1) != b"\n":
+                os.ftruncate(file, _last_line_end(file, size))
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
+
+
+def kept(entries: Iterable[T | Dropped]) -> list[T]:
+    """Without those that were dropped."""
+    return [entry for entry in entries if not isinstance(entry, Dropped)]
+
+
+def digest(content: object) -> str:
+    """A hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _entry(made: type[T], key: str, fields: dict) -> T | Dropped:
+    return (Dropped if "rule" in fields else made)(key=digest([key, fields["id"]]), **fields)
+
+
+def _last_line_end(file: int, size: int) -> int:
+    """Where the last whole line ends."""
+    while size and os.pread(file, 1, size - 1) != b"\n":
+        size -= 1
+    return size

@@ -1,0 +1,148 @@
+"""Scenes into clips: ends trimmed, borders removed, encoded anew.
+
+Clips are not referenced by time range in the film: neither manifest has a field for one, and training would have to seek in
+long films for every sample.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mask2dit.curation.config import WriteConfig
+from mask2dit.curation.split import Scene
+from mask2dit.curation.store import Dropped, Entry, digest
+from mask2dit.video.reading import VideoReader, open_video
+from mask2dit.video.writing import write_video
+
+FRAMES_AT_ONCE = 16
+BORDER_SAMPLES = 24  # frames of a film by which its borders are found
+BORDER_SHARE = 0.99  # of a row's pixels that have to be of the border's colour: compression disturbs a few
+TOLERANCE = 12  # of 255, by which such a pixel may differ from that colour
+DARK = 32  # of 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(Entry):
+    """A file of its own."""
+
+    path: str
+    """From the folder of the run."""
+    start: int
+    stop: int
+    """The frames of the film that it shows."""
+    crop: list[int]
+    """top, left, height, width in the film's picture."""
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+
+
+def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfig, settings: dict) -> Iterator:
+    """Writes a file a scene, below `folder` / clips. A scene that cannot be decoded is dropped.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
+    source, reader, crop = None, None, None
+    for scene in scenes:
+        start, stop = scene.start + config.trim_frames, scene.stop - config.trim_frames
+        # The name holds the settings, so that clips of other settings are not overwritten.
+        name = f"{start}-{stop}-{digest([scene.key, settings])[:8]}.mp4"
+        path = folder / "clips" / Path(scene.source).with_suffix("") / name
+        try:
+            if scene.source != source or reader is None:
+                reader = open_video(films / scene.source)
+                crop = film_crop(reader, config)
+                source = scene.source
+            frames = cropped_frames(reader, start, stop, crop, config.max_short_side)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, frames, reader.fps)
+            clip = open_video(path)
+        except ValueError as error:
+            reader = None  # decord's stays broken after an error
+            yield scene, [Dropped(id=scene.id, source=scene.source, rule="unreadable", why=str(error))]
+            continue
+        made = Clip(
+            id=scene.id,
+            source=scene.source,
+            path=path.relative_to(folder).as_posix(),
+            start=start,
+            stop=stop,
+            crop=list(crop),
+            num_frames=clip.num_frames,
+            fps=clip.fps,
+            width=clip.width,
+            height=clip.height,
+        )
+        yield scene, [made]
+
+
+def film_crop(reader: VideoReader, config: WriteConfig) -> tuple[int, int, int, int]:
+    """The part of a film's picture that clips show: top, left, height, width, with even sizes.
+
+    Borders are those of the whole film, not of a scene: within one scene, a plain sky would pass for one.
+    """
+    height, width = reader.height, reader.width
+    top = bottom = left = right = 0
+    if config.remove_borders:
+        indices = np.linspace(0, reader.num_frames - 1, min(BORDER_SAMPLES, reader.num_frames)).round().astype(int)
+        top, bottom, left, right = find_borders(reader.read(indices.tolist()).numpy())
+    height, width = height - top - bottom, width - left - right
+    return top, left, height - height % 2, width - width % 2
+
+
+def find_borders(frames: np.ndarray) -> tuple[int, int, int, int]:
+    """Rows at the top and bottom and columns at the left and right that never change and have one colour.
+
+    An edge counts if it is nearly black, or if the edge opposite has a border of the same colour; a picture in which
+    everything would count has no borders.
+
+    Args:
+        frames: `uint8 (F, H, W, 3)`.
+
+    Returns:
+        Numbers of rows or columns: top, bottom, left, right.
+    """
+    top, bottom = _opposite_borders(frames)
+    # Columns within the rows that are left: the bars above and below them say nothing.
+    left, right = _opposite_borders(np.swapaxes(frames[:, top : frames.shape[1] - bottom], 1, 2))
+    return top, bottom, left, right
+
+
+def _opposite_borders(frames: np.ndarray) -> tuple[int, int]:
+    first, first_colour = _border(frames)
+    last, last_colour = _border(frames[:, ::-1])
+    if first + last >= frames.shape[1]:
+        return 0, 0
+    alike = first and last and np.abs(first_colour - last_colour).max() <= TOLERANCE
+    return tuple(
+        size if alike or colour.max() <= DARK else 0 for size, colour in ((first, first_colour), (last, last_colour))
+    )
+
+
+def _border(frames: np.ndarray) -> tuple[int, np.ndarray]:
+    """How many rows from the first on have the first one's colour in all frames, and that colour."""
+    colour = np.median(frames[:, 0].reshape(-1, 3), axis=0)
+    for row in range(frames.shape[1]):
+        differs = np.abs(frames[:, row].astype(np.int16) - colour).max(axis=-1) > TOLERANCE
+        if differs.mean() > 1 - BORDER_SHARE:
+            return row, colour
+    return frames.shape[1], colour
+
+
+def cropped_frames(
+    reader: VideoReader, start: int, stop: int, crop: tuple[int, int, int, int], max_short_side: int | None = None
+) -> Iterator[np.ndarray]:
+    """The frames of a clip one by one, `uint8 (H, W, 3)`, a few in memory at a time."""
+    top, left, height, width = crop
+    scale = 1.0 if max_short_side is None else min(1.0, max_short_side / min(height, width))
+    size = tuple(2 * max(1, round(side * scale / 2)) for side in (width, height))
+    for first in range(start, stop, FRAMES_AT_ONCE):
+        frames: torch.Tensor = reader.read(range(first, min(first + FRAMES_AT_ONCE, stop)))
+        for frame in frames[:, top : top + height, left : left + width].numpy():
+            yield frame if scale == 1 else np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))

@@ -1,0 +1,180 @@
+import json
+import logging
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from mask2dit.curation.answers import PROMPT_VERSION
+from mask2dit.curation.caption import caption, caption_settings
+from mask2dit.curation.captioners import CaptionerError, OpenAICaptioner, RateLimit
+from mask2dit.curation.config import CaptionConfig
+from mask2dit.curation.stand_in import good_answer, stand_in
+from mask2dit.curation.store import Dropped
+
+
+@pytest.fixture
+def ask(story, monkeypatch):
+    """Captions the story, once for each of some groups, at an endpoint that answers by a function."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
+    group, clips, folder = story
+
+    def run(answer, count=1, **changes):
+        groups = [replace(group, id=f"{group.id} {i}", key=f"{i}") for i in range(count)]
+        with stand_in(answer) as url:
+            settings = {"base_url": url, "model": "m", "max_retries": 0, "timeout": 10.0, "concurrency": 1}
+            config = CaptionConfig(**{**settings, **changes})
+            return [result for _, [result] in caption(groups, clips, folder, config, OpenAICaptioner(config))]
+
+    return run
+
+
+def test_a_group_is_shown_scene_by_scene_and_captioned_together(ask, story):
+    asked = []
+
+    def answer(request):
+        asked.append(request)
+        return good_answer(request)
+
+    [found] = ask(answer, frames_per_scene=2)
+    content = asked[0]["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["text", *["text", "image_url", "image_url"] * 3]
+    assert [content[i]["text"] for i in (1, 4, 7)] == ["Scene 1:", "Scene 2:", "Scene 3:"]
+    assert content[-1]["image_url"]["url"].startswith("data:image/jpeg;base64,")
+    assert asked[0]["response_format"]["json_schema"]["schema"]["required"] == ["actors", "scenes"]
+    assert (found.clips, len(found.captions), list(found.actors)) == (story[0].clips, 3, ["Actor1"])
+    assert (found.model, found.prompt_version, found.attempts) == ("m", PROMPT_VERSION, 1)
+    assert found.input_tokens > 0 and found.output_tokens > 0
+
+
+def test_what_is_wrong_is_fed_back_and_tokens_of_all_attempts_are_counted(ask):
+    asked = []
+
+    def answer(request):
+        asked.append(request)
+        status, text = good_answer(request)
+        record = json.loads(text)
+        if len(asked) == 1:
+            return 200, "no JSON"
+        if len(asked) == 2:
+            record["scenes"].pop()
+        return status, json.dumps(record)
+
+    [found] = ask(answer)
+    assert found.attempts == 3
+    roles = [message["role"] for message in asked[2]["messages"]]
+    assert roles == ["user", "assistant", "user", "assistant", "user"]
+    assert "holds no JSON object" in asked[1]["messages"][-1]["content"][0]["text"]
+    assert "there are 3 scenes, but 2 captions" in asked[2]["messages"][-1]["content"][0]["text"]
+    assert found.output_tokens > len(" ".join(found.captions).split())
+
+
+def test_answers_that_stay_faulty_drop_the_group_with_every_fault(ask):
+    def undeclared(request):
+        record = json.loads(good_answer(request)[1])
+        record["actors"] = []
+        return 200, json.dumps(record)
+
+    [found] = ask(undeclared, max_attempts=2)
+    assert isinstance(found, Dropped) and found.rule == "invalid_captions"
+    assert "mentions Actor1, who is not declared" in found.why
+    assert len(found.details["faults"]) == 2
+
+
+def test_rate_limits_and_server_errors_are_waited_out(ask):
+    statuses = [429, 503]
+    [found] = ask(lambda request: (statuses.pop(0), "busy") if statuses else good_answer(request), max_retries=3)
+    assert found.attempts == 1 and not statuses
+
+
+def test_slow_answers_come_in_and_out_of_order(ask):
+    lock, count = threading.Lock(), []
+
+    def answer(request):
+        with lock:
+            count.append(1)
+            turn = len(count)
+        time.sleep(0.3 if turn == 1 else 0)
+        return good_answer(request)
+
+    found = ask(answer, count=3, concurrency=3)
+    assert {entry.id[-1] for entry in found} == {"0", "1", "2"}
+
+
+def test_an_endpoint_that_never_answers_ends_the_run_after_some_groups(ask):
+    released = threading.Event()
+
+    def never(request):
+        released.wait(20)
+        return good_answer(request)
+
+    with pytest.raises(OSError, match=r"5 requests in a row failed, the last because .* Run again"):
+        try:
+            ask(never, count=8, timeout=0.2)
+        finally:
+            released.set()
+
+
+def test_one_request_that_fails_is_left_for_the_next_run(ask, caplog):
+    turns = iter([200, 500, 200])
+
+    def answer(request):
+        status = next(turns)
+        return good_answer(request) if status == 200 else (status, "out of order")
+
+    found = ask(answer, count=3)
+    assert [entry.id[-1] for entry in found] == ["0", "2"]
+    assert "out of order" in caplog.text and "1 requests failed: run again" in caplog.text
+
+
+def test_a_refused_key_ends_the_run_and_is_not_shown(ask):
+    with pytest.raises(ValueError, match=r"check caption\.base_url, .* and the key in OPENAI_API_KEY") as error:
+        ask(lambda request: (401, "Incorrect API key provided: sk-secret-of-the-test"))
+    assert "secret" not in str(error.value) and "Incorrect API key provided: …" in str(error.value)
+
+
+def test_the_estimate_comes_first_and_may_be_too_much(ask, caplog):
+    asked = []
+    prices = {"price_input": 1000.0, "price_output": 1000.0}
+    with pytest.raises(ValueError, match=r"would cost about \d+\.\d\d, more than caption.max_cost=0.01"):
+        ask(lambda request: asked.append(request) or good_answer(request), max_cost=0.01, **prices)
+    assert not asked
+    with caplog.at_level(logging.INFO):
+        ask(good_answer, **prices)
+    assert "1 requests, about" in caplog.text and "which cost about" in caplog.text
+
+
+def test_the_run_stops_once_it_has_cost_too_much(ask):
+    prices = {"price_input": 1000.0, "price_output": 1000.0, "tokens_per_image": 0, "max_cost": 3.0}
+    asked = []
+
+    def wasteful(request):
+        asked.append(request)
+        return 200, good_answer(request)[1] + " " + "word " * 3000
+
+    with pytest.raises(ValueError, match="have cost"):
+        ask(wasteful, count=3, **prices)
+    assert len(asked) < 3
+
+
+def test_requests_are_spread_over_the_minute():
+    rate = RateLimit(6000)
+    started = time.monotonic()
+    for _ in range(6):
+        rate.wait()
+    assert time.monotonic() - started >= 0.05
+
+
+def test_captions_depend_on_what_is_asked_and_not_on_how_fast():
+    base = caption_settings(CaptionConfig(model="m"))
+    assert base["prompt"] == PROMPT_VERSION
+    assert caption_settings(CaptionConfig(model="m", concurrency=9, base_url="http://elsewhere")) == base
+    assert caption_settings(CaptionConfig(model="n")) != base
+
+
+def test_an_endpoint_that_cannot_be_reached_is_an_error_that_may_pass(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    config = CaptionConfig(base_url="http://127.0.0.1:9/v1", model="m", max_retries=0)
+    with pytest.raises(CaptionerError, match="Connection error"):
+        OpenAICaptioner(config).ask([{"role": "user", "content": [{"type": "text", "text": "hello"}]}])

@@ -1,0 +1,45 @@
+import pytest
+
+from mask2dit.config import load_config
+from mask2dit.curation.config import CurationConfig
+from mask2dit.curation.optional import import_optional
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("stages=[probe,cut]", "stages has to hold probe, .*, but holds 'cut'"),
+        ("stages=[]", "stages is empty"),
+        ("shard=2/2", "shard has to be i/n"),
+        ("num_frames=0", "num_frames=0 has to be at least 1"),
+        ("split.detectors=[guess]", "has to hold content, adaptive, fades or module:function, not 'guess'"),
+        ("split.detectors=[]", "split.detectors is empty"),
+        ("split.force_cut_above=3", "split.force_cut_length=5.0 has to lie between 0 and split.force_cut_above=3.0"),
+        ("write.trim_frames=-1", "write.trim_frames=-1 has to be at least 0"),
+        ("score.clip=models/clip", "score.clip and score.aesthetic_head belong together"),
+        ("filter.min_motion=1", "filter.min_motion needs score.motion=true"),
+        ("filter.max_text=0.1", "filter.max_text needs score.text_detector"),
+        ("group.threshold=0.99", "group.threshold=0.99 has to lie between -1 and group.ceiling=0.98"),
+        ("group.num_scenes=1", "group.num_scenes=1 has to be at least 2"),
+        ("caption.backend=vllm", "caption.backend has to be one of openai, transformers, stand_in"),
+        ("caption.max_cost=5", "caption.max_cost needs caption.price_input and caption.price_output"),
+        ("caption.dtype=half", "caption.dtype has to be one of float32, bfloat16, float16, but is 'half'"),
+        ("caption.timeout=0", "caption.timeout=0.0 has to be more than 0"),
+        ("export.validation_share=1", "has to be at least 0 and less than 1"),
+        ("embed.viclip.weights=null", "embed.viclip.weights has to name"),
+    ],
+)
+def test_a_mistake_is_told_by_its_key(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(CurationConfig, None, [override])
+
+
+def test_what_a_captioner_lacks_is_named():
+    assert load_config(CurationConfig, None, []).caption.missing == "caption.base_url and caption.model"
+    assert load_config(CurationConfig, None, ["caption.backend=transformers"]).caption.missing == "caption.model"
+    assert load_config(CurationConfig, None, ["caption.backend=stand_in"]).caption.missing is None
+
+
+def test_a_package_that_is_missing_comes_with_the_command_that_installs_it():
+    with pytest.raises(ValueError, match=r"'no_such_package' is missing: pip install 'mask2dit\[curation\]'"):
+        import_optional("no_such_package")

@@ -1,0 +1,158 @@
+import logging
+from functools import partial
+
+import numpy as np
+import pytest
+
+from mask2dit.curation.config import SplitConfig, WriteConfig
+from mask2dit.curation.probe import Film, find_films, probe
+from mask2dit.curation.split import Scene, scenes, split
+from mask2dit.curation.store import Dropped, Workspace, kept
+from mask2dit.curation.write import Clip, cropped_frames, find_borders, write
+from mask2dit.video.reading import ArrayReader, open_video
+from mask2dit.video.writing import write_video
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(tmp_path / "out", stages=("probe", "split", "write"))
+
+
+@pytest.fixture
+def probed(films, workspace):
+    return workspace.run("probe", Film, find_films(films, workspace), {}, partial(probe, folder=films))
+
+
+def bounds(drawing, name):
+    stops = np.cumsum([scene.frames for scene in drawing.FILMS[name]]).tolist()
+    return list(zip([0, *stops], stops))
+
+
+def test_films_are_probed_and_unreadable_files_are_listed(probed, drawing):
+    [bars, broken, plain] = probed
+    assert (plain.width, plain.height, plain.fps, plain.codec) == (192, 128, 12.0, "h264")
+    assert plain.seconds == pytest.approx(sum(scene.frames for scene in drawing.FILMS["red_scarf.mp4"]) / 12, abs=0.1)
+    assert (bars.id, bars.height) == ("bars/blue_scarf.mp4", 160)
+    assert isinstance(broken, Dropped) and broken.rule == "unreadable" and "Invalid data" in broken.why
+
+
+def test_files_of_other_kinds_are_counted(films, workspace, caplog):
+    with caplog.at_level(logging.INFO):
+        find_films(films, workspace)
+    assert "not videos by their suffix: 1 .txt" in caplog.text
+
+
+def test_a_folder_without_films_is_an_error(tmp_path, workspace):
+    with pytest.raises(FileNotFoundError, match="there is no folder of films"):
+        find_films(tmp_path / "nowhere", workspace)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there is no video in"):
+        find_films(tmp_path / "empty", workspace)
+
+
+def test_films_are_cut_exactly_where_their_scenes_meet(probed, films, drawing):
+    for film, results in split(kept(probed), films, SplitConfig(), min_frames=1):
+        assert [(scene.start, scene.stop) for scene in results] == bounds(drawing, film.id)
+
+
+def test_short_scenes_are_dropped_with_their_length(probed, films):
+    results = dict((film.id, found) for film, found in split(kept(probed), films, SplitConfig(), min_frames=21))
+    [short] = [entry for entry in results["red_scarf.mp4"] if isinstance(entry, Dropped)]
+    assert (short.rule, short.why) == ("too_short", "9 frames, but 21 are needed")
+
+
+def test_a_fade_to_black_is_found_by_the_fade_detector(tmp_path):
+    bright = np.full((20, 64, 96, 3), 150.0)
+    fade = np.concatenate([np.linspace(1, 0, 20), np.zeros(5), np.linspace(0, 1, 20)])[:, None, None, None]
+    frames = np.concatenate([bright, 150 * fade * np.ones((1, 64, 96, 3)), bright]).astype(np.uint8)
+    write_video(tmp_path / "fade.mp4", frames, 12)
+    film = Film(id="fade.mp4", source="fade.mp4", width=96, height=64, fps=12, seconds=None, codec="h264", rotation=0)
+    cuts = {}
+    for name in ("content", "fades"):
+        [(_, found)] = split([film], tmp_path, SplitConfig(detectors=[name]), min_frames=1)
+        cuts[name] = [scene.start for scene in found[1:]]
+    assert cuts["content"] == []
+    assert len(cuts["fades"]) == 1 and 36 <= cuts["fades"][0] <= 48
+
+
+def test_a_detector_of_ones_own_has_the_same_form(probed, films, tmp_path, monkeypatch):
+    code = "def detect(reader):\n    return list(range(10, reader.num_frames, 10))\n"
+    (tmp_path / "every_tenth.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    _, results = next(split(kept(probed), films, SplitConfig(detectors=["every_tenth:detect"]), min_frames=1))
+    assert {scene.stop - scene.start for scene in results[:-1]} == {10}
+    with pytest.raises(ValueError, match="'nowhere:detect' cannot be loaded"):
+        next(split(kept(probed), films, SplitConfig(detectors=["nowhere:detect"]), min_frames=1))
+
+
+def test_long_scenes_lose_parts_of_a_fixed_length_until_they_are_short():
+    reader = ArrayReader(np.zeros((200, 2, 2, 3), np.uint8), fps=10)
+    config = SplitConfig(force_cut_above=7, force_cut_length=5)
+    assert scenes([40], reader, config) == [(0, 40), (40, 90), (90, 140), (140, 200)]
+    assert scenes([40], reader, SplitConfig()) == [(0, 40), (40, 200)]
+
+
+def texture(seed, height=64, width=96, frames=6):
+    return np.random.default_rng(seed).integers(0, 255, (frames, height, width, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "borders, colour",
+    [((10, 10, 0, 0), 0), ((0, 0, 12, 12), 0), ((8, 6, 4, 2), 255), ((7, 0, 0, 0), 10), ((0, 0, 0, 0), 0)],
+)
+def test_borders_are_found_to_the_row(borders, colour):
+    top, bottom, left, right = borders
+    frames = np.pad(texture(0), ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=colour)
+    assert find_borders(frames) == borders
+
+
+def test_a_plain_sky_is_no_border():
+    frames = texture(1)
+    frames[:, :20] = (120, 180, 240)
+    assert find_borders(frames) == (0, 0, 0, 0)
+
+
+def test_a_black_film_has_no_borders():
+    assert find_borders(np.zeros((4, 32, 32, 3), np.uint8)) == (0, 0, 0, 0)
+
+
+def test_clips_lose_trimmed_frames_and_borders(films, drawing, tmp_path):
+    start, stop = bounds(drawing, "bars/blue_scarf.mp4")[1]
+    scene = Scene(id="s", source="bars/blue_scarf.mp4", key="s", start=start, stop=stop)
+    [(_, [clip])] = write([scene], films, tmp_path, WriteConfig(trim_frames=3), {})
+    assert (clip.start, clip.stop, clip.num_frames) == (start + 3, stop - 3, stop - start - 6)
+    assert clip.crop == [drawing.BAR, 0, drawing.HEIGHT, drawing.WIDTH]
+    assert (clip.width, clip.height, clip.fps) == (drawing.WIDTH, drawing.HEIGHT, drawing.FPS)
+    drawn = drawing.draw(drawing.FILMS[scene.source][1], 3 / (stop - start - 1))
+    written = open_video(tmp_path / clip.path).read([0])[0].numpy()
+    assert np.abs(written.astype(int) - drawn).mean() < 4
+
+
+def test_clips_can_be_scaled_down(films, tmp_path):
+    scene = Scene(id="s", source="red_scarf.mp4", key="s", start=0, stop=20)
+    [(_, [clip])] = write([scene], films, tmp_path, WriteConfig(max_short_side=64), {})
+    assert isinstance(clip, Clip) and (clip.width, clip.height) == (96, 64)
+
+
+def test_a_film_that_breaks_inside_loses_its_scenes_only(films, tmp_path):
+    damaged = tmp_path / "films"
+    damaged.mkdir()
+    (damaged / "a.mp4").write_bytes((films / "red_scarf.mp4").read_bytes()[:3000])
+    (damaged / "b.mp4").write_bytes((films / "red_scarf.mp4").read_bytes())
+    found = [Scene(id=name, source=name, key=name, start=0, stop=20) for name in ("a.mp4", "b.mp4")]
+    results = [result for _, [result] in write(found, damaged, tmp_path, WriteConfig(), {})]
+    assert isinstance(results[0], Dropped) and results[0].rule == "unreadable" and "a.mp4" in results[0].why
+    assert isinstance(results[1], Clip)
+
+
+def test_frames_of_a_clip_come_a_few_at_a_time():
+    asked = []
+
+    class Reader(ArrayReader):
+        def read(self, indices):
+            asked.append(len(indices))
+            return super().read(indices)
+
+    reader = Reader(texture(2, frames=100))
+    assert sum(1 for _ in cropped_frames(reader, 5, 95, (0, 0, 64, 96))) == 90
+    assert max(asked) <= 16
