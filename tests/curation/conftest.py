@@ -12,10 +12,13 @@ from mask2dit.evaluation.config import ViCLIPConfig
 from mask2dit.evaluation.untrained import build_untrained_viclip
 from mask2dit.video.writing import write_video
 
-for package in ("av", "openai", "scenedetect"):
-    pytest.importorskip(package, reason="pip install mask2dit[curation]")
-
 SCRIPT = Path(__file__).parents[2] / "scripts/draw_example_films.py"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def packages_of_the_extra():
+    for package in ("av", "cv2", "openai", "scenedetect"):
+        pytest.importorskip(package, reason="pip install mask2dit[curation]")
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,6 @@ from mask2dit.curation.score import Scores, TextDetector, apply_filters, motion_
 from mask2dit.curation.store import Dropped
 from mask2dit.video.reading import ArrayReader
 
-pytest.importorskip("cv2", reason="pip install mask2dit[curation]")
-
 
 def moving(shifts):
     """A picture moved sideways by so many pixels from frame to frame, 160 pixels wide and 10 frames a second."""
