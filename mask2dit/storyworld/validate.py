@@ -130,7 +130,7 @@ def _reconstruction(folder: str) -> Callable[[np.ndarray], np.ndarray]:
     import torch
     from diffusers import AutoencoderKLCogVideoX
 
-    vae = AutoencoderKLCogVideoX.from_pretrained(folder).eval()
+    vae = AutoencoderKLCogVideoX.from_pretrained(folder).float().eval()
 
     @torch.no_grad()
     def reconstruct(video: np.ndarray) -> np.ndarray:
