@@ -11,6 +11,7 @@ import json
 import os
 import string
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
@@ -143,7 +144,7 @@ def _is_complete(folder: Path) -> bool:
 def _write_model(folder: Path, seed: int) -> None:
     spiece = folder / "tokenizer" / SPIECE
     spiece.parent.mkdir(parents=True)
-    spiece.write_bytes(_sentencepiece_model())
+    spiece.write_bytes(sentencepiece_model(SENTENCES, vocab_size=512))
     tokenizer = load_tokenizer(spiece.parent)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
@@ -169,15 +170,15 @@ def save_pipeline(pipe: Mask2DiTPipeline, folder: Path, spiece: Path) -> None:
         file.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _sentencepiece_model() -> bytes:
-    """A unigram model with T5's special tokens, the same every time."""
+def sentencepiece_model(sentences: Iterable[str], vocab_size: int, **options) -> bytes:
+    """A unigram model with T5's special tokens, the same every time for the same sentences and sentencepiece's options."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES),
+        sentence_iterator=iter(sentences),
         model_writer=model,
         model_type="unigram",
-        vocab_size=512,
-        hard_vocab_limit=False,  # so few sentences may not yield all 512
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,  # so few sentences may not yield all of them
         pad_id=0,
         eos_id=1,
         unk_id=2,
@@ -186,6 +187,7 @@ def _sentencepiece_model() -> bytes:
         required_chars=CHARACTERS,
         num_threads=1,  # another number gives other scores
         minloglevel=2,
+        **options,
     )
     return model.getvalue()
 

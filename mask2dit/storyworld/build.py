@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
 
 from mask2dit.command import run_command
 from mask2dit.models.loading import load_model, load_text_encoder, load_tokenizer, model_folder
@@ -47,6 +47,9 @@ class BuildConfig:
     time_embed_dim: int = 64
     patch_size: int = 8
     """In latents: 8 makes 16 tokens of a latent frame of 32 x 32."""
+    prediction_type: str = "sample"
+    """What the transformer predicts: sample (clean latents, which tokens as wide as the transformer need) or
+    v_prediction."""
     text_window: int = 32
     """Tokens of a caption, as in the text encoder's training."""
     num_scenes: int = 3
@@ -79,7 +82,10 @@ def build_model(config: BuildConfig) -> None:
         transformer = Mask2DiTTransformer3DModel.from_pretrained(
             config.trained, subfolder="transformer", torch_dtype=torch.float16
         )
-    pipe = Mask2DiTPipeline(tokenizer, text_encoder, vae, transformer, published_scheduler())
+    scheduler = CogVideoXDDIMScheduler.from_config(
+        published_scheduler().config, prediction_type=config.prediction_type
+    )
+    pipe = Mask2DiTPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
     pipe.check_size(config.height, config.width, config.num_frames, num_scenes=1)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:

@@ -9,7 +9,6 @@ end `text_encoder/`.
 Shapes: B samples, L tokens of a sample.
 """
 
-import io
 import logging
 import sys
 import tempfile
@@ -20,7 +19,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
 import torch.nn.functional as F
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -30,7 +28,7 @@ from mask2dit.command import run_command
 from mask2dit.data.randomness import generator_for
 from mask2dit.models.loading import load_tokenizer
 from mask2dit.pipelines.inference import choose_device
-from mask2dit.pipelines.untrained import CHARACTERS
+from mask2dit.pipelines.untrained import CHARACTERS, sentencepiece_model
 from mask2dit.storyworld.learning import LearningConfig, learn
 from mask2dit.storyworld.world import caption, sample_story
 from mask2dit.video.writing import atomic_path
@@ -120,31 +118,19 @@ def learn_pieces(captions: Sequence[str]) -> bytes:
     text is unknown. No piece spans two words, as T5's tokenizer splits at spaces before it looks for pieces.
     """
     words = Counter(word for text in captions for word in text.split())
-    model = io.BytesIO()
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".tsv") as seeds:
         # Without seeds sentencepiece starts from what several different words share, and drops whole words.
         seeds.writelines(f"▁{word}\t{count}\n" for word, count in words.most_common())
         seeds.flush()
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(captions),
-            seed_sentencepieces_file=seeds.name,
-            model_writer=model,
-            model_type="unigram",
+        model = sentencepiece_model(
+            captions,
             vocab_size=len(words) + len(CHARACTERS) + 3,
-            hard_vocab_limit=False,
+            seed_sentencepieces_file=seeds.name,
             split_by_unicode_script=False,  # punctuation stays at its word
             split_by_number=False,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            character_coverage=1.0,
-            required_chars=CHARACTERS,
-            num_threads=1,  # another number gives other scores
-            minloglevel=2,
         )
     # The model notes how it was made, down to the name of the temporary file.
-    proto = ModelProto.FromString(model.getvalue())
+    proto = ModelProto.FromString(model)
     proto.trainer_spec.ClearField("seed_sentencepieces_file")
     return proto.SerializeToString(deterministic=True)
 

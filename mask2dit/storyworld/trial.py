@@ -120,7 +120,7 @@ def run_trial(config: TrialConfig) -> None:
         stories = [sample_story(seed, task.num_scenes, config.split) for seed in seeds]
         generators = [generator_for(config.seed, seed) for seed in seeds]
         for seed, video in zip(seeds, make_stories(pipe, config, stories, generators)):
-            write_video(video_path(folder, seed), to_uint8(video), FPS)
+            write_video(video_path(folder, seed), to_uint8(video), FPS, full_chroma=True)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from mask2dit.data.config import DataConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-OPTIMIZERS = ("adamw", "adamw8bit")
+OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 GIVEN_SCENES = ("last", "random")
 
 
@@ -75,7 +75,7 @@ class TrainConfig:
     micro_batch_size: int = 1
     """Samples of one process in one forward pass; gradients are accumulated until the batch is complete."""
     optimizer: str = "adamw"
-    """adamw, or adamw8bit (needs bitsandbytes and a GPU)."""
+    """adamw, adamw8bit (needs bitsandbytes and a GPU), or muon (for the matrices of the blocks, with AdamW for the rest)."""
     learning_rate: float = 1e-5
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999

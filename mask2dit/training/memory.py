@@ -51,11 +51,11 @@ class MemoryEstimate:
 def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_processes: int) -> MemoryEstimate:
     """Memory of a process for the run's engine.
 
-    Weights, gradients and optimizer are counted: without DeepSpeed 4 + 4 + 8 bytes a trained parameter (2 bytes of moments
-    for adamw8bit) and, in 16 bits, 2 more for autocast's copies; with it 2 + 2 + 12 in 16 bits, of which ZeRO splits the
-    optimizer (stage 1), gradients (2) and weights (3) over the processes (Rajbhandari et al. 2020, Sec. 3). Activations
-    are estimated at 34 bytes a token and channel of a block in 16 bits (Korthikanti et al. 2022, Eq. 2, without the
-    attention matrix), for every block that is not recomputed and one that is, and what checkpointed blocks keep.
+    Weights, gradients and optimizer are counted: without DeepSpeed 4 + 4 + 8 bytes a trained parameter (of moments 2 for
+    adamw8bit and 4 for muon) and, in 16 bits, 2 more for autocast's copies; with it 2 + 2 + 12 in 16 bits, of which ZeRO
+    splits the optimizer (stage 1), gradients (2) and weights (3) over the processes (Rajbhandari et al. 2020, Sec. 3).
+    Activations are estimated at 34 bytes a token and channel of a block in 16 bits (Korthikanti et al. 2022, Eq. 2, without
+    the attention matrix), for every block that is not recomputed and one that is, and what checkpointed blocks keep.
     """
     transformer, data = skeleton.transformer, config.data
     _, latent_frames, (_, height, width) = skeleton.check_size(
@@ -80,7 +80,7 @@ def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_process
         sizes = {
             "weights": (6 if half else 4) * parameters,
             "gradients": 4 * trainable,
-            "optimizer": (2 if config.optimizer == "adamw8bit" else 8) * trainable,
+            "optimizer": {"adamw": 8, "adamw8bit": 2, "muon": 4}[config.optimizer] * trainable,
         }
     for name, first_stage in (("optimizer", 1), ("gradients", 2), ("weights", 3)):
         if stage >= first_stage:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 
+SMALLEST_SIGMA = 0.2  # below it a velocity's error would count a prediction of clean latents up to 1,200 times
+
 
 def diffusion_loss(
     transformer: torch.nn.Module,
@@ -22,6 +24,10 @@ def diffusion_loss(
     reduction: str = "mean",
 ) -> torch.Tensor:
     """The loss of Mask²DiT, L = E sum_i m_i ||v - v_theta(z_t, t, z_T)||² (arXiv 2503.19881), as a mean over elements.
+
+    A scheduler with `prediction_type: sample` says that the transformer predicts the clean latents; its error is weighted
+    as that of the velocity which follows from them (arXiv 2511.13720). That suits tokens of as many numbers as the
+    transformer is wide, through which it cannot pass the noise on.
 
     Given scenes (m_i = 0) stay clean, carry timestep 0 and do not count. Each sample's loss is the mean over the elements
     of its generated scenes, so that samples count alike however many scenes are generated in them.
@@ -41,10 +47,15 @@ def diffusion_loss(
         A scalar, or (B,) for "none"; float32.
 
     Raises:
-        ValueError: for shapes that do not fit, a sample without a generated scene, or an unknown reduction.
+        ValueError: for shapes that do not fit, a sample without a generated scene, an unknown reduction, or a scheduler
+            that has noise predicted.
     """
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction has to be mean or none, but is {reduction!r}")
+    if scheduler.config.prediction_type not in ("v_prediction", "sample"):
+        raise ValueError(
+            f"prediction_type has to be v_prediction or sample, but the scheduler's is {scheduler.config.prediction_type}"
+        )
     if latents.shape != noise.shape:
         raise ValueError(f"noise of the shape {tuple(noise.shape)} does not fit latents of {tuple(latents.shape)}")
     batch_size, num_frames = latents.shape[:2]
@@ -63,7 +74,12 @@ def diffusion_loss(
     # In float32, since the schedule's small factors lose most of their digits in bfloat16.
     clean, noise = latents.float(), noise.float()
     noisy = torch.where(is_generated, scheduler.add_noise(clean, noise, timesteps), clean)
-    velocity = scheduler.get_velocity(clean, noise, timesteps)
+    if scheduler.config.prediction_type == "sample":
+        target = clean
+        sigma = (1 - scheduler.alphas_cumprod.to(latents.device)[timesteps]).sqrt().float().clamp(min=SMALLEST_SIGMA)
+    else:
+        target = scheduler.get_velocity(clean, noise, timesteps)
+        sigma = torch.ones(batch_size, device=latents.device)
 
     prediction = transformer(
         hidden_states=noisy.to(prompt_embeds.dtype),
@@ -72,8 +88,8 @@ def diffusion_loss(
         scene_frames=None if scene_frames is None else tuple(scene_frames),
         return_dict=False,
     )[0]
-    error = (prediction.float() - velocity).square().mean(dim=(2, 3, 4))  # (B, S*F)
-    loss = (error * frame_mask).sum(dim=1) / frame_mask.sum(dim=1)  # (B,)
+    error = (prediction.float() - target).square().mean(dim=(2, 3, 4))  # (B, S*F)
+    loss = (error * frame_mask).sum(dim=1) / frame_mask.sum(dim=1) / sigma.square()  # (B,)
     return loss.mean() if reduction == "mean" else loss
 
 

@@ -92,11 +92,12 @@ def check(config: TrainConfig) -> Mask2DiTPipeline:
         raise ValueError("lora.rank cannot be used with ZeRO stage 3, which splits the frozen weights: use stage 2")
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("precision=fp16 needs a GPU: use bf16 or fp32")
-    if config.optimizer == "adamw8bit":
-        if config.deepspeed:
-            raise ValueError("optimizer=adamw8bit cannot be used with deepspeed, which splits its state: use adamw")
-        if find_spec("bitsandbytes") is None or not torch.cuda.is_available():
-            raise ValueError("optimizer=adamw8bit needs a GPU and bitsandbytes (pip install bitsandbytes): use adamw")
+    if config.optimizer != "adamw" and config.deepspeed:
+        raise ValueError(
+            f"optimizer={config.optimizer} cannot be used with deepspeed, which splits its state: use adamw"
+        )
+    if config.optimizer == "adamw8bit" and (find_spec("bitsandbytes") is None or not torch.cuda.is_available()):
+        raise ValueError("optimizer=adamw8bit needs a GPU and bitsandbytes (pip install bitsandbytes): use adamw")
     for tracker in config.trackers:
         if find_spec(tracker) is None:
             raise ValueError(

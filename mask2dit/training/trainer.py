@@ -27,6 +27,7 @@ from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.training.checkpoints import save_checkpoint
 from mask2dit.training.config import TrainConfig
 from mask2dit.training.objective import diffusion_loss
+from mask2dit.training.optimizer import create_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Trainer:
     ):
         self.config, self.accelerator, self.pipe = config, accelerator, pipe
         self.dataset, self.callbacks, self.step = dataset, callbacks, start
-        self.optimizer = create_optimizer(config, [p for p in pipe.transformer.parameters() if p.requires_grad])
+        self.optimizer = create_optimizer(config, pipe.transformer)
         self.ema = EMAModel(pipe.transformer.parameters(), decay=config.ema_decay) if config.ema_decay else None
         data = config.data
         _, latent_frames, (_, *size) = pipe.check_size(data.height, data.width, data.num_frames, data.num_scenes)
@@ -211,21 +212,6 @@ class Trainer:
     def _any(self, flag: bool) -> bool:
         """Whether it is so on any process."""
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum") > 0)
-
-
-def create_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, or its 8-bit form from bitsandbytes."""
-    if config.optimizer == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit as AdamW  # an extra, checked for at the start
-    else:
-        AdamW = torch.optim.AdamW
-    return AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-    )
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -70,6 +70,36 @@ def test_what_is_noised_in_given_scenes_has_no_influence(make_transformer, input
     assert torch.equal(*losses)
 
 
+def test_a_predicted_sample_costs_what_the_velocity_that_follows_from_it_costs(make_transformer, inputs):
+    scheduler, latents, noise, text, timesteps = inputs
+    transformer = make_transformer()
+    sample = transformer(scheduler.add_noise(latents, noise, timesteps), text, timesteps, return_dict=False)[0]
+    alpha = scheduler.alphas_cumprod[timesteps].sqrt()[:, None, None, None, None]
+    velocity = (alpha * scheduler.add_noise(latents, noise, timesteps) - sample) / (1 - alpha**2).sqrt()
+    error = (velocity - scheduler.get_velocity(latents, noise, timesteps)).square().mean(dim=(1, 2, 3, 4))
+    scheduler.register_to_config(prediction_type="sample")
+    loss = diffusion_loss(transformer, scheduler, latents, noise, text, timesteps, reduction="none")
+    torch.testing.assert_close(loss, error.float(), rtol=1e-4, atol=0)
+
+
+def test_a_predicted_sample_of_hardly_noisy_latents_counts_25_times_at_most(make_transformer, inputs):
+    scheduler, latents, noise, text, _ = inputs
+    scheduler.register_to_config(prediction_type="sample")
+
+    class Zero(torch.nn.Module):
+        def forward(self, **kwargs):
+            return (torch.zeros_like(latents),)
+
+    loss = diffusion_loss(Zero(), scheduler, latents, noise, text, torch.tensor([0, 0]))
+    torch.testing.assert_close(loss, 25 * latents.square().mean())
+
+
+def test_a_scheduler_that_has_noise_predicted_is_refused(make_transformer, inputs):
+    inputs[0].register_to_config(prediction_type="epsilon")
+    with pytest.raises(ValueError, match="v_prediction or sample, but the scheduler's is epsilon"):
+        diffusion_loss(make_transformer(), *inputs)
+
+
 def test_bfloat16_latents_give_a_float32_loss_close_to_that_of_float32(make_transformer, inputs):
     scheduler, *tensors, timesteps = inputs
     transformer = make_transformer()

@@ -63,12 +63,13 @@ def test_one_sample_can_be_learned_by_heart(config, run, metrics, monkeypatch):
     assert min(values[-5:]) < values[0] / 10
 
 
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(config, run, metrics, tmp_path):
-    whole = config(output_dir=str(tmp_path / "whole"), ema_decay=0.9, max_steps=4)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(config, run, metrics, tmp_path, optimizer):
+    whole = config(output_dir=str(tmp_path / "whole"), ema_decay=0.9, optimizer=optimizer, max_steps=4)
     run(whole)
-    parts = config(output_dir=str(tmp_path / "parts"), ema_decay=0.9, max_steps=2)
+    parts = replace(whole, output_dir=str(tmp_path / "parts"), max_steps=2)
     run(parts)
-    parts = config(output_dir=str(tmp_path / "parts"), ema_decay=0.9, max_steps=4, resume="latest")
+    parts = replace(parts, max_steps=4, resume="latest")
     run(parts)
     assert_equal(weights(parts), weights(whole))
     last = "checkpoint-00000004/model.safetensors"
@@ -273,6 +274,10 @@ BAD = {
     "8 bits with DeepSpeed": (
         {"deepspeed": str(ROOT / "configs/deepspeed/zero2.json"), "optimizer": "adamw8bit"},
         "adamw8bit cannot be used with deepspeed",
+    ),
+    "Muon with DeepSpeed": (
+        {"deepspeed": str(ROOT / "configs/deepspeed/zero2.json"), "optimizer": "muon"},
+        "muon cannot be used with deepspeed",
     ),
     "fp16 on a CPU": ({"precision": "fp16"}, "fp16 needs a GPU: use bf16 or fp32"),
     "8 bits without bitsandbytes": ({"optimizer": "adamw8bit"}, "needs a GPU and bitsandbytes"),

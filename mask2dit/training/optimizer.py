@@ -1,0 +1,66 @@
+"""What changes the weights: AdamW, its 8-bit form, or Muon."""
+
+import torch
+
+from mask2dit.training.config import TrainConfig
+
+
+def create_optimizer(config: TrainConfig, transformer: torch.nn.Module) -> torch.optim.Optimizer:
+    """The configured optimizer of all weights that are trained."""
+    trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    if config.optimizer == "muon":
+        in_blocks = {id(parameter) for parameter in transformer.transformer_blocks.parameters() if parameter.ndim == 2}
+        matrices = [parameter for parameter in trained if id(parameter) in in_blocks]
+        others = [parameter for parameter in trained if id(parameter) not in in_blocks]
+        return MuonWithAdamW(
+            torch.optim.Muon(
+                matrices,
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            _adamw(config, others),
+        )
+    return _adamw(config, trained)
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for the matrices of the blocks, AdamW for the rest (https://kellerjordan.github.io/posts/muon).
+
+    Muon's updates have the size of AdamW's (arXiv 2502.16982), so that one learning rate serves both.
+    """
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW):
+        self.parts = (muon, adamw)
+        super().__init__([parameter for part in self.parts for parameter in part.param_groups[0]["params"]], {})
+        self._share_groups()
+
+    def step(self, closure: None = None) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict) -> None:
+        for part, its_state in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(its_state)
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        """A learning rate that is set in one of this optimizer's groups is set in its part."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def _adamw(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit as AdamW  # an extra, checked for at the start
+    else:
+        AdamW = torch.optim.AdamW
+    return AdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+    )
