@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -94,11 +95,13 @@ def run():
 def command(tmp_path):
     """What `subprocess` takes to train in other processes, by the launcher where there are several."""
 
-    def of(config: TrainConfig, processes: int = 1, port: int = 29711) -> dict:
+    def of(config: TrainConfig, processes: int = 1) -> dict:
         path = tmp_path / "config.json"
         path.write_text(json.dumps({"config": dataclasses.asdict(config)}))
         launcher = []
         if processes > 1 or config.deepspeed:
+            with socket.create_server(("localhost", 0)) as free:  # other tests may run at the same time
+                port = free.getsockname()[1]
             options = [f"--nproc_per_node={processes}", f"--master_port={port}"]
             launcher = ["-m", "mask2dit.training.launch", *options]
         return {
