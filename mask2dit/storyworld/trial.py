@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from mask2dit.command import run_command
+from mask2dit.data.config import DTYPES
 from mask2dit.data.randomness import generator_for
 from mask2dit.provenance import git_commit, versions
 from mask2dit.storyworld.render import render_scene
@@ -85,10 +86,14 @@ class TrialConfig:
     width: int = 64
     batch_size: int = 10
     """Stories made together."""
+    dtype: str = "bfloat16"
+    """Of the model: float32, bfloat16 or float16."""
 
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f"task has to be one of {', '.join(TASKS)}, but is {self.task!r}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype has to be one of {', '.join(DTYPES)}, but is {self.dtype!r}")
         for name in ("num_stories", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
@@ -112,7 +117,9 @@ def run_trial(config: TrialConfig) -> None:
     if not missing:
         logger.info("all %d stories are in %s", config.num_stories, folder)
         return
-    pipe = Mask2DiTPipeline.from_pretrained(config.model, mask_variant=config.mask_variant)
+    pipe = Mask2DiTPipeline.from_pretrained(
+        config.model, mask_variant=config.mask_variant, torch_dtype=getattr(torch, config.dtype)
+    )
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
     for first in tqdm(range(0, len(missing), config.batch_size), unit="batch"):

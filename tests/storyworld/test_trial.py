@@ -69,6 +69,7 @@ def test_a_folder_holds_one_trial(config):
         run_trial(config(seed=1))
 
 
-def test_an_unknown_task_is_refused():
-    with pytest.raises(ValueError, match=r"one of fixed, .* but is 'unknown'"):
-        TrialConfig(task="unknown")
+@pytest.mark.parametrize("name, possible", [("task", "fixed, .*sliding"), ("dtype", "float32, bfloat16, float16")])
+def test_an_unknown_choice_is_refused(name, possible):
+    with pytest.raises(ValueError, match=rf"{name} has to be one of {possible}, but is 'unknown'"):
+        TrialConfig(**{name: "unknown"})
