@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from mask2dit.command import run_command
+from mask2dit.config import check_at_least, check_choice
 from mask2dit.data.randomness import generator_for
 from mask2dit.provenance import git_commit, versions
 from mask2dit.storyworld.render import render_scene
@@ -87,11 +88,9 @@ class TrialConfig:
     """Stories made together."""
 
     def __post_init__(self):
-        if self.task not in TASKS:
-            raise ValueError(f"task has to be one of {', '.join(TASKS)}, but is {self.task!r}")
+        check_choice("task", self.task, TASKS)
         for name in ("num_stories", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+            check_at_least(name, getattr(self, name), 1)
 
 
 def run_trial(config: TrialConfig) -> None:
