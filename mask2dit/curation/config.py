@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from mask2dit.data.config import DTYPES
+from mask2dit.config import DTYPES, check_at_least, check_choice, check_positive, parse_shard
 from mask2dit.evaluation.config import ViCLIPConfig
 
 STAGES = ("probe", "split", "write", "score", "filter", "embed", "group", "single", "caption", "verify", "export")
@@ -48,9 +48,9 @@ class WriteConfig:
     """Pixels of the shorter side from which on clips are scaled down; null: never."""
 
     def __post_init__(self):
-        _check_at_least("write.trim_frames", self.trim_frames, 0)
+        check_at_least("write.trim_frames", self.trim_frames, 0)
         if self.max_short_side is not None:
-            _check_at_least("write.max_short_side", self.max_short_side, 16)
+            check_at_least("write.max_short_side", self.max_short_side, 16)
 
 
 @dataclass(kw_only=True)
@@ -95,7 +95,7 @@ class EmbedConfig:
     """Clips at once, whose features are one file."""
 
     def __post_init__(self):
-        _check_at_least("embed.batch_size", self.batch_size, 1)
+        check_at_least("embed.batch_size", self.batch_size, 1)
         if not self.viclip.weights:
             raise ValueError("embed.viclip.weights has to name ViCLIP's weights, but is null")
 
@@ -112,7 +112,7 @@ class GroupConfig:
     """Above this cosine two clips are taken for one scene that was cut in error."""
 
     def __post_init__(self):
-        _check_at_least("group.num_scenes", self.num_scenes, 2)
+        check_at_least("group.num_scenes", self.num_scenes, 2)
         if not -1 <= self.threshold < self.ceiling:
             raise ValueError(
                 f"group.threshold={self.threshold} has to lie between -1 and group.ceiling={self.ceiling}, which are cosines"
@@ -164,16 +164,14 @@ class CaptionConfig:
     max_new_tokens: int = 1024
 
     def __post_init__(self):
-        if self.backend not in BACKENDS:
-            raise ValueError(f"caption.backend has to be one of {', '.join(BACKENDS)}, but is {self.backend!r}")
+        check_choice("caption.backend", self.backend, BACKENDS)
         for name in ("frames_per_scene", "longest_side", "max_words", "max_attempts", "concurrency"):
-            _check_at_least(f"caption.{name}", getattr(self, name), 1)
-        _check_at_least("caption.max_retries", self.max_retries, 0)
+            check_at_least(f"caption.{name}", getattr(self, name), 1)
+        check_at_least("caption.max_retries", self.max_retries, 0)
         for name in ("timeout", "requests_per_minute"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"caption.{name}={getattr(self, name)} has to be more than 0")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"caption.dtype has to be one of {', '.join(DTYPES)}, but is {self.dtype!r}")
+            if getattr(self, name) is not None:
+                check_positive(f"caption.{name}", getattr(self, name))
+        check_choice("caption.dtype", self.dtype, DTYPES)
         if self.max_cost is not None and None in (self.price_input, self.price_output):
             raise ValueError("caption.max_cost needs caption.price_input and caption.price_output")
 
@@ -239,10 +237,8 @@ class CurationConfig:
             if name not in STAGES:
                 raise ValueError(f"stages has to hold {', '.join(STAGES)}, but holds {name!r}")
         for name in ("num_frames", "max_stride"):
-            _check_at_least(name, getattr(self, name), 1)
-        index, slash, count = self.shard.partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise ValueError(f"shard has to be i/n with i from 0 to n - 1, such as 0/1, but is {self.shard!r}")
+            check_at_least(name, getattr(self, name), 1)
+        parse_shard(self.shard)
         limits = self.filter
         for name, measured, remedy in (
             ("min_motion", self.score.motion, "score.motion=true"),
@@ -252,8 +248,3 @@ class CurationConfig:
         ):
             if getattr(limits, name) is not None and not measured:
                 raise ValueError(f"filter.{name} needs {remedy}")
-
-
-def _check_at_least(name: str, value: float, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name}={value} has to be at least {least}")

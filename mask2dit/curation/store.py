@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from mask2dit.config import parse_shard
 from mask2dit.video.writing import check_writable
 
 
@@ -64,7 +65,7 @@ class Workspace:
 
     def __init__(self, folder: str | os.PathLike, shard: str = "0/1", stages: Sequence[str] = ()):
         self.folder = Path(folder)
-        self.index, self.num_shards = map(int, shard.split("/"))
+        self.index, self.num_shards = parse_shard(shard)
         self.suffix = "" if self.num_shards == 1 else f".{self.index}-of-{self.num_shards}"
         self.stages = stages
         self.funnel: dict[str, dict] = {}
