@@ -1,6 +1,8 @@
 """The settings of `python -m mask2dit.curation`. Imports nothing heavy, so that a mistake in them shows at once."""
 
+import re
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from mask2dit.config import DTYPES, check_at_least, check_choice, check_positive, parse_shard
 from mask2dit.evaluation.config import ViCLIPConfig
@@ -113,9 +115,11 @@ class GroupConfig:
 
     def __post_init__(self):
         check_at_least("group.num_scenes", self.num_scenes, 2)
-        if not -1 <= self.threshold < self.ceiling:
+        check_at_least("group.max_gap", self.max_gap, 0)
+        if not -1 <= self.threshold < self.ceiling <= 1:
             raise ValueError(
-                f"group.threshold={self.threshold} has to lie between -1 and group.ceiling={self.ceiling}, which are cosines"
+                f"group.threshold={self.threshold} has to lie between -1 and group.ceiling={self.ceiling}, and that at 1 or "
+                "below: both are cosines"
             )
 
 
@@ -129,7 +133,7 @@ class CaptionConfig:
     model: str = ""
     """Its name at the endpoint, or its folder for transformers."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key; a server of one's own needs none."""
+    """The name of the environment variable that holds the key; a server of one's own needs none."""
     json_schema: bool = True
     """Ask the endpoint to hold answers to a JSON schema. Not every one can."""
     singles: bool = True
@@ -156,7 +160,8 @@ class CaptionConfig:
     tokens_per_image: int = 400
     """For the estimate before the run; the endpoint's own count replaces it."""
     max_cost: float | None = None
-    """The run does not start if its estimate is more, and stops when it has cost more."""
+    """Of this run, or of this part of a shared one: it does not start if its estimate is more, and stops when it has cost
+    more."""
 
     device: str = "auto"
     """For transformers."""
@@ -167,7 +172,15 @@ class CaptionConfig:
         check_choice("caption.backend", self.backend, BACKENDS)
         for name in ("frames_per_scene", "longest_side", "max_words", "max_attempts", "concurrency"):
             check_at_least(f"caption.{name}", getattr(self, name), 1)
-        check_at_least("caption.max_retries", self.max_retries, 0)
+        for name in ("max_retries", "temperature"):
+            check_at_least(f"caption.{name}", getattr(self, name), 0)
+        # The configuration is written into the card, so that no key may stand in it; nor is it shown here.
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise ValueError("caption.api_key_env has to be the name of an environment variable, not the key itself")
+        if "@" in urlsplit(self.base_url).netloc:
+            raise ValueError(
+                "caption.base_url holds a user or a password: put the key into caption.api_key_env's variable"
+            )
         for name in ("timeout", "requests_per_minute"):
             if getattr(self, name) is not None:
                 check_positive(f"caption.{name}", getattr(self, name))

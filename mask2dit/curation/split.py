@@ -30,7 +30,11 @@ Detector = Callable[[VideoReader], list[int]]
 
 
 def split(films: Iterable[Film], folder: Path, config: SplitConfig, min_frames: int) -> Iterator:
-    """Cuts films into scenes and drops those of fewer than `min_frames` frames."""
+    """Cuts films into scenes and drops those of fewer than `min_frames` frames.
+
+    Raises:
+        ValueError: if a detector cannot be loaded, or returns a cut outside the film.
+    """
     detectors = [load_detector(name, config) for name in config.detectors]
     for film in films:
         try:
@@ -40,6 +44,11 @@ def split(films: Iterable[Film], folder: Path, config: SplitConfig, min_frames: 
         except ValueError as error:
             yield film, [Dropped(id=film.id, source=film.source, rule="unreadable", why=str(error))]
             continue
+        if outside := [cut for cut in cuts if not 0 < cut < reader.num_frames]:
+            raise ValueError(
+                f"a detector of {', '.join(config.detectors)} cuts {film.id} at frame {outside[0]}, but scenes can begin at "
+                f"frames 1 to {reader.num_frames - 1} only"
+            )
         yield film, [_scene(film, start, stop, min_frames) for start, stop in scenes(cuts, reader, config)]
 
 
