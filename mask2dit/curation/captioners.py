@@ -54,6 +54,8 @@ class OpenAICaptioner:
             if error.status in (401, 403, 404):
                 remedy = f"check caption.base_url, caption.model and the key in {self.config.api_key_env}"
                 raise ValueError(f"{message}; {remedy}") from None
+            if error.status == 400 and self.config.json_schema:
+                message += "; caption.json_schema=false is for endpoints that cannot hold answers to a schema"
             raise CaptionerError(message) from None
 
 

@@ -191,7 +191,8 @@ def _make_manifests(
     workspace.count("export", len(captions), exported)
     if not any(rows.values()):
         logger.warning(
-            "Nothing is left to export: the table says which rules removed it. Manifests of earlier runs stay"
+            "There is nothing to export: the table says which rules removed it, and what is not done yet. Manifests of "
+            "earlier runs stay"
         )
         return 1
     write_card(

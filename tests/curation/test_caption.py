@@ -200,3 +200,11 @@ def test_an_endpoint_that_cannot_be_reached_is_an_error_that_may_pass(monkeypatc
     config = CaptionConfig(base_url="http://127.0.0.1:9/v1", model="m", max_retries=0)
     with pytest.raises(CaptionerError, match="Connection error"):
         OpenAICaptioner(config).ask([{"role": "user", "content": [{"type": "text", "text": "hello"}]}])
+
+
+def test_an_endpoint_that_knows_no_schema_is_told_how_to_go_without(ask, caplog):
+    ask(lambda request: (400, "response_format is not supported"))
+    assert "response_format is not supported" in caplog.text and "caption.json_schema=false" in caplog.text
+    caplog.clear()
+    ask(lambda request: (400, "too large"), json_schema=False)
+    assert "too large" in caplog.text and "json_schema" not in caplog.text
