@@ -10,6 +10,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 T = TypeVar("T")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
@@ -44,6 +45,36 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
         where = f"{source}: " if source is not None else ""
         raise ValueError(f"{where}{_explain(error, config)}") from error
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises `ValueError`, which names the key, unless its value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} has to be one of {', '.join(choices)}, but is {value!r}")
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Raises `ValueError`, which names the key, for a value below the least, or one that is no number."""
+    if not value >= least:
+        raise ValueError(f"{name}={value} has to be at least {least}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises `ValueError`, which names the key, for a value that is not more than 0."""
+    if not value > 0:
+        raise ValueError(f"{name}={value} has to be more than 0")
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """The numbers of "i/n", the i-th of n parts of the work, counted from 0.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    index, slash, count = shard.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"shard has to be i/n with i from 0 to n - 1, such as 0/1, but is {shard!r}")
+    return int(index), int(count)
 
 
 def _explain(error: Exception, config) -> str:

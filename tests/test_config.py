@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from mask2dit.config import load_config
+from mask2dit.config import check_at_least, check_positive, load_config, parse_shard
 from mask2dit.pipelines.inference_config import InferenceConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/inference").glob("*.yaml"))
@@ -94,3 +94,18 @@ def test_the_record_of_a_run_is_a_configuration(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         load_config(InferenceConfig, tmp_path / "nowhere.yaml")
+
+
+def test_a_part_of_the_work_is_two_numbers():
+    assert parse_shard("3/5") == (3, 5)
+    for shard in ("5/3", "1", "a/b", "-1/2", "1/2/3", ""):
+        with pytest.raises(ValueError, match=r"shard has to be i/n with i from 0 to n - 1"):
+            parse_shard(shard)
+
+
+def test_no_number_passes_no_limit():
+    for check in (lambda value: check_at_least("limit", value, 1), lambda value: check_positive("limit", value)):
+        check(1)
+        for value in (0, float("nan")):
+            with pytest.raises(ValueError, match=f"limit={value} has to be"):
+                check(value)

@@ -42,9 +42,15 @@ class Captions(Entry):
 
 
 def caption_settings(config: CaptionConfig) -> dict:
-    """What captions depend on; where the model runs and how fast it is asked is not part of it."""
-    names = ("backend", "model", "frames_per_scene", "longest_side", "max_words", "max_attempts", "temperature")
+    """What captions depend on. Where the model runs, how fast and how often it is asked is not part of it."""
+    names = ["backend", "model", "frames_per_scene", "longest_side", "max_words"]
+    names += {"openai": ["temperature"], "transformers": ["dtype", "max_new_tokens"], "stand_in": []}[config.backend]
     return {**{name: getattr(config, name) for name in names}, "prompt": PROMPT_VERSION}
+
+
+def has_attempts_left(result: Captions | Dropped, config: CaptionConfig) -> bool:
+    """Whether a group was dropped after fewer attempts than it has by now."""
+    return isinstance(result, Dropped) and len(result.details["faults"]) < config.max_attempts
 
 
 def caption(
@@ -99,8 +105,9 @@ def caption(
         finally:
             for future in futures:
                 future.cancel()
-    price = _price(used_in, used_out, config)
-    logger.info("%d tokens in and %d out%s", used_in, used_out, "" if price is None else f", which cost {price:.2f}")
+            price = _price(used_in, used_out, config)
+            cost = "" if price is None else f", which cost {price:.2f}"
+            logger.info("%d tokens in and %d out%s", used_in, used_out, cost)
     if left:
         logger.warning("%d requests failed: run again to send them again", left)
 
@@ -132,7 +139,8 @@ def caption_group(
         except ValueError as fault:
             faults.append(str(fault))
             messages += [
-                {"role": "assistant", "content": [{"type": "text", "text": reply.text}]},
+                # Endpoints refuse an empty text, as a model that declines may give.
+                {"role": "assistant", "content": [{"type": "text", "text": reply.text or "(no answer)"}]},
                 {"role": "user", "content": [{"type": "text", "text": CORRECTION.format(fault=fault)}]},
             ]
             continue

@@ -4,32 +4,20 @@ Messages have the form of transformers' chat templates: {"role": …, "content":
 {"type": "image", "image": a PIL image}, …]}.
 """
 
-import base64
-import io
-import os
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image
 
 from mask2dit.curation.answers import SCHEMA
 from mask2dit.curation.config import CaptionConfig
-from mask2dit.curation.optional import import_optional
+from mask2dit.endpoint import Endpoint, EndpointError, Reply, image_part
 
 
 class CaptionerError(OSError):
     """One request failed, which may pass: the endpoint was not reached, did not answer in time, or was overloaded."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    text: str
-    input_tokens: int
-    output_tokens: int
 
 
 class Captioner(Protocol):
@@ -44,24 +32,11 @@ class Captioner(Protocol):
 
 
 class OpenAICaptioner:
-    """A model behind an OpenAI-compatible endpoint.
-
-    The key is read from the environment, and taken out of every message.
-
-    Raises:
-        ValueError: if the package openai is not installed.
-    """
+    """A model behind an OpenAI-compatible endpoint."""
 
     def __init__(self, config: CaptionConfig):
-        self.openai = import_optional("openai")
         self.config = config
-        self._key = os.environ.get(config.api_key_env)
-        self.client = self.openai.OpenAI(
-            base_url=config.base_url,
-            api_key=self._key or "none",  # a server of one's own needs none, but the package does
-            timeout=config.timeout,
-            max_retries=config.max_retries,
-        )
+        self.endpoint = Endpoint(config.base_url, config.model, config.api_key_env, config.timeout, config.max_retries)
         self.rate = RateLimit(config.requests_per_minute)
 
     def ask(self, messages: list[dict]) -> Reply:
@@ -71,32 +46,17 @@ class OpenAICaptioner:
             extra["response_format"] = {"type": "json_schema", "json_schema": schema}
         self.rate.wait()
         try:
-            response = self.client.chat.completions.create(
-                model=self.config.model,
-                messages=[self._encoded(message) for message in messages],
-                temperature=self.config.temperature,
-                **extra,
+            return self.endpoint.ask(
+                [_encoded(message) for message in messages], temperature=self.config.temperature, **extra
             )
-        except self.openai.OpenAIError as error:
-            message = f"the endpoint {self.config.base_url} failed: {self._without_key(error)}"
-            if getattr(error, "status_code", None) in (401, 403, 404):
+        except EndpointError as error:
+            message = f"the endpoint {self.config.base_url} failed: {error}"
+            if error.status in (401, 403, 404):
                 remedy = f"check caption.base_url, caption.model and the key in {self.config.api_key_env}"
                 raise ValueError(f"{message}; {remedy}") from None
-            raise CaptionerError(message) from None  # the original's message may hold the key
-        usage = response.usage
-        text = (response.choices[0].message.content if response.choices else None) or ""
-        return Reply(text, usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0)
-
-    def _encoded(self, message: dict) -> dict:
-        parts = [
-            {"type": "image_url", "image_url": {"url": _data_url(part["image"])}} if part["type"] == "image" else part
-            for part in message["content"]
-        ]
-        return {"role": message["role"], "content": parts}
-
-    def _without_key(self, error: Exception) -> str:
-        message = " ".join(str(error).split())
-        return message.replace(self._key, "…") if self._key else message
+            if error.status == 400 and self.config.json_schema:
+                message += "; caption.json_schema=false is for endpoints that cannot hold answers to a schema"
+            raise CaptionerError(message) from None
 
 
 class RateLimit:
@@ -152,7 +112,6 @@ class TransformersCaptioner:
         return Reply(text, num_input, output.shape[1] - num_input)
 
 
-def _data_url(image: Image.Image) -> str:
-    with io.BytesIO() as file:
-        image.save(file, format="JPEG", quality=90)
-        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+def _encoded(message: dict) -> dict:
+    parts = [image_part(part["image"]) if part["type"] == "image" else part for part in message["content"]]
+    return {"role": message["role"], "content": parts}

@@ -1,8 +1,10 @@
 """The settings of `python -m mask2dit.curation`. Imports nothing heavy, so that a mistake in them shows at once."""
 
+import re
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
-from mask2dit.data.config import DTYPES
+from mask2dit.config import DTYPES, check_at_least, check_choice, check_positive, parse_shard
 from mask2dit.evaluation.config import ViCLIPConfig
 
 STAGES = ("probe", "split", "write", "score", "filter", "embed", "group", "single", "caption", "verify", "export")
@@ -48,9 +50,9 @@ class WriteConfig:
     """Pixels of the shorter side from which on clips are scaled down; null: never."""
 
     def __post_init__(self):
-        _check_at_least("write.trim_frames", self.trim_frames, 0)
+        check_at_least("write.trim_frames", self.trim_frames, 0)
         if self.max_short_side is not None:
-            _check_at_least("write.max_short_side", self.max_short_side, 16)
+            check_at_least("write.max_short_side", self.max_short_side, 16)
 
 
 @dataclass(kw_only=True)
@@ -95,7 +97,7 @@ class EmbedConfig:
     """Clips at once, whose features are one file."""
 
     def __post_init__(self):
-        _check_at_least("embed.batch_size", self.batch_size, 1)
+        check_at_least("embed.batch_size", self.batch_size, 1)
         if not self.viclip.weights:
             raise ValueError("embed.viclip.weights has to name ViCLIP's weights, but is null")
 
@@ -112,10 +114,12 @@ class GroupConfig:
     """Above this cosine two clips are taken for one scene that was cut in error."""
 
     def __post_init__(self):
-        _check_at_least("group.num_scenes", self.num_scenes, 2)
-        if not -1 <= self.threshold < self.ceiling:
+        check_at_least("group.num_scenes", self.num_scenes, 2)
+        check_at_least("group.max_gap", self.max_gap, 0)
+        if not -1 <= self.threshold < self.ceiling <= 1:
             raise ValueError(
-                f"group.threshold={self.threshold} has to lie between -1 and group.ceiling={self.ceiling}, which are cosines"
+                f"group.threshold={self.threshold} has to lie between -1 and group.ceiling={self.ceiling}, and that at 1 or "
+                "below: both are cosines"
             )
 
 
@@ -129,7 +133,7 @@ class CaptionConfig:
     model: str = ""
     """Its name at the endpoint, or its folder for transformers."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key; a server of one's own needs none."""
+    """The name of the environment variable that holds the key; a server of one's own needs none."""
     json_schema: bool = True
     """Ask the endpoint to hold answers to a JSON schema. Not every one can."""
     singles: bool = True
@@ -156,7 +160,8 @@ class CaptionConfig:
     tokens_per_image: int = 400
     """For the estimate before the run; the endpoint's own count replaces it."""
     max_cost: float | None = None
-    """The run does not start if its estimate is more, and stops when it has cost more."""
+    """Of this run, or of this part of a shared one: it does not start if its estimate is more, and stops when it has cost
+    more."""
 
     device: str = "auto"
     """For transformers."""
@@ -164,16 +169,22 @@ class CaptionConfig:
     max_new_tokens: int = 1024
 
     def __post_init__(self):
-        if self.backend not in BACKENDS:
-            raise ValueError(f"caption.backend has to be one of {', '.join(BACKENDS)}, but is {self.backend!r}")
+        check_choice("caption.backend", self.backend, BACKENDS)
         for name in ("frames_per_scene", "longest_side", "max_words", "max_attempts", "concurrency"):
-            _check_at_least(f"caption.{name}", getattr(self, name), 1)
-        _check_at_least("caption.max_retries", self.max_retries, 0)
+            check_at_least(f"caption.{name}", getattr(self, name), 1)
+        for name in ("max_retries", "temperature"):
+            check_at_least(f"caption.{name}", getattr(self, name), 0)
+        # The configuration is written into the card, so that no key may stand in it; nor is it shown here.
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise ValueError("caption.api_key_env has to be the name of an environment variable, not the key itself")
+        if "@" in urlsplit(self.base_url).netloc:
+            raise ValueError(
+                "caption.base_url holds a user or a password: put the key into caption.api_key_env's variable"
+            )
         for name in ("timeout", "requests_per_minute"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"caption.{name}={getattr(self, name)} has to be more than 0")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"caption.dtype has to be one of {', '.join(DTYPES)}, but is {self.dtype!r}")
+            if getattr(self, name) is not None:
+                check_positive(f"caption.{name}", getattr(self, name))
+        check_choice("caption.dtype", self.dtype, DTYPES)
         if self.max_cost is not None and None in (self.price_input, self.price_output):
             raise ValueError("caption.max_cost needs caption.price_input and caption.price_output")
 
@@ -239,10 +250,8 @@ class CurationConfig:
             if name not in STAGES:
                 raise ValueError(f"stages has to hold {', '.join(STAGES)}, but holds {name!r}")
         for name in ("num_frames", "max_stride"):
-            _check_at_least(name, getattr(self, name), 1)
-        index, slash, count = self.shard.partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise ValueError(f"shard has to be i/n with i from 0 to n - 1, such as 0/1, but is {self.shard!r}")
+            check_at_least(name, getattr(self, name), 1)
+        parse_shard(self.shard)
         limits = self.filter
         for name, measured, remedy in (
             ("min_motion", self.score.motion, "score.motion=true"),
@@ -252,8 +261,3 @@ class CurationConfig:
         ):
             if getattr(limits, name) is not None and not measured:
                 raise ValueError(f"filter.{name} needs {remedy}")
-
-
-def _check_at_least(name: str, value: float, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name}={value} has to be at least {least}")

@@ -77,14 +77,15 @@ def embed_settings(config: ViCLIPConfig) -> dict:
     return {"viclip": fingerprint(weights), "preprocessing": config.preprocessing}
 
 
-def embed(clips: Iterable[Clip], folder: Path, config: EmbedConfig, device: torch.device) -> Iterator:
+def embed(clips: Iterable[Clip], folder: Path, config: EmbedConfig, settings: dict, device: torch.device) -> Iterator:
     """Features of clips, written a batch a file, below `folder` / features."""
     embedder = Embedder(config.viclip, device)
     (folder / "features").mkdir(exist_ok=True)
     clips = iter(clips)
     while batch := list(islice(clips, config.batch_size)):
         features = embedder.videos([folder / clip.path for clip in batch]).astype(np.float32)
-        path = folder / "features" / f"{digest([clip.key for clip in batch])}.safetensors"
+        # The name holds the settings, so that features of other weights are not overwritten.
+        path = folder / "features" / f"{digest([settings, *(clip.key for clip in batch)])}.safetensors"
         with atomic_path(path) as temporary:
             save_file({clip.id: feature for clip, feature in zip(batch, features)}, temporary)
         for clip in batch:

@@ -56,6 +56,10 @@ def probe(entries: Iterable[Entry], folder: Path) -> Iterator[tuple[Entry, list[
     """Opens each file and decodes its first frame. What cannot be read is dropped with the reason."""
     av = import_optional("av")
     for entry in entries:
+        if any("\ud800" <= character <= "\udfff" for character in entry.id):
+            why = "its name is not UTF-8, which manifests are written in: rename it"
+            yield entry, [Dropped(id=entry.id, source=entry.source, rule="unreadable", why=why)]
+            continue
         try:
             # Absolute, or FFmpeg takes a folder with a colon in its name for a protocol.
             with av.open(str((folder / entry.id).absolute())) as container:

@@ -1,6 +1,7 @@
 """What came in and what was removed, the distribution of similarity, and the card of a data set."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def funnel_table(funnel: Mapping[str, dict]) -> str:
 
 
 def histogram(
-    values: Sequence[float], title: str, marks: Mapping[str, float], width: int = 760, height: int = 300
+    values: Sequence[float], title: str, marks: Mapping[str, float], guides: Mapping[str, float] | None = None
 ) -> str:
     """A histogram as SVG.
 
@@ -53,15 +54,20 @@ def histogram(
         values: what is counted, at least one.
         title: of the axis.
         marks: values to draw as lines, by their labels.
+        guides: the same, less strongly: dashed.
     """
-    low, high = min([*values, *marks.values()]), max([*values, *marks.values()])
+    width, height = 760, 300
+    lines = [(value, label, LINE, "") for label, value in marks.items()]
+    lines += [(value, label, SOFT, " stroke-dasharray='4 3'") for label, value in (guides or {}).items()]
+    places = [*values, *(value for value, *_ in lines)]
+    low, high = min(places), max(places)
     span = (high - low) or 1.0
     low, high = low - 0.02 * span, high + 0.02 * span
     step = (high - low) / BAR_COUNT
     counts = [0] * BAR_COUNT
     for value in values:
         counts[min(int((value - low) / step), BAR_COUNT - 1)] += 1
-    left, right, top, bottom = 50, 20, 20 + 15 * len(marks), 46
+    left, right, top, bottom = 50, 20, 20 + 15 * len(lines), 46
     tallest = max(counts) or 1
 
     def x(value: float) -> float:
@@ -83,17 +89,16 @@ def histogram(
                 f"<rect x='{x(begin):.1f}' y='{y(count):.1f}' width='{x(end) - x(begin) - 1:.1f}' "
                 f"height='{y(0) - y(count):.1f}' fill='{BAR}'><title>{begin:.3f} to {end:.3f}: {count}</title></rect>"
             )
-    for i in range(6):
-        value = low + (high - low) * i / 5
+    for value in _ticks(low, high):
         parts.append(
-            f"<text x='{x(value):.1f}' y='{y(0) + 16:.1f}' text-anchor='middle' fill='{SOFT}'>{value:.2f}</text>"
+            f"<text x='{x(value):.1f}' y='{y(0) + 16:.1f}' text-anchor='middle' fill='{SOFT}'>{value:g}</text>"
         )
     # Each label in a line of its own, the rightmost value's on top, so that no label is crossed by the line of another.
-    for i, (label, value) in enumerate(sorted(marks.items(), key=lambda item: -item[1])):
+    for i, (value, label, colour, dashes) in enumerate(sorted(lines, reverse=True)):
         side, shift = ("end", -5) if x(value) > 150 else ("start", 5)
-        parts.append(f"<line x1='{x(value):.1f}' x2='{x(value):.1f}' y1='{8 + 15 * i}' y2='{y(0)}' stroke='{LINE}'/>")
         parts.append(
-            f"<text x='{x(value) + shift:.1f}' y='{18 + 15 * i}' text-anchor='{side}' fill='{LINE}'>{label}</text>"
+            f"<line x1='{x(value):.1f}' x2='{x(value):.1f}' y1='{8 + 15 * i}' y2='{y(0)}' stroke='{colour}'{dashes}/>"
+            f"<text x='{x(value) + shift:.1f}' y='{18 + 15 * i}' text-anchor='{side}' fill='{colour}'>{label}</text>"
         )
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' role='img' width='{width}' height='{height}' "
@@ -102,11 +107,18 @@ def histogram(
     )
 
 
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two, four to eight of them."""
+    step = 10 ** math.floor(math.log10((high - low) / 4))
+    step *= max(factor for factor in (1, 2, 5) if factor * step <= (high - low) / 4)
+    return [round(step * i, 9) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
 def similarity_plot(cosines: Sequence[float], threshold: float, ceiling: float) -> str:
     """The distribution of neighbouring clips' cosines, with the thresholds of the run and of the paper's ablation."""
     marks = {f"threshold {threshold:g}": threshold, f"ceiling {ceiling:g}": ceiling}
-    marks |= {f"paper's {value:g}": value for value in PAPER_THRESHOLDS if value != threshold}
-    return histogram(cosines, "cosine of neighbouring clips", marks)
+    guides = {f"paper's {value:g}": value for value in PAPER_THRESHOLDS if value != threshold}
+    return histogram(cosines, "cosine of neighbouring clips", marks, guides)
 
 
 def write_card(
@@ -169,7 +181,7 @@ def write_card(
         "",
         f"{len(captions)} requests were answered by {'; '.join(models)}: {tokens[0]} tokens in, {tokens[1]} out; "
         f"{sum(entry.attempts > 1 for entry in captions)} needed more than one attempt, "
-        f"{sum(entry.is_flagged for entry in verified)} are flagged.",
+        f"{sum(min(entry.cosines) < config.verify.flag_below for entry in verified)} are flagged.",
         "",
         *(f"![{name.removesuffix('.svg').replace('_', ' ')}]({name})\n" for name in plots),
         "## Settings",

@@ -5,7 +5,7 @@ The page is a file: nothing has to run while it is used. It saves `decisions.jso
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -14,7 +14,6 @@ from mask2dit.curation.answers import check_captions
 from mask2dit.curation.caption import Captions
 from mask2dit.curation.group import Group
 from mask2dit.curation.store import digest
-from mask2dit.curation.verify import Verified
 from mask2dit.curation.write import Clip
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import atomic_path, write_text
@@ -39,14 +38,24 @@ def write_review(
     groups: Mapping[str, Group],
     clips: Mapping[str, Clip],
     captions: Sequence[Captions],
-    verified: Mapping[str, Verified],
+    cosines: Mapping[str, Sequence[float]],
     decisions: Mapping[str, Decision],
+    flag_below: float,
 ) -> Path:
-    """Writes `review.html`, with a picture of every clip in `posters`. Decisions so far stand in it."""
+    """Writes `review.html`, with a picture of every clip in `posters`.
+
+    Args:
+        folder: of the run.
+        groups: by their ids, as the clips are.
+        captions: what is shown.
+        cosines: of captions with their clips, by the ids of the captions, as far as they are known.
+        decisions: so far, by the keys of captions. Those about other captions than these are kept in the page.
+        flag_below: the cosine below which captions are flagged.
+    """
     (folder / "posters").mkdir(exist_ok=True)
     entries = []
     for entry in captions:
-        check = verified.get(entry.id)
+        of_captions = cosines.get(entry.id)
         decision = decisions.get(entry.key)
         of_group = [clips[name] for name in entry.clips]
         entries.append(
@@ -58,27 +67,34 @@ def write_review(
                         "path": clip.path,
                         "poster": _poster(folder, clip),
                         "info": f"{clip.start}-{clip.stop}, {clip.num_frames / clip.fps:.1f} s, {clip.width}x{clip.height}",
-                        "cosine": check and check.cosines[i],
+                        "cosine": of_captions and of_captions[i],
                     }
                     for i, clip in enumerate(of_group)
                 ],
                 "adjacent": [groups[entry.id].similarity[i][i + 1] for i in range(len(of_group) - 1)],
                 "written": [entry.actors, entry.captions],
-                "flagged": bool(check and check.is_flagged),
+                "flagged": bool(of_captions) and min(of_captions) < flag_below,
                 "actors": decision.actors if decision else entry.actors,
                 "captions": decision.captions if decision else entry.captions,
                 "decision": None if decision is None else "drop" if decision.drop else "keep",
             }
         )
-    # Within a script element, only a closing tag could end the data early.
-    data = json.dumps(entries, ensure_ascii=False).replace("</", "<\\/")
+    records = {key: asdict(decision) for key, decision in decisions.items()}
+    shown = {entry.key for entry in captions}
+    data = {
+        "entries": entries,
+        "others": {key: record for key, record in records.items() if key not in shown},
+        "read": digest(records),
+    }
     page = folder / "review.html"
-    write_text(page, TEMPLATE.read_text(encoding="utf-8").replace("__ENTRIES__", data))
+    # Within a script element, only tags could end the data early.
+    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    write_text(page, TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", text))
     return page
 
 
 def read_decisions(path: Path, captions: Sequence[Captions], max_words: int) -> dict[str, Decision]:
-    """Decisions by the keys of captions. Those about captions that are no longer there are left out.
+    """All decisions by the keys of captions. Those about other captions wait for the settings that bring these back.
 
     Raises:
         ValueError: if the file is damaged, or edited captions do not have the method's form; the message lists them.
@@ -91,10 +107,9 @@ def read_decisions(path: Path, captions: Sequence[Captions], max_words: int) -> 
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not what the review page saves ({error}): save it again") from error
     current = {entry.key: entry for entry in captions}
-    decisions = {key: decision for key, decision in found.items() if key in current}
     faults = []
-    for key, decision in decisions.items():
-        if decision.drop:
+    for key, decision in found.items():
+        if decision.drop or key not in current:
             continue
         try:
             if len(decision.captions) != len(current[key].clips):
@@ -104,7 +119,7 @@ def read_decisions(path: Path, captions: Sequence[Captions], max_words: int) -> 
             faults.append(f"{decision.id}: {fault}")
     if faults:
         raise ValueError(f"{path} holds captions that cannot be used: {'; '.join(faults)}")
-    return decisions
+    return found
 
 
 def _poster(folder: Path, clip: Clip) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mask2dit.curation.caption import Captions, caption, caption_settings
+from mask2dit.curation.caption import Captions, caption, caption_settings, has_attempts_left
 from mask2dit.curation.captioners import Captioner, OpenAICaptioner, TransformersCaptioner
 from mask2dit.curation.config import STAGES, CaptionConfig, CurationConfig
 from mask2dit.curation.embed import Features, embed, embed_settings
@@ -63,10 +63,15 @@ def check(config: CurationConfig) -> dict[str, dict]:
     """What the results of each stage that is needed depend on.
 
     Raises:
-        ValueError: if a package or a detector is missing.
+        ValueError: if a package or a detector is missing, or the output lies among the films.
         FileNotFoundError: if weights are missing.
         OSError: if the manifests cannot be written.
     """
+    if Path(config.output).resolve().is_relative_to(Path(config.films).resolve()):
+        raise ValueError(
+            f"output={config.output!r} lies in films={config.films!r}, where the next run would take clips for films: choose "
+            "a folder outside it"
+        )
     for stage in config.stages:
         if stage in PACKAGES:
             import_optional(PACKAGES[stage])
@@ -89,7 +94,7 @@ def check(config: CurationConfig) -> dict[str, dict]:
             "single": {"num_frames": config.num_frames, "max_stride": config.max_stride},
             "caption": caption_settings(config.caption),
         }
-        settings["verify"] = settings["embed"] | asdict(config.verify)
+        settings["verify"] = settings["embed"]
     return settings
 
 
@@ -98,6 +103,10 @@ def _make_clips(
 ) -> tuple[dict[str, Clip], list[Features]]:
     """Films to the clips that pass the filters, by their ids, with their features."""
     run, folder, folder_of_films = workspace.run, workspace.folder, Path(config.films)
+
+    def is_gone(made: Clip | Features | Dropped) -> bool:
+        return not isinstance(made, Dropped) and not (folder / made.path).is_file()
+
     found = find_films(folder_of_films, workspace)
     films = run("probe", Film, found, settings["probe"], partial(probe, folder=folder_of_films))
     for film in films:
@@ -108,7 +117,7 @@ def _make_clips(
     scenes = run("split", Scene, kept(films), settings["split"], process)
 
     process = partial(write, films=folder_of_films, folder=folder, config=config.write, settings=settings["write"])
-    clips = {clip.id: clip for clip in kept(run("write", Clip, kept(scenes), settings["write"], process))}
+    clips = {clip.id: clip for clip in kept(run("write", Clip, kept(scenes), settings["write"], process, is_gone))}
     if _last_stage(config) < STAGES.index("score"):
         return clips, []
 
@@ -119,8 +128,9 @@ def _make_clips(
     if _last_stage(config) < STAGES.index("embed"):
         return clips, []
 
-    process = partial(embed, folder=folder, config=config.embed, device=device)
-    return clips, kept(run("embed", Features, list(clips.values()), settings["embed"], process))
+    process = partial(embed, folder=folder, config=config.embed, settings=settings["embed"], device=device)
+    features = kept(run("embed", Features, list(clips.values()), settings["embed"], process, is_gone))
+    return {entry.id: clips[entry.id] for entry in features}, features
 
 
 def _make_manifests(
@@ -159,35 +169,39 @@ def _make_manifests(
         )
         return 1
     process = partial(_caption, clips=clips, folder=folder, config=config.caption)
-    captions = kept(run("caption", Captions, groups, settings["caption"], process))
+    redo = partial(has_attempts_left, config=config.caption)
+    captions = kept(run("caption", Captions, groups, settings["caption"], process, redo))
 
     features_of = {entry.id: entry for entry in features}
-    process = partial(verify, features=features_of, folder=folder, config=config, device=device)
+    process = partial(verify, features=features_of, folder=folder, config=config.embed.viclip, device=device)
     verified = kept(run("verify", Verified, captions, settings["verify"], process))
     if workspace.num_shards > 1:
         logger.info("Part %s is done; run shard=0/1 after all parts, for the review page and the export", config.shard)
         return 0
 
     decisions = read_decisions(folder / DECISIONS, captions, config.caption.max_words)
-    of_id = {entry.id: entry for entry in verified}
-    page = write_review(folder, {entry.id: entry for entry in groups}, clips, captions, of_id, decisions)
-    logger.info("%s shows %d captions; decisions: %d", page, len(captions), len(decisions))
+    of_id = {entry.id: entry for entry in groups}
+    cosines_of = {entry.id: entry.cosines for entry in verified}
+    page = write_review(folder, of_id, clips, captions, cosines_of, decisions, config.verify.flag_below)
+    num_decided = sum(entry.key in decisions for entry in captions)
+    logger.info("%s shows %d captions; decisions: %d", page, len(captions), num_decided)
     if "export" not in config.stages:
         return 0
     rows, exported = export(folder, config, clips, captions, decisions)
     workspace.count("export", len(captions), exported)
     if not any(rows.values()):
         logger.warning(
-            "Nothing is left to export: the table says which rules removed it. Manifests of earlier runs stay"
+            "There is nothing to export: the table says which rules removed it, and what is not done yet. Manifests of "
+            "earlier runs stay"
         )
         return 1
     write_card(
         Path(config.export.folder), config, workspace.funnel, rows, list(clips.values()), captions, verified, cosines
     )
     for name, count in rows.items():
-        logger.info(
-            "%s: %d rows%s", Path(config.export.folder) / name, count, "" if count else ", so it is not written"
-        )
+        path = Path(config.export.folder) / name
+        stays = "; the one that is there is older" if path.exists() else ""
+        logger.info("%s: %d rows%s", path, count, "" if count else f", so it is not written{stays}")
     has_all = rows["sft.json"] and (rows["pretrain.csv"] or not config.caption.singles)
     return 0 if has_all and not workspace.funnel["caption"]["not done"] else 1
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mask2dit.curation.config import SplitConfig
 from mask2dit.curation.optional import import_optional
 from mask2dit.curation.probe import Film
 from mask2dit.curation.store import Dropped, Entry
-from mask2dit.evaluation.cuts import FRAMES_AT_ONCE, detect_cuts
+from mask2dit.evaluation.cuts import detect_cuts, run_detector
 from mask2dit.video.reading import VideoReader, open_video
 
 DETECTION_WIDTH = 256  # pixels; cuts show in small pictures as well, in a fraction of the time
@@ -31,7 +30,11 @@ Detector = Callable[[VideoReader], list[int]]
 
 
 def split(films: Iterable[Film], folder: Path, config: SplitConfig, min_frames: int) -> Iterator:
-    """Cuts films into scenes and drops those of fewer than `min_frames` frames."""
+    """Cuts films into scenes and drops those of fewer than `min_frames` frames.
+
+    Raises:
+        ValueError: if a detector cannot be loaded, or returns a cut outside the film.
+    """
     detectors = [load_detector(name, config) for name in config.detectors]
     for film in films:
         try:
@@ -41,6 +44,11 @@ def split(films: Iterable[Film], folder: Path, config: SplitConfig, min_frames: 
         except ValueError as error:
             yield film, [Dropped(id=film.id, source=film.source, rule="unreadable", why=str(error))]
             continue
+        if outside := [cut for cut in cuts if not 0 < cut < reader.num_frames]:
+            raise ValueError(
+                f"a detector of {', '.join(config.detectors)} cuts {film.id} at frame {outside[0]}, but scenes can begin at "
+                f"frames 1 to {reader.num_frames - 1} only"
+            )
         yield film, [_scene(film, start, stop, min_frames) for start, stop in scenes(cuts, reader, config)]
 
 
@@ -80,22 +88,10 @@ def load_detector(name: str, config: SplitConfig) -> Detector:
     if name == "content":
         return lambda reader: detect_cuts(reader, config.content_threshold, min_scene_frames=0)
     if name == "adaptive":
-        return lambda reader: _run(detectors.AdaptiveDetector(config.adaptive_threshold, min_scene_len=0), reader)
-    return lambda reader: _run(detectors.ThresholdDetector(config.fade_threshold, min_scene_len=0), reader)
-
-
-def _run(detector, reader: VideoReader) -> list[int]:
-    """The cuts that a detector of PySceneDetect finds, in one pass."""
-    from scenedetect import FrameTimecode
-
-    cuts = []
-    for start in range(0, reader.num_frames, FRAMES_AT_ONCE):
-        indices = range(start, min(start + FRAMES_AT_ONCE, reader.num_frames))
-        for index, frame in zip(indices, reader.read(indices).numpy()):
-            timecode = FrameTimecode(index, fps=reader.fps)
-            cuts += detector.process_frame(timecode, np.ascontiguousarray(frame[..., ::-1]))
-    cuts += detector.post_process(timecode)
-    return [cut.frame_num for cut in cuts]
+        return lambda reader: run_detector(
+            detectors.AdaptiveDetector(config.adaptive_threshold, min_scene_len=0), reader
+        )
+    return lambda reader: run_detector(detectors.ThresholdDetector(config.fade_threshold, min_scene_len=0), reader)
 
 
 class _Small:

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from mask2dit.config import parse_shard
 from mask2dit.video.writing import check_writable
 
 
@@ -29,7 +30,8 @@ class Entry:
     source: str
     """The film."""
     key: str = ""
-    """A hash of everything that it was made from; the workspace sets it."""
+    """A hash of what it is and of the key of what it was made from; the workspace sets it. The settings that it was made with
+    are no part of it: what comes out the same under others is not worked on again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class Workspace:
 
     def __init__(self, folder: str | os.PathLike, shard: str = "0/1", stages: Sequence[str] = ()):
         self.folder = Path(folder)
-        self.index, self.num_shards = map(int, shard.split("/"))
+        self.index, self.num_shards = parse_shard(shard)
         self.suffix = "" if self.num_shards == 1 else f".{self.index}-of-{self.num_shards}"
         self.stages = stages
         self.funnel: dict[str, dict] = {}
@@ -82,6 +84,7 @@ class Workspace:
         entries: Sequence[Entry],
         settings: object,
         process: Callable[[Iterable[Entry]], Results],
+        redo: Callable[[T | Dropped], bool] = lambda result: False,
     ) -> list[T | Dropped]:
         """Everything that a stage makes of the entries, in their order.
 
@@ -91,19 +94,22 @@ class Workspace:
             entries: what goes in.
             settings: everything else that results depend on, as JSON has it.
             process: the stage; called with the entries that are missing, if there are some.
+            redo: whether a result that is there has to be made again, such as one whose file is gone.
 
         Raises:
             ValueError: if the stage's file is damaged.
         """
         keys = {entry.key: digest([stage, settings, entry.key]) for entry in entries}
-        done = self._read(stage, made, set(keys.values()))
+        done = self._read(stage, made, {key: made_from for made_from, key in keys.items()})
+        if stage in self.stages:
+            done = {key: results for key, results in done.items() if not any(map(redo, results))}
         missing = [entry for entry in entries if keys[entry.key] not in done]
         if missing and stage in self.stages:
             with tqdm(total=len(missing), desc=stage, disable=None) as progress:
                 for entry, results in process(missing):
-                    key = keys[entry.key]
-                    done[key] = [dataclasses.replace(result, key=digest([key, result.id])) for result in results]
-                    self._append(stage, key, entry.id, results)
+                    key, fields = keys[entry.key], [_fields(result) for result in results]
+                    done[key] = [_entry(made, entry.key, record) for record in fields]
+                    self._append(stage, {"key": key, "from": entry.id, "results": fields})
                     progress.update()
         found = [result for entry in entries for result in done.get(keys[entry.key], [])]
         self.count(stage, len(entries), found, sum(keys[entry.key] not in done for entry in entries))
@@ -114,33 +120,35 @@ class Workspace:
         dropped = Counter(result.rule for result in results if isinstance(result, Dropped))
         self.funnel[stage] = {"in": num_in, "kept": len(kept(results)), "dropped": dict(dropped), "not done": not_done}
 
-    def _read(self, stage: str, made: type[T], wanted: set[str]) -> dict[str, list[T | Dropped]]:
-        """The results of wanted keys, from every part's file."""
+    def _read(self, stage: str, made: type[T], wanted: dict[str, str]) -> dict[str, list[T | Dropped]]:
+        """The results of wanted lines by their keys, from every part's file.
+
+        Args:
+            wanted: the keys of lines, with the key of what went in.
+        """
         done = {}
         for path in sorted([*self.folder.glob(f"{stage}.jsonl"), *self.folder.glob(f"{stage}.*-of-*.jsonl")]):
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8", errors="surrogatepass") as file:
                 for number, line in enumerate(file, start=1):
                     if not line.endswith("\n"):
                         break  # cut short by an interruption, or just being written by another process
                     try:
                         record = json.loads(line)
-                        if record["key"] in wanted:
-                            done[record["key"]] = [_entry(made, record["key"], result) for result in record["results"]]
+                        if (key := record["key"]) in wanted:
+                            done[key] = [_entry(made, wanted[key], result) for result in record["results"]]
                     except (ValueError, KeyError, TypeError) as error:
                         raise ValueError(f"{path}, line {number} is damaged: delete the line and run again") from error
         return done
 
-    def _append(self, stage: str, key: str, made_from: str, results: Sequence[Entry]) -> None:
-        fields = [
-            {name: value for name, value in dataclasses.asdict(result).items() if name != "key"} for result in results
-        ]
-        line = json.dumps({"key": key, "from": made_from, "results": fields}, ensure_ascii=False) + "\n"
+    def _append(self, stage: str, record: dict) -> None:
+        # Names of files need not be UTF-8; Python holds the bytes that are not as surrogates.
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
         file = os.open(self.folder / f"{stage}{self.suffix}.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.lseek(file, 0, os.SEEK_END)
             if size and os.pread(file, 1, size - 1) != b"\n":
                 os.ftruncate(file, _last_line_end(file, size))
-            os.write(file, line.encode())
+            os.write(file, line)
         finally:
             os.close(file)
 
@@ -155,8 +163,12 @@ def digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _entry(made: type[T], key: str, fields: dict) -> T | Dropped:
-    return (Dropped if "rule" in fields else made)(key=digest([key, fields["id"]]), **fields)
+def _fields(result: Entry) -> dict:
+    return {name: value for name, value in dataclasses.asdict(result).items() if name != "key"}
+
+
+def _entry(made: type[T], made_from: str, fields: dict) -> T | Dropped:
+    return (Dropped if "rule" in fields else made)(key=digest([made_from, fields]), **fields)
 
 
 def _last_line_end(file: int, size: int) -> int:

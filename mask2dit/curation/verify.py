@@ -1,4 +1,4 @@
-"""Whether captions fit their clips, by ViCLIP's cosine. It flags; a person decides."""
+"""How well captions fit their clips, by ViCLIP's cosine. The review page flags low ones; a person decides."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from mask2dit.curation.caption import Captions
-from mask2dit.curation.config import CurationConfig
 from mask2dit.curation.embed import Embedder, Features, read_features
 from mask2dit.curation.store import Entry
+from mask2dit.evaluation.config import ViCLIPConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,23 +19,20 @@ class Verified(Entry):
 
     cosines: list[float]
     """One a clip: the mean over the windows of text that its caption takes."""
-    is_flagged: bool
-    """Whether one is low."""
 
 
 def verify(
     captions: Iterable[Captions],
     features: Mapping[str, Features],
     folder: Path,
-    config: CurationConfig,
+    config: ViCLIPConfig,
     device: torch.device,
 ) -> Iterator:
     """Compares captions with their clips."""
-    embedder = Embedder(config.embed.viclip, device)
+    embedder = Embedder(config, device)
     for entry in captions:
         videos = read_features([features[name] for name in entry.clips], folder)
         cosines = [
             round(float(np.mean(embedder.text(caption) @ video)), 4) for caption, video in zip(entry.captions, videos)
         ]
-        is_flagged = min(cosines) < config.verify.flag_below
-        yield entry, [Verified(id=entry.id, source=entry.source, cosines=cosines, is_flagged=is_flagged)]
+        yield entry, [Verified(id=entry.id, source=entry.source, cosines=cosines)]

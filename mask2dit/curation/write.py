@@ -21,6 +21,7 @@ from mask2dit.video.writing import write_video
 FRAMES_AT_ONCE = 16
 BORDER_SAMPLES = 24  # frames of a film by which its borders are found
 BORDER_SHARE = 0.99  # of a row's pixels that have to be of the border's colour: compression disturbs a few
+MAX_BORDERS = 0.75  # of a side; a picture with less than that left is dark or plain rather than bordered
 TOLERANCE = 12  # of 255, by which such a pixel may differ from that colour
 DARK = 32  # of 255
 
@@ -99,8 +100,8 @@ def film_crop(reader: VideoReader, config: WriteConfig) -> tuple[int, int, int, 
 def find_borders(frames: np.ndarray) -> tuple[int, int, int, int]:
     """Rows at the top and bottom and columns at the left and right that never change and have one colour.
 
-    An edge counts if it is nearly black, or if the edge opposite has a border of the same colour; a picture in which
-    everything would count has no borders.
+    An edge counts if it is nearly black, or if the edge opposite has a border of the same colour; a picture of which next to
+    nothing would be left has no borders.
 
     Args:
         frames: `uint8 (F, H, W, 3)`.
@@ -117,7 +118,7 @@ def find_borders(frames: np.ndarray) -> tuple[int, int, int, int]:
 def _opposite_borders(frames: np.ndarray) -> tuple[int, int]:
     first, first_colour = _border(frames)
     last, last_colour = _border(frames[:, ::-1])
-    if first + last >= frames.shape[1]:
+    if first + last > MAX_BORDERS * frames.shape[1]:
         return 0, 0
     alike = first and last and np.abs(first_colour - last_colour).max() <= TOLERANCE
     return tuple(

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from mask2dit.command import run_command
+from mask2dit.config import parse_shard
 from mask2dit.data.clips import Clip, UnreadableClipError, is_long_enough, read_clip
 from mask2dit.data.config import CacheConfig, DataConfig
 from mask2dit.data.encoding import encode_caption, encode_clip, load_encoders
@@ -171,7 +172,7 @@ def build_cache(config: CacheConfig) -> None:
     missing_clips = {clip.name for clip in cache.missing_clips(clips)}
     missing_captions = set(cache.missing_captions(captions))
 
-    index, count = map(int, config.shard.split("/"))
+    index, count = parse_shard(config.shard)
     # Cut before what is there already is left out, so that processes that start at different times agree on their parts.
     clip_files = _chunks(clips, CLIPS_A_FILE)[index::count]
     caption_files = _chunks(captions, CAPTIONS_A_FILE)[index::count]

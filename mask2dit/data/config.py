@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from mask2dit.config import DTYPES, check_at_least, check_choice, parse_shard
+
 KINDS = ("pretrain", "finetune")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(kw_only=True)
@@ -44,12 +45,11 @@ class DataConfig:
     each sample itself."""
 
     def __post_init__(self):
-        _check_choice("kind", self.kind, KINDS)
+        check_choice("kind", self.kind, KINDS)
         if not self.manifest:
             raise ValueError("manifest is empty: name the .csv or .json file that lists the clips")
         for name in ("num_scenes", "num_frames", "height", "width", "max_stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+            check_at_least(name, getattr(self, name), 1)
         if self.num_windows is not None and self.num_windows < 1:
             raise ValueError(f"num_windows={self.num_windows} has to be at least 1, or null for a new one every epoch")
         if self.max_retries < 0:
@@ -78,14 +78,7 @@ class CacheConfig:
     """i/n: the i-th of n equal parts, so that n processes can share the work."""
 
     def __post_init__(self):
-        _check_choice("dtype", self.dtype, DTYPES)
+        check_choice("dtype", self.dtype, DTYPES)
         if self.data.cache is None:
             raise ValueError("data.cache has to name the folder to write, but is null")
-        index, slash, count = self.shard.partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise ValueError(f"shard has to be i/n with i from 0 to n - 1, such as 0/1, but is {self.shard!r}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} has to be one of {', '.join(choices)}, but is {value!r}")
+        parse_shard(self.shard)

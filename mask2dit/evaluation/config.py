@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from mask2dit.config import check_at_least, check_choice, parse_shard
 from mask2dit.pipelines.inference_config import InferenceConfig, LoRAConfig
 
 MODES = ("fixed", "extension", "separate", "merged")
@@ -50,10 +51,9 @@ class GenerationConfig:
     fps: int = 8
 
     def __post_init__(self):
-        _check_choice("generation.mode", self.mode, MODES)
+        check_choice("generation.mode", self.mode, MODES)
         for name in ("initial_scenes", "num_frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"generation.{name}={getattr(self, name)} has to be at least 1")
+            check_at_least(f"generation.{name}", getattr(self, name), 1)
 
     def inference(self, prompts: list[str], num_frames: list[int], device: str, seed: int, save_path: str):
         """What loads and checks the model for these prompts: an `InferenceConfig`."""
@@ -74,7 +74,7 @@ class ViCLIPConfig:
     """published (stretched to a square, ImageNet's statistics) or vbench (centre crop, CLIP's statistics)."""
 
     def __post_init__(self):
-        _check_choice("viclip.preprocessing", self.preprocessing, PREPROCESSING)
+        check_choice("viclip.preprocessing", self.preprocessing, PREPROCESSING)
 
 
 @dataclass(kw_only=True)
@@ -119,7 +119,7 @@ class VBenchConfig:
 
     def __post_init__(self):
         for dimension in self.dimensions:
-            _check_choice("vbench.dimensions", dimension, VBENCH_DIMENSIONS)
+            check_choice("vbench.dimensions", dimension, VBENCH_DIMENSIONS)
 
 
 @dataclass(kw_only=True)
@@ -168,14 +168,7 @@ class EvaluationConfig:
     seed: int = 42
 
     def __post_init__(self):
-        _check_choice("boundaries", self.boundaries, BOUNDARIES)
+        check_choice("boundaries", self.boundaries, BOUNDARIES)
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} has to be at least 1, or null for all stories")
-        index, slash, count = self.shard.partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise ValueError(f"shard has to be i/n with i from 0 to n - 1, such as 0/1, but is {self.shard!r}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} has to be one of {', '.join(choices)}, but is {value!r}")
+        parse_shard(self.shard)

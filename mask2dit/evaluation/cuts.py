@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mask2dit.video.reading import VideoReader
+
+if TYPE_CHECKING:
+    from scenedetect import SceneDetector
 
 FRAMES_AT_ONCE = 32
 
@@ -23,17 +27,24 @@ def detect_cuts(reader: VideoReader, threshold: float = 27.0, min_scene_frames: 
         ModuleNotFoundError: without the optional extra `evaluation`.
     """
     # Here and not above: it is an optional extra.
-    from scenedetect import ContentDetector, FrameTimecode
+    from scenedetect import ContentDetector
     from scenedetect.detector import FlashFilter
 
     # Not merged: that would move a cut for the sake of a flash shortly after it.
-    detector = ContentDetector(threshold, min_scene_frames, filter_mode=FlashFilter.Mode.SUPPRESS)
+    return run_detector(ContentDetector(threshold, min_scene_frames, filter_mode=FlashFilter.Mode.SUPPRESS), reader)
+
+
+def run_detector(detector: "SceneDetector", reader: VideoReader) -> list[int]:
+    """The cuts that a detector of PySceneDetect finds in one pass. It keeps a state, so that each video needs a new one."""
+    from scenedetect import FrameTimecode
+
     cuts = []
     for start in range(0, reader.num_frames, FRAMES_AT_ONCE):
         indices = range(start, min(start + FRAMES_AT_ONCE, reader.num_frames))
         for index, frame in zip(indices, reader.read(indices).numpy()):
-            bgr = np.ascontiguousarray(frame[..., ::-1])
-            cuts += detector.process_frame(FrameTimecode(index, fps=reader.fps), bgr)
+            position = FrameTimecode(index, fps=reader.fps)
+            cuts += detector.process_frame(position, np.ascontiguousarray(frame[..., ::-1]))
+    cuts += detector.post_process(position)
     return [cut.frame_num for cut in cuts]
 
 

@@ -1,13 +1,12 @@
 """A vision-language model as a judge, with a rubric that is published here and in docs/evaluation.md."""
 
-import base64
-import io
 import json
-import os
 import re
 
+import numpy as np
 from PIL import Image
 
+from mask2dit.endpoint import Endpoint, EndpointError, image_part
 from mask2dit.evaluation.config import JudgeConfig
 from mask2dit.evaluation.measures import BaseMeasure, Column, Scores
 from mask2dit.evaluation.viclip import middle_frames
@@ -36,14 +35,10 @@ class JudgeMeasure(BaseMeasure):
     columns = tuple(Column(f"judge_{key}", f"Judge: {key.replace('_', ' ')} (1-5)") for key in QUESTIONS)
 
     def __init__(self, config: JudgeConfig):
-        import openai  # an optional extra
-
         if not config.model:
             raise ValueError("judge.model has to name the model that judges")
         self.config = config
-        key = os.environ.get(config.api_key_env, "none")  # a server of one's own needs none
-        self.client = openai.OpenAI(base_url=config.base_url, api_key=key, max_retries=3)
-        self.failures = openai.OpenAIError
+        self.endpoint = Endpoint(config.base_url, config.model, config.api_key_env)
         self.identity = f"{config.model} {config.frames_per_scene} {rubric()}"
 
     def score(self, video: StoryVideo) -> Scores:
@@ -51,14 +46,11 @@ class JudgeMeasure(BaseMeasure):
         for number, (scene, prompt) in enumerate(zip(video.scenes, video.story.prompts), start=1):
             content.append({"type": "text", "text": f"Scene {number}: {prompt}"})
             frames = video.frames(middle_frames(*scene, self.config.frames_per_scene)).numpy()
-            content += [{"type": "image_url", "image_url": {"url": _data_url(frame)}} for frame in frames]
+            content += [image_part(_scaled(frame)) for frame in frames]
         try:
-            response = self.client.chat.completions.create(
-                model=self.config.model, messages=[{"role": "user", "content": content}], temperature=0
-            )
-        except self.failures as error:
+            answer = self.endpoint.ask([{"role": "user", "content": content}], temperature=0).text
+        except EndpointError as error:
             raise ValueError(f"the judge at {self.config.base_url} failed: {error}") from error
-        answer = response.choices[0].message.content or ""
         return Scores({f"judge_{key}": mark for key, mark in parse_marks(answer).items()}, {"answer": answer})
 
 
@@ -86,9 +78,7 @@ def parse_marks(answer: str) -> dict[str, float]:
     return {key: float(mark) for key, mark in marks.items()}
 
 
-def _data_url(frame) -> str:
+def _scaled(frame: np.ndarray) -> Image.Image:
     image = Image.fromarray(frame)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    with io.BytesIO() as file:
-        image.save(file, format="JPEG", quality=90)
-        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return image

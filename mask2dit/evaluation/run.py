@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from mask2dit.config import parse_shard
 from mask2dit.evaluation.config import EvaluationConfig
 from mask2dit.evaluation.extractors import NUM_FRAMES, load_extractor
 from mask2dit.evaluation.frechet import frechet_distance_of_features, kernel_distance
@@ -57,7 +58,7 @@ def evaluate(config: EvaluationConfig) -> int:
     for name, reason in off.items():
         logger.info("%s: %s", name, reason)
 
-    index, count = map(int, config.shard.split("/"))
+    index, count = parse_shard(config.shard)
     faults: list[Fault] = []
     source, is_untrained = _source(config, stories)
     videos = _videos(source, stories[index::count], faults)

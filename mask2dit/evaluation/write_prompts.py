@@ -6,7 +6,6 @@ for word, and what does not make a valid story is asked for again.
 
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mask2dit.command import run_command
+from mask2dit.config import check_at_least
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,7 @@ class WritePromptsConfig:
             if not getattr(self, name):
                 raise ValueError(f"{name} has to be set, such as base_url=http://localhost:8000/v1 model=my-model")
         for name in ("num_stories", "num_scenes", "max_attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+            check_at_least(name, getattr(self, name), 1)
 
 
 def write_prompts(config: WritePromptsConfig) -> None:
@@ -58,15 +57,14 @@ def write_prompts(config: WritePromptsConfig) -> None:
     Raises:
         ValueError: if the endpoint fails, or a story is not valid after `max_attempts`.
     """
-    import openai  # an optional extra
-
+    from mask2dit.endpoint import Endpoint, EndpointError
     from mask2dit.evaluation.prompts import read_stories, write_stories
     from mask2dit.video.writing import check_writable
 
     output = Path(config.output)
     check_writable(output.parent)
     stories = read_stories(output) if output.is_file() else []
-    client = openai.OpenAI(base_url=config.base_url, api_key=os.environ.get(config.api_key_env, "none"), max_retries=3)
+    endpoint = Endpoint(config.base_url, config.model, config.api_key_env)
     while len(stories) < config.num_stories:
         # One to three actors, mostly one.
         num_actors = (1, 2, 1, 2, 1, 3)[len(stories) % 6]
@@ -79,12 +77,9 @@ def write_prompts(config: WritePromptsConfig) -> None:
         messages = [{"role": "user", "content": request}]
         for attempt in range(1, config.max_attempts + 1):
             try:
-                response = client.chat.completions.create(
-                    model=config.model, messages=messages, temperature=config.temperature
-                )
-            except openai.OpenAIError as error:
+                answer = endpoint.ask(messages, temperature=config.temperature).text
+            except EndpointError as error:
                 raise ValueError(f"the endpoint {config.base_url} failed: {error}") from error
-            answer = response.choices[0].message.content or ""
             try:
                 story = parse_story(answer, config.num_scenes, num_actors)
                 if story.name in {known.name for known in stories}:

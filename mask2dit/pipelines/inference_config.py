@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from mask2dit.config import DTYPES, check_at_least, check_choice
+
 SAMPLERS = ("ddim", "dpm")
-DTYPES = ("float32", "bfloat16", "float16")
 CONTEXT_STARTS = ("center", "random")
 
 
@@ -86,9 +87,9 @@ class InferenceConfig:
                 )
         if not self.prompts or not all(text.strip() for text in self.prompts):
             raise ValueError("prompts has to hold one text for every scene, but is empty or has an empty one")
-        _check_choice("sampler", self.sampler, SAMPLERS)
-        _check_choice("dtype", self.dtype, DTYPES)
-        _check_choice("context_start", self.context_start, CONTEXT_STARTS)
+        check_choice("sampler", self.sampler, SAMPLERS)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("context_start", self.context_start, CONTEXT_STARTS)
         texts = [self.negative_prompt] if isinstance(self.negative_prompt, str) else self.negative_prompt
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"negative_prompt has to be a text or a list of texts, but is {self.negative_prompt!r}")
@@ -100,12 +101,6 @@ class InferenceConfig:
         if not all(type(count) is int for count in counts):
             raise ValueError(f"num_frames has to be a number or a list of numbers, but is {self.num_frames!r}")
         for name in ("num_inference_steps", "fps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+            check_at_least(name, getattr(self, name), 1)
         if self.name is not None and (not self.name or "/" in self.name):
             raise ValueError(f"name={self.name!r} has to be a file name: put a folder into save_path")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} has to be one of {', '.join(choices)}, but is {value!r}")

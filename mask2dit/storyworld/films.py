@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mask2dit.command import run_command
+from mask2dit.config import check_at_least
 from mask2dit.data.clips import required_frames
 from mask2dit.data.config import DataConfig
 from mask2dit.storyworld.measure import measure_scene, visual_consistency
@@ -72,8 +73,7 @@ class FilmsConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be 0 or more")
         for name in ("num_scenes", "fps", "num_workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+            check_at_least(name, getattr(self, name), 1)
         if self.num_frames < 2:
             raise ValueError(f"num_frames={self.num_frames} has to be at least 2, for something to happen")
         if self.height < 32 or self.width < self.height or self.height % 2 or self.width % 2:

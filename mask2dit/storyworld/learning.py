@@ -18,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mask2dit.command import PREEMPTED, sigterm_noted
+from mask2dit.config import check_at_least, check_choice
 from mask2dit.video.writing import atomic_path, check_writable
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,7 @@ class LearningConfig:
 
     def __post_init__(self):
         for name in ("max_steps", "batch_size", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+            check_at_least(name, getattr(self, name), 1)
         for name in ("matrix_learning_rate", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be positive")
@@ -67,8 +67,7 @@ class LearningConfig:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be negative")
         if not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} has to lie between 0 and 1")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision has to be one of {', '.join(PRECISIONS)}, but is {self.precision!r}")
+        check_choice("precision", self.precision, PRECISIONS)
 
 
 def learn(

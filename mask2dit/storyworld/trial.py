@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from mask2dit.command import run_command
-from mask2dit.data.config import DTYPES
+from mask2dit.config import DTYPES, check_at_least, check_choice
 from mask2dit.data.randomness import generator_for
 from mask2dit.provenance import git_commit, versions
 from mask2dit.storyworld.render import render_scene
@@ -90,13 +90,10 @@ class TrialConfig:
     """Of the model: float32, bfloat16 or float16."""
 
     def __post_init__(self):
-        if self.task not in TASKS:
-            raise ValueError(f"task has to be one of {', '.join(TASKS)}, but is {self.task!r}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype has to be one of {', '.join(DTYPES)}, but is {self.dtype!r}")
+        check_choice("task", self.task, TASKS)
+        check_choice("dtype", self.dtype, DTYPES)
         for name in ("num_stories", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+            check_at_least(name, getattr(self, name), 1)
 
 
 def run_trial(config: TrialConfig) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mask2dit.command import run_command
+from mask2dit.config import check_choice
 from mask2dit.storyworld.measure import differences, measure_scene, measure_story, visual_consistency
 from mask2dit.storyworld.render import render_scene, render_story
 from mask2dit.storyworld.world import SPLITS, caption, describe, sample_story, with_new_identity
@@ -46,8 +47,7 @@ class ValidateConfig:
             raise ValueError(
                 f"num_stories={self.num_stories} has to be at least 1 and num_scenes={self.num_scenes} at least 2"
             )
-        if self.split not in SPLITS:
-            raise ValueError(f"split has to be one of {', '.join(SPLITS)}, but is {self.split!r}")
+        check_choice("split", self.split, SPLITS)
         if self.blur < 0 or self.noise < 0:
             raise ValueError(f"blur={self.blur} and noise={self.noise} have to be 0 or more")
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from mask2dit.config import check_at_least, check_choice, check_positive
 from mask2dit.data.config import DataConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -109,8 +110,7 @@ class TrainConfig:
 
     def __post_init__(self):
         for name, choices in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS), ("given_scenes", GIVEN_SCENES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} has to be one of {', '.join(choices)}, but is {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), choices)
         for name in ("conditional_probability", "text_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be a probability between 0 and 1")
@@ -122,14 +122,11 @@ class TrainConfig:
             "keep_checkpoints",
             "log_every",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+            check_at_least(name, getattr(self, name), 1)
         for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} has to be positive")
+            check_positive(name, getattr(self, name))
         for name in ("warmup_steps", "gradient_checkpointing", "num_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} cannot be negative")
+            check_at_least(name, getattr(self, name), 0)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} has to lie between 0 and 1, or be null")
         if self.conditional_probability and self.data.num_scenes < 2:

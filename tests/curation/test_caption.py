@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mask2dit.curation.answers import PROMPT_VERSION
-from mask2dit.curation.caption import caption, caption_settings
+from mask2dit.curation.caption import caption, caption_settings, has_attempts_left
 from mask2dit.curation.captioners import CaptionerError, OpenAICaptioner, RateLimit
 from mask2dit.curation.config import CaptionConfig
 from mask2dit.curation.stand_in import good_answer, stand_in
@@ -170,7 +170,29 @@ def test_captions_depend_on_what_is_asked_and_not_on_how_fast():
     base = caption_settings(CaptionConfig(model="m"))
     assert base["prompt"] == PROMPT_VERSION
     assert caption_settings(CaptionConfig(model="m", concurrency=9, base_url="http://elsewhere")) == base
+    assert caption_settings(CaptionConfig(model="m", max_attempts=9)) == base
     assert caption_settings(CaptionConfig(model="n")) != base
+
+
+def test_a_group_that_was_dropped_has_attempts_left_once_there_are_more(ask):
+    [found] = ask(lambda request: (200, "no"), max_attempts=2)
+    assert not has_attempts_left(found, CaptionConfig(max_attempts=2))
+    assert has_attempts_left(found, CaptionConfig(max_attempts=3))
+    [found] = ask(good_answer)
+    assert not has_attempts_left(found, CaptionConfig(max_attempts=3))
+
+
+def test_an_answer_without_a_text_is_asked_for_again(ask):
+    answers = ["", None]
+
+    def answer(request):
+        if answers:
+            return 200, answers.pop() or ""
+        assert all(part["text"] for part in request["messages"][1]["content"])
+        return good_answer(request)
+
+    [found] = ask(answer)
+    assert found.attempts == 3
 
 
 def test_an_endpoint_that_cannot_be_reached_is_an_error_that_may_pass(monkeypatch):
@@ -178,3 +200,11 @@ def test_an_endpoint_that_cannot_be_reached_is_an_error_that_may_pass(monkeypatc
     config = CaptionConfig(base_url="http://127.0.0.1:9/v1", model="m", max_retries=0)
     with pytest.raises(CaptionerError, match="Connection error"):
         OpenAICaptioner(config).ask([{"role": "user", "content": [{"type": "text", "text": "hello"}]}])
+
+
+def test_an_endpoint_that_knows_no_schema_is_told_how_to_go_without(ask, caplog):
+    ask(lambda request: (400, "response_format is not supported"))
+    assert "response_format is not supported" in caplog.text and "caption.json_schema=false" in caplog.text
+    caplog.clear()
+    ask(lambda request: (400, "too large"), json_schema=False)
+    assert "too large" in caplog.text and "json_schema" not in caplog.text

@@ -20,6 +20,10 @@ from mask2dit.curation.optional import import_optional
         ("filter.min_motion=1", "filter.min_motion needs score.motion=true"),
         ("filter.max_text=0.1", "filter.max_text needs score.text_detector"),
         ("group.threshold=0.99", "group.threshold=0.99 has to lie between -1 and group.ceiling=0.98"),
+        ("group.ceiling=1.5", "group.ceiling=1.5, and that at 1 or below"),
+        ("group.max_gap=-1", "group.max_gap=-1.0 has to be at least 0"),
+        ("caption.base_url=http://me:secret@host/v1", "caption.base_url holds a user or a password"),
+        ("caption.api_key_env=sk-secret", "has to be the name of an environment variable, not the key itself"),
         ("group.num_scenes=1", "group.num_scenes=1 has to be at least 2"),
         ("caption.backend=vllm", "caption.backend has to be one of openai, transformers, stand_in"),
         ("caption.max_cost=5", "caption.max_cost needs caption.price_input and caption.price_output"),
@@ -30,8 +34,9 @@ from mask2dit.curation.optional import import_optional
     ],
 )
 def test_a_mistake_is_told_by_its_key(override, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         load_config(CurationConfig, None, [override])
+    assert "secret" not in str(error.value)
 
 
 def test_what_a_captioner_lacks_is_named():

@@ -81,6 +81,11 @@ def test_a_detector_of_ones_own_has_the_same_form(probed, films, tmp_path, monke
     monkeypatch.syspath_prepend(tmp_path)
     _, results = next(split(kept(probed), films, SplitConfig(detectors=["every_tenth:detect"]), min_frames=1))
     assert {scene.stop - scene.start for scene in results[:-1]} == {10}
+    (tmp_path / "outside.py").write_text("def detect(reader):\n    return [reader.num_frames]\n")
+    with pytest.raises(
+        ValueError, match=r"outside:detect cuts bars/blue_scarf.mp4 at frame 244, but scenes can begin"
+    ):
+        next(split(kept(probed), films, SplitConfig(detectors=["outside:detect"]), min_frames=1))
     with pytest.raises(ValueError, match="'nowhere:detect' cannot be loaded"):
         next(split(kept(probed), films, SplitConfig(detectors=["nowhere:detect"]), min_frames=1))
 
@@ -114,6 +119,20 @@ def test_a_plain_sky_is_no_border():
 
 def test_a_black_film_has_no_borders():
     assert find_borders(np.zeros((4, 32, 32, 3), np.uint8)) == (0, 0, 0, 0)
+
+
+def test_a_line_on_black_is_no_picture_with_borders():
+    frames = np.zeros((4, 64, 96, 3), np.uint8)
+    frames[:, 31:33] = texture(3, height=2, frames=4)
+    assert find_borders(frames) == (0, 0, 0, 0)
+
+
+def test_a_name_that_is_not_utf_8_is_listed(films, tmp_path, workspace):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    (folder / "caf\udce9.mp4").write_bytes((films / "red_scarf.mp4").read_bytes())
+    [(_, [result])] = probe(find_films(folder, workspace), folder)
+    assert result.rule == "unreadable" and "its name is not UTF-8" in result.why
 
 
 def test_clips_lose_trimmed_frames_and_borders(films, drawing, tmp_path):

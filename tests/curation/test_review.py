@@ -9,7 +9,6 @@ from mask2dit.curation.config import CurationConfig, ExportConfig
 from mask2dit.curation.export import export, in_validation
 from mask2dit.curation.review import Decision, read_decisions, write_review
 from mask2dit.curation.store import Dropped
-from mask2dit.curation.verify import Verified
 
 FOX = "a red fox, wearing a blue scarf"
 TEXTS = [f"Actor1 ({FOX}) {does}." for does in ("walks", "runs", "sleeps")]
@@ -47,14 +46,17 @@ def decide(story, captions):
 
 
 def page_entries(page):
+    return page_data(page)["entries"]
+
+
+def page_data(page):
     data = re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), re.DOTALL)
     return json.loads(data[1])
 
 
 def test_the_page_shows_clips_captions_and_scores(story, captions):
     group, clips, folder = story
-    verified = Verified(id=group.id, source=group.source, cosines=[0.3, 0.1, 0.2], is_flagged=True)
-    page = write_review(folder, {group.id: group}, clips, [captions], {group.id: verified}, {})
+    page = write_review(folder, {group.id: group}, clips, [captions], {group.id: [0.3, 0.1, 0.2]}, {}, 0.15)
     [entry] = page_entries(page)
     assert entry["captions"] == TEXTS and entry["actors"] == {"Actor1": FOX}
     assert [clip["path"] for clip in entry["clips"]] == ["0.mp4", "1.mp4", "2.mp4"]
@@ -66,14 +68,14 @@ def test_the_page_shows_clips_captions_and_scores(story, captions):
 def test_captions_cannot_break_out_of_the_page(story, captions):
     group, clips, folder = story
     nasty = Captions(**{**asdict(captions), "captions": ["</script><b>bold.", "<!-- hm.", "“quoted” & more."]})
-    page = write_review(folder, {group.id: group}, clips, [nasty], {}, {})
+    page = write_review(folder, {group.id: group}, clips, [nasty], {}, {}, 0.15)
     assert page_entries(page)[0]["captions"] == nasty.captions
 
 
 def test_decisions_so_far_stand_in_the_page(story, captions, decide):
     group, clips, folder = story
     decisions = decide(captions=[text.replace("walks", "strolls") for text in TEXTS])
-    [entry] = page_entries(write_review(folder, {group.id: group}, clips, [captions], {}, decisions))
+    [entry] = page_entries(write_review(folder, {group.id: group}, clips, [captions], {}, decisions, 0.15))
     assert entry["decision"] == "keep" and "strolls" in entry["captions"][0]
     assert "walks" in entry["written"][1][0]
 
@@ -82,10 +84,20 @@ def test_no_file_means_no_decisions(tmp_path, captions):
     assert read_decisions(tmp_path / "decisions.json", [captions], 150) == {}
 
 
-def test_decisions_about_captions_that_are_gone_are_left_out(tmp_path, captions):
-    decision = Decision(id="old", drop=True, actors={}, captions=[])
-    (tmp_path / "decisions.json").write_text(json.dumps({"old": asdict(decision)}))
-    assert read_decisions(tmp_path / "decisions.json", [captions], 150) == {}
+def test_decisions_about_captions_that_are_not_shown_stay_in_the_page(story, captions):
+    group, clips, folder = story
+    old = Decision(id="old", drop=False, actors={}, captions=["not checked"])
+    (folder / "decisions.json").write_text(json.dumps({"old": asdict(old)}))
+    decisions = read_decisions(folder / "decisions.json", [captions], 150)
+    page = write_review(folder, {group.id: group}, clips, [captions], {}, decisions, 0.15)
+    assert page_data(page)["others"] == {"old": asdict(old)}
+
+
+def test_the_page_knows_whether_a_run_has_read_other_decisions(story, captions, decide):
+    group, clips, folder = story
+    arguments = (folder, {group.id: group}, clips, [captions], {})
+    none, one, again = (page_data(write_review(*arguments, found, 0.15))["read"] for found in ({}, decide(), decide()))
+    assert none != one == again
 
 
 @pytest.mark.parametrize(

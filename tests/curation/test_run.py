@@ -15,6 +15,7 @@ from mask2dit.curation.config import (
     ExportConfig,
     FilterConfig,
     GroupConfig,
+    SplitConfig,
 )
 from mask2dit.curation.run import curate
 from mask2dit.curation.stand_in import stand_in
@@ -117,6 +118,44 @@ def test_another_threshold_uses_the_features_and_captions_that_are_there(copied,
     assert funnel(stricter)["group"]["kept"] == 2
     # One group is another window now, and leaves another clip alone: two captions more, the others are found again.
     assert len(lines(stricter, "caption")) == num_captions + 2
+
+
+def test_features_of_other_weights_do_not_replace_those_that_are_there(copied, tmp_path):
+    from mask2dit.evaluation.untrained import build_untrained_viclip
+
+    base = copied()
+    weights = build_untrained_viclip(tmp_path / "untrained-other" / "untrained.safetensors", seed=1)
+    before = {path: path.read_bytes() for path in Path(base.output, "features").iterdir()}
+    curate(copied(embed=EmbedConfig(viclip=ViCLIPConfig(weights=str(weights)))))
+    assert len(list(Path(base.output, "features").iterdir())) == 2 * len(before)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_other_settings_of_a_stage_redo_only_what_comes_out_otherwise(copied, monkeypatch):
+    def never(*arguments, **keywords):
+        raise AssertionError("a stage was run again")
+
+    for stage in ("write", "score", "embed", "group", "caption", "verify"):
+        monkeypatch.setattr(run_module, stage, never)
+    base = copied(split=SplitConfig(content_threshold=26.0))
+    assert curate(base) == 0
+    assert len(lines(base, "split")) == 4
+
+
+def test_files_that_were_deleted_are_made_again(copied):
+    base = copied()
+    clip = next(Path(base.output, "clips").rglob("*.mp4"))
+    features = next(Path(base.output, "features").iterdir())
+    clip.unlink()
+    features.unlink()
+    assert curate(base) == 0
+    assert clip.is_file() and features.is_file()
+    assert len(lines(base, "write")) == 9
+
+
+def test_an_output_among_the_films_is_refused(copied, films):
+    with pytest.raises(ValueError, match=r"lies in films=.*, where the next run would take clips for films"):
+        curate(copied(output=str(films / "out")))
 
 
 def test_parts_share_the_work_and_the_whole_finds_it_done(copied):

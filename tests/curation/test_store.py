@@ -54,10 +54,33 @@ def test_a_second_run_does_only_what_is_missing_and_finds_the_same(tmp_path):
 
 def test_other_settings_start_anew_and_the_old_ones_are_found_again(tmp_path):
     _, first = run(tmp_path, ["abc"], Stage(), {"limit": 1})
-    _, other = run(tmp_path, ["abc"], stage := Stage(), {"limit": 2})
-    assert stage.seen == ["abc"] and other[0].key != first[0].key
+    run(tmp_path, ["abc"], stage := Stage(), {"limit": 2})
+    assert stage.seen == ["abc"]
     _, again = run(tmp_path, ["abc"], stage := Stage(), {"limit": 1})
     assert stage.seen == [] and again == first
+
+
+def test_what_other_settings_leave_the_same_is_not_worked_on_again(tmp_path):
+    _, first = run(tmp_path, ["abc", "d"], Stage(), {"limit": 1})
+    _, other = run(tmp_path, ["abc", "d"], Stage(), {"limit": 2})
+    assert [entry.key for entry in other] == [entry.key for entry in first]
+    _, longer = run(tmp_path / "other", ["abcd"], Stage())
+    assert longer[0].key not in [entry.key for entry in first]
+
+
+def test_results_that_have_to_be_made_again_are(tmp_path):
+    run(tmp_path, ["abc", "defg"], Stage())
+    workspace = Workspace(tmp_path, stages=("measure",))
+    results = workspace.run(
+        "measure", Length, entries("abc", "defg"), {}, stage := Stage(), lambda result: result.characters == 4
+    )
+    assert stage.seen == ["defg"] and [result.characters for result in results] == [3, 4]
+
+
+def test_names_that_are_not_utf_8_are_kept(tmp_path):
+    _, first = run(tmp_path, ["caf\udce9"], Stage())
+    _, second = run(tmp_path, ["caf\udce9"], stage := Stage())
+    assert stage.seen == [] and first == second
 
 
 def test_an_interruption_loses_only_the_entry_in_work(tmp_path):
