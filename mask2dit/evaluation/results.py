@@ -45,8 +45,8 @@ class Results:
     name: str
     stories: list[StoryResult]
     columns: list[Column]
-    ground_truth: list[str]
-    """Keys of columns with which the others are correlated."""
+    measured_by: dict[str, str]
+    """The identity of the measure behind each column, by its key: only equal ones can be compared."""
     distances: dict[str, dict]
     """By extractor: the Fréchet and the kernel distance, and the sizes of both sets."""
     off: dict[str, str]

@@ -63,6 +63,9 @@ def evaluate(config: EvaluationConfig) -> int:
     videos = _videos(source, stories[index::count], faults)
     del source  # and with it the model, before others need its memory
     for measure in measures:
+        against = [reason for video in videos if (reason := measure.reason_against(video.story))]
+        if against:
+            off[measure.name] = f"not for {len(against)} of {len(videos)} stories, such as: {against[0]}"
         _score(measure, videos, output / "scores" / measure.name, faults)
     features = {name: _features(name, load, videos, output / "features", faults) for name, load in extractors.items()}
     if count > 1:
@@ -82,7 +85,7 @@ def evaluate(config: EvaluationConfig) -> int:
         name=config.name,
         stories=[_result(video, measures, output / "scores") for video in videos],
         columns=[column for measure in measures for column in measure.columns],
-        ground_truth=[column.key for measure in measures if measure.is_ground_truth for column in measure.columns],
+        measured_by={column.key: measure.identity for measure in measures for column in measure.columns},
         distances=distances,
         off=off,
         faults=faults,
@@ -121,7 +124,11 @@ def _videos(source: Callable[[Story], StoryVideo], stories: Sequence[Story], fau
 def _score(measure: Measure, videos: Sequence[StoryVideo], folder: Path, faults: list[Fault]) -> None:
     """Writes the scores that are missing."""
     folder.mkdir(exist_ok=True)
-    missing = [video for video in videos if _read_scores(measure, video, folder) is None]
+    missing = [
+        video
+        for video in videos
+        if measure.reason_against(video.story) is None and _read_scores(measure, video, folder) is None
+    ]
     try:
         if missing:
             measure.prepare(missing)

@@ -10,6 +10,7 @@ from mask2dit.evaluation.report import (
     comparison_table,
     consistency_table,
     correlation_table,
+    measured_differently,
     summary_table,
     write_report,
 )
@@ -40,7 +41,7 @@ def make_results(visual: list[float], **changes) -> Results:
         "name": "ours",
         "stories": stories,
         "columns": COLUMNS,
-        "ground_truth": [],
+        "measured_by": {column.key: "viclip" for column in COLUMNS},
         "distances": {},
         "off": {},
         "faults": [],
@@ -123,11 +124,25 @@ def test_runs_are_compared_story_by_story():
     assert comparison_table(other, ours)[1][0][-1] == "worse"
 
 
-def test_learned_scores_are_correlated_with_the_truth():
-    results = make_results([70.0, 80.0, 90.0], ground_truth=["semantic"])
-    assert ["Visual", "+1.00"] in correlation_table(results)[1]
-    reversed_results = make_results([90.0, 80.0, 70.0], ground_truth=["semantic"])
-    assert ["Visual", "-1.00"] in correlation_table(reversed_results)[1]
+def test_what_was_measured_in_another_way_or_of_other_texts_is_not_compared():
+    ours = make_results([70.0, 90.0, 50.0])
+    other = make_results([69.0, 89.0, 49.0], measured_by={**ours.measured_by, "visual": "another viclip"})
+    other.stories[0].prompts[0] = "another text"
+    rows = comparison_table(ours, other)[1]
+    assert [row[0] for row in rows] == ["Semantic ↑", "Sequence ↑"]
+    assert {row[3] for row in rows} == {"2"}
+    assert measured_differently(ours, other) == [COLUMNS[0]]
+
+
+def test_learned_scores_are_correlated_with_the_truth(tmp_path):
+    columns = [COLUMNS[0], Column("semantic", "True semantic", truth_of="visual")]
+    results = make_results([70.0, 80.0, 90.0], columns=columns)
+    heads, rows = correlation_table(results)
+    assert heads == ["", "True semantic"]
+    assert rows == [["Visual", "+1.00 (+1.00 … +1.00)"]]
+    assert correlation_table(make_results([9.0, 8.0, 7.0], columns=columns))[1][0][1].startswith("-1.00")
+    page = write_report(results, tmp_path).read_text()
+    assert "Learned scores against the truth" in page and ">True semantic</text>" in page
 
 
 def test_plots_hold_every_run_and_story():
