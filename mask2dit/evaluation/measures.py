@@ -167,16 +167,18 @@ def build_measures(config: EvaluationConfig, device: torch.device) -> tuple[list
     def add(name: str, build: Callable[[], Measure], *needed: str | None) -> None:
         missing = [path for path in needed if path is None or not Path(path).exists()]
         if missing:
-            off[name] = "switched off" if missing[0] is None else f"off: put its weights at {missing[0]}"
+            off[name] = "not asked for" if missing[0] is None else f"put its weights at {missing[0]}"
             return
         try:
             measures.append(build())
-        except (FileNotFoundError, ModuleNotFoundError) as error:
-            off[name] = f"off: {error}"
+        except FileNotFoundError as error:
+            off[name] = str(error)
+        except ModuleNotFoundError as error:
+            off[name] = f"{error}: pip install -e .[evaluation]"
 
     add("consistency", lambda: ConsistencyMeasure(viclip, device), viclip.weights)
     if config.videos is not None and config.boundaries == "detected":
-        off["cuts"] = "off: boundaries=detected takes the boundaries from the cuts themselves"
+        off["cuts"] = "boundaries=detected takes the boundaries from the cuts themselves"
     else:
         add("cuts", lambda: CutMeasure(config.cuts))
     add("aesthetic", lambda: AestheticMeasure(quality, device), quality.clip, quality.aesthetic_head)

@@ -61,6 +61,8 @@ class Section:
     """SVG."""
     soft_rows: Sequence[int] = ()
     """Of the table, set back."""
+    is_text: bool = False
+    """Whether the table holds sentences and not numbers."""
 
 
 def write_report(results: Results, folder: Path, others: Sequence[Results] = ()) -> Path:
@@ -194,10 +196,14 @@ def _sections(results: Results, others: Sequence[Results]) -> list[Section]:
     if plot := _scatter(results, "visual", "semantic"):
         sections.append(Section("Stories", None, STORIES_NOTE, [plot]))
     if results.off:
-        sections.append(Section("Not measured", (["Measure", "Reason"], [list(pair) for pair in results.off.items()])))
+        sections.append(
+            Section(
+                "Not measured", (["Measure", "Reason"], [list(pair) for pair in results.off.items()]), is_text=True
+            )
+        )
     if results.faults:
         faults = [[fault.story, fault.stage, fault.fault] for fault in results.faults]
-        sections.append(Section("Faults", (["Story", "Stage", "Fault"], faults)))
+        sections.append(Section("Faults", (["Story", "Stage", "Fault"], faults), is_text=True))
     return sections
 
 
@@ -221,7 +227,7 @@ def _html(results: Results, sections: Sequence[Section]) -> str:
         count = f"{len(results.faults)} fault{'s' if len(results.faults) > 1 else ''}"
         parts.append(f"<p class='warning'>{count}: what is shown leaves them out. <a href='#faults'>Which</a></p>")
     for section in sections:
-        table = _html_table(section.table, section.soft_rows) if section.table else ""
+        table = _html_table(section.table, section.soft_rows, section.is_text) if section.table else ""
         figures = "".join(f"<figure>{figure}</figure>" for figure in section.figures if figure)
         content = table + (f"<div class='figures'>{figures}</div>" if figures else "")
         parts.append(_section(section.title, content, section.note))
@@ -319,14 +325,15 @@ def _section(title: str, content: str, note: str = "") -> str:
     return f"<section id='{escape(title.lower())}'><h2>{escape(title)}</h2>{content}{note}</section>"
 
 
-def _html_table(table: Table, soft: Sequence[int] = ()) -> str:
+def _html_table(table: Table, soft: Sequence[int] = (), is_text: bool = False) -> str:
     heads, rows = table
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
     body = ""
     for i, row in enumerate(rows):
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
         body += f"<tr{' class=soft' if i in soft else ''}>{cells}</tr>"
-    return f"<div class='table'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    kind = "table text" if is_text else "table"
+    return f"<div class='{kind}'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _markdown_table(table: Table) -> str:
@@ -347,11 +354,12 @@ section, details { background: var(--paper); border: 1px solid var(--rule); bord
 section, details { padding: 22px 24px; margin: 18px 0; }
 .note { color: var(--soft); font-size: 13px; margin: 12px 0 0; max-width: 80ch; }
 .warning { background: #fff4d6; border: 1px solid #e8cf88; border-radius: 8px; padding: 10px 16px; margin: 10px 0; }
-.table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 14px; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top; }
+.table { overflow-x: auto; font-size: 14px; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 6px 9px; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: bottom; }
+td { white-space: nowrap; } .text th, .text td { text-align: left; white-space: normal; vertical-align: top; }
 th { font-weight: 600; color: var(--soft); font-size: 13px; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td:last-child { max-width: 60ch; } .soft { color: var(--soft); font-style: italic; }
+.soft { color: var(--soft); font-style: italic; }
 figure { margin: 18px 0 0; overflow-x: auto; } figcaption { color: var(--soft); font-size: 13px; }
 article { border-top: 1px solid var(--rule); padding: 18px 0; } article:first-of-type { border-top: 0; padding-top: 0; }
 .figures { display: flex; flex-wrap: wrap; gap: 0 24px; }

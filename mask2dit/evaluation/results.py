@@ -94,7 +94,9 @@ class Results:
         Raises:
             FileNotFoundError, ValueError: if the folder does not hold the results of a run.
         """
-        check_comparable(folder)
+        for name in ("summary.json", "results.jsonl"):
+            if not (Path(folder) / name).is_file():
+                raise FileNotFoundError(f"there is no {name} in {str(folder)!r}: evaluate that run first")
         try:
             summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
             del summary["means"]
@@ -104,10 +106,3 @@ class Results:
             return cls(stories=[StoryResult(**json.loads(line)) for line in lines], **summary)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"the results in {str(folder)!r} are damaged: evaluate that run again") from error
-
-
-def check_comparable(folder: str | os.PathLike) -> None:
-    """Raises `FileNotFoundError` unless the folder holds the results of a run."""
-    for name in ("summary.json", "results.jsonl"):
-        if not (Path(folder) / name).is_file():
-            raise FileNotFoundError(f"there is no {name} in {str(folder)!r}: evaluate that run first")

@@ -17,7 +17,7 @@ from mask2dit.evaluation.frechet import frechet_distance_of_features, kernel_dis
 from mask2dit.evaluation.measures import Measure, Scores, build_measures
 from mask2dit.evaluation.prompts import Story, read_stories
 from mask2dit.evaluation.report import write_report
-from mask2dit.evaluation.results import Fault, Results, StoryResult, check_comparable
+from mask2dit.evaluation.results import Fault, Results, StoryResult
 from mask2dit.evaluation.untrained import UNTRAINED
 from mask2dit.evaluation.viclip import middle_frames
 from mask2dit.evaluation.videos import Generator, StoryVideo, find_video
@@ -46,16 +46,15 @@ def evaluate(config: EvaluationConfig) -> int:
     output = Path(config.output)
     for folder in ("videos", "scores", "features"):
         check_writable(output / folder)
-    for other in config.compare:
-        check_comparable(other)
+    others = [Results.read(other) for other in config.compare]
     device = choose_device(config.device)
     measures, off = build_measures(config, device)
     extractors, reasons = _extractors(config, device)
     off |= reasons
     if not measures:
-        raise ValueError(f"nothing can be measured: {'; '.join(f'{name} is {why}' for name, why in off.items())}")
+        raise ValueError(f"nothing can be measured: {'; '.join(f'{name}: {why}' for name, why in off.items())}")
     for name, reason in off.items():
-        logger.info("%s: %s", name, reason)
+        logger.info("%s is off: %s", name, reason)
 
     index, count = map(int, config.shard.split("/"))
     faults: list[Fault] = []
@@ -78,7 +77,7 @@ def evaluate(config: EvaluationConfig) -> int:
             reference = _reference_features(name, load, Path(config.frechet.reference), output / "features")
             distances[name] = _distances(features[name], reference, config.frechet.allow_different_sizes)
         except FAULTS as error:
-            off[f"Fréchet distance ({name})"] = f"off: {error}"
+            off[f"Fréchet distance ({name})"] = f"{error}"
             logger.warning("Fréchet distance (%s): %s", name, error)
     viclip = Path(config.viclip.weights or "")
     results = Results(
@@ -96,7 +95,7 @@ def evaluate(config: EvaluationConfig) -> int:
         settings=dataclasses.asdict(config),
         versions={**versions(), "git_commit": git_commit()},
     )
-    page = write_report(results, output, [Results.read(other) for other in config.compare])
+    page = write_report(results, output, others)
     logger.info("%d of %d stories, %d faults. Wrote %s", len(videos), len(stories), len(faults), page)
     return 1 if faults else 0
 
@@ -193,10 +192,10 @@ def _extractors(config: EvaluationConfig, device: torch.device) -> tuple[dict[st
         path = getattr(config.frechet, name)
         if path is None or config.frechet.reference is None:
             off[f"Fréchet distance ({name})"] = (
-                "switched off" if path is None else "off: name real videos in frechet.reference"
+                "not asked for" if path is None else "name real videos in frechet.reference"
             )
         elif not Path(path).is_file():
-            off[f"Fréchet distance ({name})"] = f"off: put its weights at {path}"
+            off[f"Fréchet distance ({name})"] = f"put its weights at {path}"
         else:
             loaders[name] = _Loader(name, path, device)
     if loaders and not Path(config.frechet.reference).is_dir():

@@ -85,7 +85,7 @@ def test_results_are_read_as_they_were_written(tmp_path):
 def test_the_page_is_whole_and_self_contained(tmp_path):
     other = make_results([60.0, 70.0, 50.0], name="other")
     results = make_results(
-        [70.0, 80.0, 90.0], off={"judge": "switched off"}, faults=[Fault(story="a", stage="b", fault="c")]
+        [70.0, 80.0, 90.0], off={"judge": "not asked for"}, faults=[Fault(story="a", stage="b", fault="c")]
     )
     page = write_report(results, tmp_path, [other]).read_text()
     parser = Balance()
@@ -94,7 +94,7 @@ def test_the_page_is_whole_and_self_contained(tmp_path):
     assert not re.search(r"(src|href)='(?!data:|#)", page)
     assert "Story &lt;0&gt; | &amp; more" in page and "<0>" not in page
     assert page.index("Best by sequence") < page.index("Worst by sequence") < page.index("Every story")
-    assert "ours minus other" in page and "switched off" in page and "1 fault:" in page
+    assert "ours minus other" in page and "not asked for" in page and "1 fault:" in page
 
 
 def test_markdown_tables_keep_their_columns(tmp_path):

@@ -76,9 +76,9 @@ def test_weights_that_are_absent_switch_a_measure_off_and_say_where_they_go(conf
     missing = QualityConfig(clip="models/nowhere", dino=None, background_clip=None)
     evaluate(config(quality=missing, viclip=ViCLIPConfig(weights="models/none.pth")))
     results = Results.read(config().output)
-    assert results.off["consistency"] == "off: put its weights at models/none.pth"
-    assert results.off["aesthetic"] == "off: put its weights at models/nowhere"
-    assert results.off["subject_consistency"] == "switched off"
+    assert results.off["consistency"] == "put its weights at models/none.pth"
+    assert results.off["aesthetic"] == "put its weights at models/nowhere"
+    assert results.off["subject_consistency"] == "not asked for"
     assert {column.key for column in results.columns} == {"shot_cut_accuracy", "cut_deviation"}
 
 

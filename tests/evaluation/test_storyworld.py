@@ -70,7 +70,7 @@ def test_the_truth_stands_beside_learned_scores_with_their_correlation(config, t
     assert "Learned scores against the truth" in page and ">Small world: visual</th>" in page
     off = dataclasses.replace(settings, storyworld=False, output=str(tmp_path / "off"))
     evaluate(off)
-    assert Results.read(off.output).off["storyworld"] == "switched off"
+    assert Results.read(off.output).off["storyworld"] == "not asked for"
 
 
 @pytest.mark.parametrize("index", range(0, 50, 7))

@@ -106,10 +106,13 @@ def test_what_was_generated_is_found_again_without_weights(generator, monkeypatc
     assert generator(short())(short()).path.read_bytes() == before
 
 
-def test_a_video_of_other_settings_is_not_taken_for_this_one(generator):
-    generator(short())(short())
-    with pytest.raises(ValueError, match=r"short\.mp4 was made with other settings"):
-        generator(short(), guidance_scale=3.0)(short())
+def test_a_video_of_other_settings_ends_the_run_before_it_starts(generator):
+    path = generator(short())(short()).path
+    with pytest.raises(ValueError, match=r"short\.mp4 was made with another guidance_scale: give"):
+        generator(short(), guidance_scale=3.0)
+    path.with_suffix(".json").write_text("{}")
+    with pytest.raises(ValueError, match=r"short\.json is damaged: delete it"):
+        generator(short())
 
 
 def test_stories_have_their_own_noise_and_the_same_in_every_run(generator):
