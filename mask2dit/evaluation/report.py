@@ -44,6 +44,7 @@ TRUTH_NOTE = (
     "stories of the small world show, read from their pixels."
 )
 STORIES_NOTE = "A dot a story. One that never changes lies far to the right and low."
+MIN_PAIRS = 6  # with fewer stories a sign test finds nothing at 5%, even if all of them differ in one direction
 NUM_SHOWN = 3  # best and worst stories
 FRAMES_PER_SCENE = 4
 THUMB_HEIGHT = 108
@@ -137,9 +138,12 @@ def comparison_table(results: Results, other: Results) -> Table:
             continue
         clear = difference.low > 0 or difference.high < 0
         better = {"higher": difference.value > 0, "lower": difference.value < 0}.get(column.better)
-        verdict = (
-            "no clear difference" if not clear else "differs" if better is None else "better" if better else "worse"
-        )
+        if difference.count < MIN_PAIRS:
+            verdict = "too few stories"
+        elif not clear:
+            verdict = "no clear difference"
+        else:
+            verdict = "differs" if better is None else "better" if better else "worse"
         span = f"{difference.low:+.2f} … {difference.high:+.2f}"
         rows.append([_title(column), f"{difference.value:+.2f}", span, str(difference.count), verdict])
     return ["Measure", "Difference", "95% interval", "Stories", ""], rows
@@ -152,7 +156,10 @@ def measured_differently(results: Results, other: Results) -> list[Column]:
 
 
 def _comparison_note(results: Results, other: Results) -> str:
-    note = "Paired: only stories that both runs have, each compared with itself."
+    note = (
+        "Paired: only stories that both runs have, each compared with itself. Of twenty measures that do not differ, "
+        "about one seems to by chance."
+    )
     left_out = ", ".join(column.title for column in measured_differently(results, other))
     return f"{note} Measured in another way there, and left out: {left_out}." if left_out else note
 

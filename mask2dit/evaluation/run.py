@@ -77,7 +77,7 @@ def evaluate(config: EvaluationConfig) -> int:
             reference = _reference_features(name, load, Path(config.frechet.reference), output / "features")
             distances[name] = _distances(features[name], reference, config.frechet.allow_different_sizes)
         except FAULTS as error:
-            off[f"Fréchet distance ({name})"] = f"{error}"
+            off[f"Fréchet distance ({name})"] = str(error)
             logger.warning("Fréchet distance (%s): %s", name, error)
     viclip = Path(config.viclip.weights or "")
     results = Results(

@@ -117,10 +117,11 @@ def test_columns_without_values_are_shown_as_such():
 
 
 def test_runs_are_compared_story_by_story():
-    ours, other = make_results([70.0, 90.0, 50.0]), make_results([69.0, 89.0, 49.0])
+    ours, other = make_results([70.0, 90.0] * 3), make_results([69.0, 89.0] * 3)
     _, rows = comparison_table(ours, other)
-    assert rows[0] == ["Visual ↑", "+1.00", "+1.00 … +1.00", "3", "better"]
-    assert rows[1] == ["Semantic ↑", "+0.00", "+0.00 … +0.00", "3", "no clear difference"]
+    assert rows[0] == ["Visual ↑", "+1.00", "+1.00 … +1.00", "6", "better"]
+    assert rows[1] == ["Semantic ↑", "+0.00", "+0.00 … +0.00", "6", "no clear difference"]
+    assert comparison_table(make_results([70.0]), other)[1][0][-2:] == ["1", "too few stories"]
     assert comparison_table(other, ours)[1][0][-1] == "worse"
 
 
