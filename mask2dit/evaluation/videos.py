@@ -23,6 +23,7 @@ from mask2dit.pipelines.story import SceneStore, generate_story
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import git_commit, versions
 from mask2dit.scenes import spans
+from mask2dit.storyworld.prompts import check_prompts
 from mask2dit.video.frames import to_uint8
 from mask2dit.video.reading import VideoReader, open_video
 from mask2dit.video.writing import write_text, write_video
@@ -151,10 +152,13 @@ class Generator:
         self.device = inference.choose_device(config.device)
         if self.settings.build_untrained and Path(self.settings.model).name.startswith("untrained"):
             build_untrained_model(self.settings.model)
-        # Stories of equal lengths are alike to the model.
-        for story in {tuple(self._num_frames(story)): story for story in stories}.values():
+        of_lengths = {tuple(self._num_frames(story)): story for story in reversed(stories)}
+        for story in stories:
+            inference_config = self._inference(story)
             try:
-                inference.check(self._inference(story), self.device)
+                check_prompts(self.settings.model, inference_config.prompts, inference_config.window)
+                if story in of_lengths.values():  # stories of equal lengths are alike to the rest
+                    inference.check(inference_config, self.device)
             except ValueError as error:
                 raise ValueError(f"story {story.title!r}: {error}") from error
         self.is_untrained = is_untrained(self.settings.model)
