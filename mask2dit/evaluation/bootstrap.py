@@ -10,9 +10,9 @@ NUM_RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over stories with its 95% bootstrap interval."""
+    """What holds over stories, such as a mean, with its 95% bootstrap interval."""
 
-    mean: float
+    value: float
     low: float
     high: float
     count: int
@@ -39,15 +39,30 @@ def paired_difference(first: dict[str, float], second: dict[str, float], seed: i
     return mean_interval([second[story] - first[story] for story in shared], seed) if shared else None
 
 
-def rank_correlation(first: dict[str, float], second: dict[str, float]) -> float | None:
-    """Spearman's correlation over the stories that both have; None for fewer than three, or where one does not vary."""
+def rank_correlation(first: dict[str, float], second: dict[str, float], seed: int = 0) -> Interval | None:
+    """Spearman's correlation over the stories that both have; None for fewer than three, or where one does not vary.
+
+    Resamples in which one does not vary have no correlation and are left out of the interval.
+    """
     shared = sorted(first.keys() & second.keys())
-    ranks = [_ranks(np.array([values[story] for story in shared])) for values in (first, second)]
-    if len(shared) < 3 or any(np.ptp(rank) == 0 for rank in ranks):
+    count = len(shared)
+    values = [np.array([scores[story] for story in shared]) for scores in (first, second)]
+    if count < 3 or any(np.ptp(of_run) == 0 for of_run in values):
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    # A row a resample, of how often each story is in it; the first one is the stories themselves.
+    resamples = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), NUM_RESAMPLES)
+    weights = np.vstack([np.ones(count), resamples])
+    ranks = [weights @ _precedes(of_run) for of_run in values]
+    a, b = (of_run - (weights * of_run).sum(1, keepdims=True) / count for of_run in ranks)
+    variances = (weights * a**2).sum(1) * (weights * b**2).sum(1)
+    varies = variances > 1e-9
+    correlations = (weights * a * b).sum(1)[varies] / np.sqrt(variances[varies])
+    low, high = np.percentile(correlations[1:], [2.5, 97.5])
+    return Interval(float(correlations[0]), float(low), float(high), count)
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0, ties sharing their mean."""
-    return np.array([(np.sum(values < value) + np.sum(values <= value) - 1) / 2 for value in values])
+def _precedes(values: np.ndarray) -> np.ndarray:
+    """(N, N): 1 where the story of a row lies below that of a column, a half where they are equal. Counts of stories, (R, N),
+    times this are ranks, ties sharing their mean."""
+    below = values[:, None] < values[None, :]
+    return below + 0.5 * (values[:, None] == values[None, :])

@@ -161,6 +161,8 @@ class EvaluationConfig:
     quality: QualityConfig = field(default_factory=QualityConfig)
     vbench: VBenchConfig = field(default_factory=VBenchConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    storyworld: bool = False
+    """Read what stories of the small world show from their pixels, and correlate learned scores with that."""
 
     compare: list[str] = field(default_factory=list)
     """Output folders of other runs of the same stories, which the report compares with this one."""

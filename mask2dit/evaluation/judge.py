@@ -8,7 +8,7 @@ from PIL import Image
 
 from mask2dit.endpoint import Endpoint, EndpointError, image_part
 from mask2dit.evaluation.config import JudgeConfig
-from mask2dit.evaluation.measures import BaseMeasure, Column, Scores
+from mask2dit.evaluation.measures import Column, Measure, Scores
 from mask2dit.evaluation.viclip import middle_frames
 from mask2dit.evaluation.videos import StoryVideo
 
@@ -28,11 +28,13 @@ Answer with JSON alone: {{{answer}}}"""
 LONGEST_SIDE = 512
 
 
-class JudgeMeasure(BaseMeasure):
+class JudgeMeasure(Measure):
     """Marks of 1 … 5 for the questions of the rubric."""
 
     name = "judge"
-    columns = tuple(Column(f"judge_{key}", f"Judge: {key.replace('_', ' ')} (1-5)") for key in QUESTIONS)
+    columns = tuple(
+        Column(f"judge_{key}", f"Judge: {key.replace('_', ' ')} (1-5)", is_percentage=False) for key in QUESTIONS
+    )
 
     def __init__(self, config: JudgeConfig):
         if not config.model:

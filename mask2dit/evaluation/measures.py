@@ -1,19 +1,15 @@
-"""What can be measured of a story's video, one class a measure, and which of them can run with the weights at hand.
-
-A measure of another kind, such as one that knows the truth about a synthetic world, is added in `build_measures`; the
-report then carries its columns beside the others.
-"""
+"""What can be measured of a story's video, one class a measure, and which of them can run with the weights at hand."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from mask2dit.evaluation import consistency
 from mask2dit.evaluation.config import CutConfig, EvaluationConfig, ViCLIPConfig
 from mask2dit.evaluation.cuts import compare_cuts, detect_cuts
+from mask2dit.evaluation.prompts import Story
 from mask2dit.evaluation.tokenizer import ViCLIPTokenizer, load_clip_tokenizer
 from mask2dit.evaluation.untrained import UNTRAINED, build_untrained_viclip
 from mask2dit.evaluation.viclip import load_viclip, middle_frames, preprocess
@@ -29,6 +25,10 @@ class Column:
     title: str
     better: str | None = "higher"
     """higher, lower, or None for what is neither good nor bad."""
+    is_percentage: bool = True
+    """Whether it shares an axis with cosines and shares times 100."""
+    truth_of: str | None = None
+    """For what is known and not learned: the column that is meant to measure the same. The report correlates them."""
 
 
 @dataclass(frozen=True)
@@ -41,31 +41,26 @@ class Scores:
     """Anything more, as JSON has it."""
 
 
-class Measure(Protocol):
+class Measure:
+    """Base of all measures."""
+
     name: str
+    columns: Sequence[Column]
     identity: str
     """What scores depend on besides the video: weights and settings. Scores with another identity are computed again."""
-    columns: Sequence[Column]
-    is_ground_truth: bool
-    """Whether learned scores are to be correlated with these."""
+
+    def reason_against(self, story: Story) -> str | None:
+        """Why this measure has nothing to say of a story, which is no fault; None if it has."""
+        return None
 
     def prepare(self, videos: Sequence[StoryVideo]) -> None:
         """Called once with all videos that are going to be scored, for what is cheaper at once."""
-        ...
 
-    def score(self, video: StoryVideo) -> Scores: ...
-
-
-class BaseMeasure:
-    """What most measures have in common."""
-
-    is_ground_truth = False
-
-    def prepare(self, videos: Sequence[StoryVideo]) -> None:
-        pass
+    def score(self, video: StoryVideo) -> Scores:
+        raise NotImplementedError
 
 
-class ConsistencyMeasure(BaseMeasure):
+class ConsistencyMeasure(Measure):
     """Visual, semantic and sequence consistency by ViCLIP, as the paper's tables have them, and variants."""
 
     name = "consistency"
@@ -79,7 +74,7 @@ class ConsistencyMeasure(BaseMeasure):
         Column("visual_shared_actor", "Visual, scenes that share an actor"),
         Column("within_scene", "Within scenes"),
         Column("semantic_chunks", "Semantic, whole text"),
-        Column("cut_prompts", "Prompts cut to the text window", None),
+        Column("cut_prompts", "Prompts cut to the text window", None, is_percentage=False),
     )
 
     def __init__(self, config: ViCLIPConfig, device: torch.device):
@@ -129,13 +124,13 @@ class ConsistencyMeasure(BaseMeasure):
         return self.model.encode_text(tokens.to(self.device)).float().cpu().numpy()
 
 
-class CutMeasure(BaseMeasure):
+class CutMeasure(Measure):
     """Whether the video cuts where its scenes begin, and nowhere else."""
 
     name = "cuts"
     columns = (
         Column("shot_cut_accuracy", "Shot-cut accuracy"),
-        Column("cut_deviation", "Deviation of cuts (frames)", "lower"),
+        Column("cut_deviation", "Deviation of cuts (frames)", "lower", is_percentage=False),
     )
 
     def __init__(self, config: CutConfig):
@@ -160,6 +155,7 @@ def build_measures(config: EvaluationConfig, device: torch.device) -> tuple[list
     # Here and not above: they build on this module.
     from mask2dit.evaluation.judge import JudgeMeasure
     from mask2dit.evaluation.quality import AestheticMeasure, FrameConsistencyMeasure
+    from mask2dit.evaluation.storyworld import StoryWorldMeasure
     from mask2dit.evaluation.vbench import VBenchMeasure
 
     viclip, quality = config.viclip, config.quality
@@ -171,16 +167,18 @@ def build_measures(config: EvaluationConfig, device: torch.device) -> tuple[list
     def add(name: str, build: Callable[[], Measure], *needed: str | None) -> None:
         missing = [path for path in needed if path is None or not Path(path).exists()]
         if missing:
-            off[name] = "switched off" if missing[0] is None else f"off: put its weights at {missing[0]}"
+            off[name] = "not asked for" if missing[0] is None else f"put its weights at {missing[0]}"
             return
         try:
             measures.append(build())
-        except (FileNotFoundError, ModuleNotFoundError) as error:
-            off[name] = f"off: {error}"
+        except FileNotFoundError as error:
+            off[name] = str(error)
+        except ModuleNotFoundError as error:
+            off[name] = f"{error}: pip install -e .[evaluation]"
 
     add("consistency", lambda: ConsistencyMeasure(viclip, device), viclip.weights)
     if config.videos is not None and config.boundaries == "detected":
-        off["cuts"] = "off: boundaries=detected takes the boundaries from the cuts themselves"
+        off["cuts"] = "boundaries=detected takes the boundaries from the cuts themselves"
     else:
         add("cuts", lambda: CutMeasure(config.cuts))
     add("aesthetic", lambda: AestheticMeasure(quality, device), quality.clip, quality.aesthetic_head)
@@ -189,4 +187,5 @@ def build_measures(config: EvaluationConfig, device: torch.device) -> tuple[list
     work = Path(config.output) / "vbench"
     add("vbench", lambda: VBenchMeasure(config.vbench, work), config.vbench.command)
     add("judge", lambda: JudgeMeasure(config.judge), *([None] if config.judge.base_url is None else []))
+    add("storyworld", StoryWorldMeasure, *([] if config.storyworld else [None]))
     return measures, off

@@ -53,11 +53,11 @@ def interval_plot(
             if interval is None:
                 continue
             line = y + step * (i - (len(names) - 1) / 2)
-            tip = f"{names[i]}: {interval.mean:.2f} ({interval.low:.2f} to {interval.high:.2f}), {interval.count} stories"
+            tip = f"{names[i]}: {interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f}), {interval.count} stories"
             parts.append(
                 f"<g><title>{escape(tip)}</title><line x1='{x(interval.low):.1f}' x2='{x(interval.high):.1f}' "
                 f"y1='{line:.1f}' y2='{line:.1f}' stroke='{colour}' stroke-width='2'/>"
-                f"<circle cx='{x(interval.mean):.1f}' cy='{line:.1f}' r='4.5' fill='{colour}'/></g>"
+                f"<circle cx='{x(interval.value):.1f}' cy='{line:.1f}' r='4.5' fill='{colour}'/></g>"
             )
     return _svg(width, bottom + 26, parts)
 

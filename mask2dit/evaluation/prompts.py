@@ -76,7 +76,8 @@ class Story:
 
 def read_stories(path: str | os.PathLike) -> list[Story]:
     """The stories of a YAML file with the key `stories`: each has `title`, `cast` and `scenes`, and each scene a `prompt` and
-    optionally a `duration` in seconds.
+    optionally a `duration` in seconds. Or those of a manifest of fine-tuning, such as `sft.json`: a story's captions are its
+    prompts, and its prefix is its title.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -89,12 +90,16 @@ def read_stories(path: str | os.PathLike) -> list[Story]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: this is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("stories"), list) or not content["stories"]:
-        raise ValueError(f"{path}: it has to hold a list of stories under the key 'stories'")
+    is_manifest = isinstance(content, list)
+    records = content if is_manifest else content.get("stories") if isinstance(content, dict) else None
+    if not isinstance(records, list) or not records:
+        raise ValueError(
+            f"{path}: it has to hold a list of stories under the key 'stories', or be a manifest of videos"
+        )
     stories = []
-    for number, record in enumerate(content["stories"], start=1):
+    for number, record in enumerate(records, start=1):
         try:
-            stories.append(story_from(record))
+            stories.append(_story_from_manifest(record) if is_manifest else story_from(record))
         except ValueError as error:
             raise ValueError(f"{path}, story {number}: {error}") from error
     names = [story.name for story in stories]
@@ -143,6 +148,13 @@ def story_from(record: object) -> Story:
         prompts=tuple(scene.get("prompt") for scene in scenes),
         durations=tuple(scene.get("duration") for scene in scenes),
     )
+
+
+def _story_from_manifest(record: object) -> Story:
+    try:
+        return story_from({"title": record["prefix"], "scenes": [scene["caption"] for scene in record["values"]]})
+    except (TypeError, KeyError) as error:
+        raise ValueError("a video of a manifest has a prefix, and values with a caption each") from error
 
 
 def describe_actors(prompt: str, cast: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModel, CLIPModel
 
 from mask2dit.evaluation.config import QualityConfig
-from mask2dit.evaluation.measures import BaseMeasure, Column, Scores
+from mask2dit.evaluation.measures import Column, Measure, Scores
 from mask2dit.evaluation.viclip import CLIP, IMAGENET, middle_frames
 from mask2dit.evaluation.videos import StoryVideo
 from mask2dit.evaluation.weights import load_weights
@@ -60,11 +60,11 @@ class FrameEncoder:
         return F.normalize(features.float(), dim=-1).cpu().numpy()
 
 
-class AestheticMeasure(BaseMeasure):
+class AestheticMeasure(Measure):
     """LAION's aesthetic score, about 1 … 10, by CLIP L/14: the mean over frames of all scenes."""
 
     name = "aesthetic"
-    columns = (Column("aesthetic", "Aesthetic score"),)
+    columns = (Column("aesthetic", "Aesthetic score", is_percentage=False),)
 
     def __init__(self, config: QualityConfig, device: torch.device):
         self.encode = FrameEncoder(config.clip, device)
@@ -110,7 +110,7 @@ def load_aesthetic_head(path: str | os.PathLike) -> nn.Sequential:
     return head.eval().requires_grad_(False)
 
 
-class FrameConsistencyMeasure(BaseMeasure):
+class FrameConsistencyMeasure(Measure):
     """How alike the frames of a scene are, times 100: the mean of each frame's cosine with the scene's first frame and with
     the frame before it, as in VBench, then over scenes."""
 

@@ -4,6 +4,7 @@ import base64
 import io
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mask2dit.evaluation.bootstrap import Interval, paired_difference, rank_correlation
+from mask2dit.evaluation.measures import Column
 from mask2dit.evaluation.plots import heat_map, interval_plot, scatter_plot
 from mask2dit.evaluation.results import Results, StoryResult
 from mask2dit.video.reading import open_video
@@ -33,11 +35,35 @@ REPORTED_NOTE = (
     "Rows marked as reported are the paper's (arXiv 2503.19881), with other prompts and another reference set: an "
     "orientation, and not a measurement of this project."
 )
-RANKED_BY = ("sequence", "visual", "semantic")
+DISTANCE_NOTE = (
+    "With few videos the Fréchet distance is biased by more than most effects: read it beside the kernel distance, whose "
+    "expectation does not depend on their number."
+)
+TRUTH_NOTE = (
+    "Spearman's correlation over stories, with its 95% bootstrap interval, of learned scores with what is known: what the "
+    "stories of the small world show, read from their pixels."
+)
+STORIES_NOTE = "A dot a story. One that never changes lies far to the right and low."
+MIN_PAIRS = 6  # with fewer stories a sign test finds nothing at 5%, even if all of them differ in one direction
 NUM_SHOWN = 3  # best and worst stories
 FRAMES_PER_SCENE = 4
 THUMB_HEIGHT = 108
 Table = tuple[list[str], list[list[str]]]  # heads, rows
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report: in Markdown its table and note, on the page its plots as well."""
+
+    title: str
+    table: Table | None = None
+    note: str = ""
+    figures: Sequence[str] = ()
+    """SVG."""
+    soft_rows: Sequence[int] = ()
+    """Of the table, set back."""
+    is_text: bool = False
+    """Whether the table holds sentences and not numbers."""
 
 
 def write_report(results: Results, folder: Path, others: Sequence[Results] = ()) -> Path:
@@ -52,8 +78,9 @@ def write_report(results: Results, folder: Path, others: Sequence[Results] = ())
         The page.
     """
     results.write(folder)
-    write_text(folder / "report.md", _markdown(results, others))
-    write_text(folder / "report.html", _html(results, others))
+    sections = _sections(results, others)
+    write_text(folder / "report.md", _markdown(results, sections))
+    write_text(folder / "report.html", _html(results, sections))
     return folder / "report.html"
 
 
@@ -80,7 +107,7 @@ def summary_table(results: Results) -> Table:
             rows.append(
                 [
                     _title(column),
-                    f"{interval.mean:.2f}",
+                    f"{interval.value:.2f}",
                     f"{interval.low:.2f} … {interval.high:.2f}",
                     str(interval.count),
                 ]
@@ -97,114 +124,131 @@ def distance_table(results: Results) -> Table:
 
 
 def comparison_table(results: Results, other: Results) -> Table:
-    """Differences over the stories that both runs have: this run minus the other."""
+    """Differences over the stories that both runs have, told by the same texts: this run minus the other. Columns that were
+    measured in another way are left out."""
+    texts = {story.name: story.prompts for story in other.stories}
+    same = {story.name for story in results.stories if texts.get(story.name) == story.prompts}
     rows = []
     for column in results.columns:
-        difference = paired_difference(other.values(column.key), results.values(column.key))
+        if column in measured_differently(results, other):
+            continue
+        ours = {name: value for name, value in results.values(column.key).items() if name in same}
+        difference = paired_difference(other.values(column.key), ours)
         if difference is None:
             continue
         clear = difference.low > 0 or difference.high < 0
-        better = {"higher": difference.mean > 0, "lower": difference.mean < 0}.get(column.better)
-        verdict = (
-            "no clear difference" if not clear else "differs" if better is None else "better" if better else "worse"
-        )
+        better = {"higher": difference.value > 0, "lower": difference.value < 0}.get(column.better)
+        if difference.count < MIN_PAIRS:
+            verdict = "too few stories"
+        elif not clear:
+            verdict = "no clear difference"
+        else:
+            verdict = "differs" if better is None else "better" if better else "worse"
         span = f"{difference.low:+.2f} … {difference.high:+.2f}"
-        rows.append([_title(column), f"{difference.mean:+.2f}", span, str(difference.count), verdict])
+        rows.append([_title(column), f"{difference.value:+.2f}", span, str(difference.count), verdict])
     return ["Measure", "Difference", "95% interval", "Stories", ""], rows
 
 
+def measured_differently(results: Results, other: Results) -> list[Column]:
+    """Columns of both runs whose numbers come from other weights or settings."""
+    ours, theirs = results.measured_by, other.measured_by
+    return [c for c in results.columns if c.key in theirs and theirs[c.key] != ours[c.key]]
+
+
+def _comparison_note(results: Results, other: Results) -> str:
+    note = (
+        "Paired: only stories that both runs have, each compared with itself. Of twenty measures that do not differ, "
+        "about one seems to by chance."
+    )
+    left_out = ", ".join(column.title for column in measured_differently(results, other))
+    return f"{note} Measured in another way there, and left out: {left_out}." if left_out else note
+
+
 def correlation_table(results: Results) -> Table:
-    """Spearman's correlation of each learned column, in rows, with each that knows the truth."""
-    learned = [column for column in results.columns if column.key not in results.ground_truth]
-    titles = {column.key: column.title for column in results.columns}
+    """Spearman's correlation over stories of each learned column, in rows, with each that is known."""
+    known = [column for column in results.columns if column.truth_of]
     rows = []
-    for column in learned:
-        values = [
-            rank_correlation(results.values(column.key), results.values(truth)) for truth in results.ground_truth
-        ]
-        if any(value is not None for value in values):
-            rows.append([column.title, *("–" if value is None else f"{value:+.2f}" for value in values)])
-    return ["", *(titles[key] for key in results.ground_truth)], rows
+    for column in results.columns:
+        found = [rank_correlation(results.values(column.key), results.values(truth.key)) for truth in known]
+        if column.truth_of is None and any(found):
+            cells = [f"{i.value:+.2f} ({i.low:+.2f} … {i.high:+.2f})" if i else "–" for i in found]
+            rows.append([column.title, *cells])
+    return ["", *(column.title for column in known)], rows
 
 
-def _markdown(results: Results, others: Sequence[Results]) -> str:
-    parts = [f"# {results.name}: evaluation of {len(results.stories)} stories"]
-    parts += [f"> **{note}**" for note in results.notes]
-    parts += ["## Consistency", _markdown_table(consistency_table([results, *others])), REPORTED_NOTE]
-    parts += ["## All measures", _markdown_table(summary_table(results))]
+def _sections(results: Results, others: Sequence[Results]) -> list[Section]:
+    """What the report says in numbers, in order."""
+    runs = [results, *others]
+    reported = range(len(runs), len(runs) + len(REPORTED))
+    sections = [Section("Consistency", consistency_table(runs), REPORTED_NOTE, soft_rows=reported)]
+    percent = [column for column in results.columns if column.better and column.is_percentage]
+    intervals = [(column.title, [run.interval(column.key) for run in runs]) for column in percent]
+    sections.append(
+        Section(
+            "All measures",
+            summary_table(results),
+            "Means over stories with their 95% bootstrap intervals.",
+            [interval_plot([row for row in intervals if any(row[1])], [run.name for run in runs])],
+        )
+    )
     if results.distances:
-        parts += ["## Distances to real videos", _markdown_table(distance_table(results))]
+        sections.append(Section("Distances to real videos", distance_table(results), DISTANCE_NOTE))
     for other in others:
-        table = comparison_table(results, other)
-        parts += [f"## {results.name} minus {other.name}, story by story", _markdown_table(table)]
-    if results.ground_truth:
-        parts += ["## Correlation with the truth", _markdown_table(correlation_table(results))]
+        title = f"{results.name} minus {other.name}, story by story"
+        sections.append(Section(title, comparison_table(results, other), _comparison_note(results, other)))
+    if any(column.truth_of for column in results.columns):
+        sections.append(
+            Section("Learned scores against the truth", correlation_table(results), TRUTH_NOTE, _truth_plots(results))
+        )
+    if plot := _scatter(results, "visual", "semantic"):
+        sections.append(Section("Stories", None, STORIES_NOTE, [plot]))
     if results.off:
-        parts += ["## Not measured", "\n".join(f"- {name}: {reason}" for name, reason in results.off.items())]
+        sections.append(
+            Section(
+                "Not measured", (["Measure", "Reason"], [list(pair) for pair in results.off.items()]), is_text=True
+            )
+        )
     if results.faults:
         faults = [[fault.story, fault.stage, fault.fault] for fault in results.faults]
-        parts += ["## Faults", _markdown_table((["Story", "Stage", "Fault"], faults))]
-    return "\n\n".join(parts) + "\n"
+        sections.append(Section("Faults", (["Story", "Stage", "Fault"], faults), is_text=True))
+    return sections
 
 
-def _html(results: Results, others: Sequence[Results]) -> str:
-    runs = [results, *others]
-    made = ", ".join(f"{name} {version}" for name, version in results.versions.items() if version)
+def _markdown(results: Results, sections: Sequence[Section]) -> str:
+    parts = [f"# {results.name}: evaluation of {len(results.stories)} stories"]
+    parts += [f"> **{note}**" for note in results.notes]
+    for section in sections:
+        if section.table:
+            parts += [f"## {section.title}", _markdown_table(section.table), section.note]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _html(results: Results, sections: Sequence[Section]) -> str:
+    scenes = sum(len(story.scenes) for story in results.stories)
     parts = [
-        f"<header><h1>{escape(results.name)}</h1><p class='lead'>{len(results.stories)} stories, "
-        f"{sum(len(story.scenes) for story in results.stories)} scenes</p></header>"
+        f"<header><h1>{escape(results.name)}</h1>"
+        f"<p class='lead'>{len(results.stories)} stories, {scenes} scenes</p></header>"
     ]
     parts += [f"<p class='warning'>{escape(note)}</p>" for note in results.notes]
     if results.faults:
         count = f"{len(results.faults)} fault{'s' if len(results.faults) > 1 else ''}"
         parts.append(f"<p class='warning'>{count}: what is shown leaves them out. <a href='#faults'>Which</a></p>")
-    reported = tuple(range(len(runs), len(runs) + len(REPORTED)))
-    parts.append(_section("Consistency", _html_table(consistency_table(runs), soft=reported), REPORTED_NOTE))
-
-    percent = [column for column in results.columns if column.better and _is_percentage(runs, column.key)]
-    rows = [(column.title, [run.interval(column.key) for run in runs]) for column in percent]
-    plot = interval_plot(rows, [run.name for run in runs])
-    note = "Means over stories with their 95% bootstrap intervals."
-    parts.append(_section("All measures", _html_table(summary_table(results)) + f"<figure>{plot}</figure>", note))
-    if results.distances:
-        note = (
-            "With few videos the Fréchet distance is biased by more than most effects: read it beside the kernel distance, "
-            "whose expectation does not depend on their number."
-        )
-        parts.append(_section("Distances to real videos", _html_table(distance_table(results)), note))
-    for other in others:
-        table = _html_table(comparison_table(results, other))
-        note = "Paired: only stories that both runs have, each compared with itself."
-        parts.append(_section(f"{results.name} minus {other.name}, story by story", table, note))
-    points = [
-        (story.title, story.values["visual"], story.values["semantic"])
-        for story in results.stories
-        if story.values.get("visual") is not None and story.values.get("semantic") is not None
-    ]
-    if points:
-        plot = scatter_plot(points, "Visual consistency", "Semantic consistency")
-        note = "A story that never changes scores high to the right and low on the vertical axis."
-        parts.append(_section("Stories", f"<figure>{plot}</figure>", note))
-    if results.ground_truth:
-        note = "Spearman's correlation over stories of learned scores with what is known of the synthetic world."
-        parts.append(_section("Correlation with the truth", _html_table(correlation_table(results)), note))
-
-    ranked = _ranked(results)
-    if ranked:
-        key, stories = ranked
-        title = next(column.title for column in results.columns if column.key == key).lower()
+    for section in sections:
+        table = _html_table(section.table, section.soft_rows, section.is_text) if section.table else ""
+        figures = "".join(f"<figure>{figure}</figure>" for figure in section.figures if figure)
+        content = table + (f"<div class='figures'>{figures}</div>" if figures else "")
+        parts.append(_section(section.title, content, section.note))
+    column = _ranked_by(results)
+    if column:
+        key, title = column.key, column.title.lower()
+        stories = sorted((s for s in results.stories if s.values.get(key) is not None), key=lambda s: -s.values[key])
         best = stories[: min(NUM_SHOWN, (len(stories) + 1) // 2)]
         worst = stories[len(best) :][-NUM_SHOWN:]
         parts.append(_section(f"Best by {title}", "".join(_story(story, key) for story in best)))
         if worst:
             parts.append(_section(f"Worst by {title}", "".join(_story(story, key) for story in reversed(worst))))
     parts.append(f"<details><summary>Every story</summary>{_html_table(_story_table(results))}</details>")
-    if results.off:
-        items = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in results.off.items())
-        parts.append(_section("Not measured", f"<ul>{items}</ul>"))
-    if results.faults:
-        faults = [[fault.story, fault.stage, fault.fault] for fault in results.faults]
-        parts.append(f"<a id='faults'></a>{_section('Faults', _html_table((['Story', 'Stage', 'Fault'], faults)))}")
+    made = ", ".join(f"{name} {version}" for name, version in results.versions.items() if version)
     parts.append(f"<footer>{escape(made)}</footer>")
     return page(f"{results.name}: evaluation", "\n".join(parts))
 
@@ -248,13 +292,10 @@ def _thumbnail(frame: np.ndarray) -> str:
         return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _ranked(results: Results) -> tuple[str, list[StoryResult]] | None:
-    """The column that stories are ranked by and the stories from best to worst; None where there is none to rank by."""
-    keys = [*RANKED_BY, *(column.key for column in results.columns if column.better == "higher")]
-    key = next((key for key in keys if results.values(key)), None)
-    if key is None:
-        return None
-    return key, sorted((s for s in results.stories if s.values.get(key) is not None), key=lambda s: -s.values[key])
+def _ranked_by(results: Results) -> Column | None:
+    """What stories are ranked by; None where there is nothing."""
+    columns = sorted(results.columns, key=lambda column: column.key != "sequence")
+    return next((column for column in columns if column.better == "higher" and results.values(column.key)), None)
 
 
 def _story_table(results: Results) -> Table:
@@ -265,13 +306,17 @@ def _story_table(results: Results) -> Table:
     return ["Story", *(column.title for column in results.columns)], rows
 
 
-def _is_percentage(runs: Sequence[Results], key: str) -> bool:
-    """Whether a column shares the axis of cosines and shares; marks and frames do not."""
-    return (
-        not key.startswith("judge_")
-        and key not in ("aesthetic", "cut_deviation")
-        and any(run.values(key) for run in runs)
-    )
+def _scatter(results: Results, x_key: str, y_key: str) -> str:
+    """A dot a story that has both; empty without any."""
+    titles = {column.key: column.title for column in results.columns}
+    x, y = results.values(x_key), results.values(y_key)
+    points = [(story.title, x[story.name], y[story.name]) for story in results.stories if story.name in x.keys() & y]
+    return scatter_plot(points, titles[x_key], titles[y_key]) if points else ""
+
+
+def _truth_plots(results: Results) -> list[str]:
+    """What is known against the column that is meant to measure the same."""
+    return [_scatter(results, column.key, column.truth_of) for column in results.columns if column.truth_of]
 
 
 def _title(column) -> str:
@@ -279,21 +324,23 @@ def _title(column) -> str:
 
 
 def _mean(interval: Interval | None) -> str:
-    return "–" if interval is None else f"{interval.mean:.2f}"
+    return "–" if interval is None else f"{interval.value:.2f}"
 
 
 def _section(title: str, content: str, note: str = "") -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}{f'<p class=note>{escape(note)}</p>' if note else ''}</section>"
+    note = f"<p class='note'>{escape(note)}</p>" if note else ""
+    return f"<section id='{escape(title.lower())}'><h2>{escape(title)}</h2>{content}{note}</section>"
 
 
-def _html_table(table: Table, soft: Sequence[int] = ()) -> str:
+def _html_table(table: Table, soft: Sequence[int] = (), is_text: bool = False) -> str:
     heads, rows = table
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
     body = ""
     for i, row in enumerate(rows):
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
         body += f"<tr{' class=soft' if i in soft else ''}>{cells}</tr>"
-    return f"<div class='table'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    kind = "table text" if is_text else "table"
+    return f"<div class='{kind}'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _markdown_table(table: Table) -> str:
@@ -314,13 +361,15 @@ section, details { background: var(--paper); border: 1px solid var(--rule); bord
 section, details { padding: 22px 24px; margin: 18px 0; }
 .note { color: var(--soft); font-size: 13px; margin: 12px 0 0; max-width: 80ch; }
 .warning { background: #fff4d6; border: 1px solid #e8cf88; border-radius: 8px; padding: 10px 16px; margin: 10px 0; }
-.table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 14px; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top; }
+.table { overflow-x: auto; font-size: 14px; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 6px 9px; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: bottom; }
+td { white-space: nowrap; } .text th, .text td { text-align: left; white-space: normal; vertical-align: top; }
 th { font-weight: 600; color: var(--soft); font-size: 13px; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td:last-child { max-width: 60ch; } .soft { color: var(--soft); font-style: italic; }
+.soft { color: var(--soft); font-style: italic; }
 figure { margin: 18px 0 0; overflow-x: auto; } figcaption { color: var(--soft); font-size: 13px; }
 article { border-top: 1px solid var(--rule); padding: 18px 0; } article:first-of-type { border-top: 0; padding-top: 0; }
+.figures { display: flex; flex-wrap: wrap; gap: 0 24px; }
 .story { display: flex; gap: 28px; flex-wrap: wrap; align-items: flex-start; }
 .story > div { flex: 1 1 560px; min-width: 0; }
 .story figure { margin: 0; }

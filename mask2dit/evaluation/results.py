@@ -45,8 +45,8 @@ class Results:
     name: str
     stories: list[StoryResult]
     columns: list[Column]
-    ground_truth: list[str]
-    """Keys of columns with which the others are correlated."""
+    measured_by: dict[str, str]
+    """The identity of the measure behind each column, by its key: only equal ones can be compared."""
     distances: dict[str, dict]
     """By extractor: the Fréchet and the kernel distance, and the sizes of both sets."""
     off: dict[str, str]
@@ -94,7 +94,9 @@ class Results:
         Raises:
             FileNotFoundError, ValueError: if the folder does not hold the results of a run.
         """
-        check_comparable(folder)
+        for name in ("summary.json", "results.jsonl"):
+            if not (Path(folder) / name).is_file():
+                raise FileNotFoundError(f"there is no {name} in {str(folder)!r}: evaluate that run first")
         try:
             summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
             del summary["means"]
@@ -104,10 +106,3 @@ class Results:
             return cls(stories=[StoryResult(**json.loads(line)) for line in lines], **summary)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"the results in {str(folder)!r} are damaged: evaluate that run again") from error
-
-
-def check_comparable(folder: str | os.PathLike) -> None:
-    """Raises `FileNotFoundError` unless the folder holds the results of a run."""
-    for name in ("summary.json", "results.jsonl"):
-        if not (Path(folder) / name).is_file():
-            raise FileNotFoundError(f"there is no {name} in {str(folder)!r}: evaluate that run first")

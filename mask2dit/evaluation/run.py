@@ -18,7 +18,7 @@ from mask2dit.evaluation.frechet import frechet_distance_of_features, kernel_dis
 from mask2dit.evaluation.measures import Measure, Scores, build_measures
 from mask2dit.evaluation.prompts import Story, read_stories
 from mask2dit.evaluation.report import write_report
-from mask2dit.evaluation.results import Fault, Results, StoryResult, check_comparable
+from mask2dit.evaluation.results import Fault, Results, StoryResult
 from mask2dit.evaluation.untrained import UNTRAINED
 from mask2dit.evaluation.viclip import middle_frames
 from mask2dit.evaluation.videos import Generator, StoryVideo, find_video
@@ -47,16 +47,15 @@ def evaluate(config: EvaluationConfig) -> int:
     output = Path(config.output)
     for folder in ("videos", "scores", "features"):
         check_writable(output / folder)
-    for other in config.compare:
-        check_comparable(other)
+    others = [Results.read(other) for other in config.compare]
     device = choose_device(config.device)
     measures, off = build_measures(config, device)
     extractors, reasons = _extractors(config, device)
     off |= reasons
     if not measures:
-        raise ValueError(f"nothing can be measured: {'; '.join(f'{name} is {why}' for name, why in off.items())}")
+        raise ValueError(f"nothing can be measured: {'; '.join(f'{name}: {why}' for name, why in off.items())}")
     for name, reason in off.items():
-        logger.info("%s: %s", name, reason)
+        logger.info("%s is off: %s", name, reason)
 
     index, count = parse_shard(config.shard)
     faults: list[Fault] = []
@@ -64,6 +63,9 @@ def evaluate(config: EvaluationConfig) -> int:
     videos = _videos(source, stories[index::count], faults)
     del source  # and with it the model, before others need its memory
     for measure in measures:
+        against = [reason for video in videos if (reason := measure.reason_against(video.story))]
+        if against:
+            off[measure.name] = f"not for {len(against)} of {len(videos)} stories, such as: {against[0]}"
         _score(measure, videos, output / "scores" / measure.name, faults)
     features = {name: _features(name, load, videos, output / "features", faults) for name, load in extractors.items()}
     if count > 1:
@@ -76,14 +78,14 @@ def evaluate(config: EvaluationConfig) -> int:
             reference = _reference_features(name, load, Path(config.frechet.reference), output / "features")
             distances[name] = _distances(features[name], reference, config.frechet.allow_different_sizes)
         except FAULTS as error:
-            off[f"Fréchet distance ({name})"] = f"off: {error}"
+            off[f"Fréchet distance ({name})"] = str(error)
             logger.warning("Fréchet distance (%s): %s", name, error)
     viclip = Path(config.viclip.weights or "")
     results = Results(
         name=config.name,
         stories=[_result(video, measures, output / "scores") for video in videos],
         columns=[column for measure in measures for column in measure.columns],
-        ground_truth=[column.key for measure in measures if measure.is_ground_truth for column in measure.columns],
+        measured_by={column.key: measure.identity for measure in measures for column in measure.columns},
         distances=distances,
         off=off,
         faults=faults,
@@ -94,7 +96,7 @@ def evaluate(config: EvaluationConfig) -> int:
         settings=dataclasses.asdict(config),
         versions={**versions(), "git_commit": git_commit()},
     )
-    page = write_report(results, output, [Results.read(other) for other in config.compare])
+    page = write_report(results, output, others)
     logger.info("%d of %d stories, %d faults. Wrote %s", len(videos), len(stories), len(faults), page)
     return 1 if faults else 0
 
@@ -122,7 +124,11 @@ def _videos(source: Callable[[Story], StoryVideo], stories: Sequence[Story], fau
 def _score(measure: Measure, videos: Sequence[StoryVideo], folder: Path, faults: list[Fault]) -> None:
     """Writes the scores that are missing."""
     folder.mkdir(exist_ok=True)
-    missing = [video for video in videos if _read_scores(measure, video, folder) is None]
+    missing = [
+        video
+        for video in videos
+        if measure.reason_against(video.story) is None and _read_scores(measure, video, folder) is None
+    ]
     try:
         if missing:
             measure.prepare(missing)
@@ -187,10 +193,10 @@ def _extractors(config: EvaluationConfig, device: torch.device) -> tuple[dict[st
         path = getattr(config.frechet, name)
         if path is None or config.frechet.reference is None:
             off[f"Fréchet distance ({name})"] = (
-                "switched off" if path is None else "off: name real videos in frechet.reference"
+                "not asked for" if path is None else "name real videos in frechet.reference"
             )
         elif not Path(path).is_file():
-            off[f"Fréchet distance ({name})"] = f"off: put its weights at {path}"
+            off[f"Fréchet distance ({name})"] = f"put its weights at {path}"
         else:
             loaders[name] = _Loader(name, path, device)
     if loaders and not Path(config.frechet.reference).is_dir():

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from mask2dit.evaluation.config import VBenchConfig
-from mask2dit.evaluation.measures import BaseMeasure, Column, Scores
+from mask2dit.evaluation.measures import Column, Measure, Scores
 from mask2dit.evaluation.videos import StoryVideo
 from mask2dit.models.loading import fingerprint
 from mask2dit.video.writing import write_video
 
 
-class VBenchMeasure(BaseMeasure):
+class VBenchMeasure(Measure):
     """Dimensions of VBench that take any video, times 100, each scene a video of its own: the mean over scenes."""
 
     name = "vbench"

@@ -23,11 +23,29 @@ from mask2dit.pipelines.story import SceneStore, generate_story
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import git_commit, versions
 from mask2dit.scenes import spans
+from mask2dit.storyworld.prompts import check_prompts
 from mask2dit.video.frames import to_uint8
 from mask2dit.video.reading import VideoReader, open_video
 from mask2dit.video.writing import write_text, write_video
 
 logger = logging.getLogger(__name__)
+
+MADE_WITH = (  # settings that the pictures depend on, beside the weights and what computes with them
+    "prompts",
+    "negative_prompt",
+    "window",
+    "height",
+    "width",
+    "num_frames",
+    "sampler",
+    "num_inference_steps",
+    "guidance_scale",
+    "use_dynamic_cfg",
+    "mask_variant",
+    "seed",
+    "dtype",
+    "fps",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +141,8 @@ class Generator:
     """Generates the videos of stories with one model, which is loaded for the first one that is missing.
 
     Raises:
-        ValueError, OSError: for anything that is wrong with the model or its settings, before weights are read.
+        ValueError, OSError: for anything that is wrong with the model or its settings, and for videos in the folder that
+            were made with others, before weights are read.
     """
 
     def __init__(self, config: EvaluationConfig, stories: Sequence[Story]):
@@ -133,33 +152,50 @@ class Generator:
         self.device = inference.choose_device(config.device)
         if self.settings.build_untrained and Path(self.settings.model).name.startswith("untrained"):
             build_untrained_model(self.settings.model)
-        # Stories of equal lengths are alike to the model.
-        for story in {tuple(self._num_frames(story)): story for story in stories}.values():
+        of_lengths = {tuple(self._num_frames(story)): story for story in reversed(stories)}
+        for story in stories:
+            inference_config = self._inference(story)
             try:
-                inference.check(self._inference(story), self.device)
+                check_prompts(self.settings.model, inference_config.prompts, inference_config.window)
+                if story in of_lengths.values():  # stories of equal lengths are alike to the rest
+                    inference.check(inference_config, self.device)
             except ValueError as error:
                 raise ValueError(f"story {story.title!r}: {error}") from error
         self.is_untrained = is_untrained(self.settings.model)
         self._any_story = stories[0]
         self.weights = inference.weights_identity(self._inference(self._any_story))
+        for story in stories:
+            self._record(story)
 
     def __call__(self, story: Story) -> StoryVideo:
         """The video of a story, generated unless it is there from the same weights and settings."""
-        path, record_path = self.folder / f"{story.name}.mp4", self.folder / f"{story.name}.json"
-        made_from = self._made_from(story)
-        if path.is_file() and record_path.is_file():
-            record = json.loads(record_path.read_text(encoding="utf-8"))
-            if record.get("made_from") != made_from:
-                raise ValueError(
-                    f"{path} was made with other settings: give this run another output folder, or delete the old video"
-                )
-        else:
+        path = self.folder / f"{story.name}.mp4"
+        record = self._record(story)
+        if record is None:
             started = time.time()
-            record = {"made_from": made_from, **self._generate(story, path)}
+            record = {"made_from": self._made_from(story), **self._generate(story, path)}
             record |= {"seconds": round(time.time() - started, 1), "versions": versions(), "git_commit": git_commit()}
             # Written last: where it is, the video is whole.
-            write_text(record_path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+            write_text(path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         return StoryVideo(story=story, path=path, boundaries=tuple(record["boundaries"]))
+
+    def _record(self, story: Story) -> dict | None:
+        """What a video that is there was made with; None without one. Raises `ValueError` if that is not asked for."""
+        path = self.folder / f"{story.name}.json"
+        if not (path.is_file() and path.with_suffix(".mp4").is_file()):
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            then = record["made_from"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: delete it, and the video is made again") from error
+        differing = [name for name, value in self._made_from(story).items() if then.get(name) != value]
+        if differing:
+            raise ValueError(
+                f"{path.with_suffix('.mp4')} was made with another {', '.join(differing)}: give this run an output folder of "
+                "its own, or delete the videos that are there"
+            )
+        return record
 
     @cached_property
     def pipe(self) -> Mask2DiTPipeline:
@@ -195,20 +231,7 @@ class Generator:
 
     def _made_from(self, story: Story) -> dict:
         config = self._inference(story)
-        names = (
-            "prompts",
-            "negative_prompt",
-            "window",
-            "height",
-            "width",
-            "num_frames",
-            "sampler",
-            "seed",
-            "dtype",
-            "fps",
-        )
-        names += ("num_inference_steps", "guidance_scale", "use_dynamic_cfg", "mask_variant")
-        settings = {name: getattr(config, name) for name in names}
+        settings = {name: getattr(config, name) for name in MADE_WITH}
         initial = self.settings.initial_scenes if self.settings.mode == "extension" else None
         return {"weights": self.weights, "mode": self.settings.mode, "initial_scenes": initial, **settings}
 

@@ -5,12 +5,15 @@ between scenes: 1 - d / d0 for each part of it, where d is the mean difference b
 scenes of unrelated stories. So 1 is identical and 0 is what chance gives.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
+from mask2dit.storyworld import observe, render, world
 from mask2dit.storyworld.observe import (
     Background,
     Body,
@@ -111,6 +114,12 @@ class StoryMeasurement:
     def cuts_right(self) -> bool:
         """Whether cuts are seen where scenes begin and nowhere else."""
         return not (self.missing_cuts or self.extra_cuts)
+
+
+def code_identity() -> str:
+    """Names the code that measures: what another version of it measured is measured again."""
+    files = [__file__, world.__file__, render.__file__, observe.__file__]
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
 
 
 def measure_story(

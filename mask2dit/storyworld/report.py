@@ -4,7 +4,6 @@ Measurements are kept beside the videos, and their summaries in the page's folde
 only some of the trials are.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -20,8 +19,7 @@ from tqdm import tqdm
 from mask2dit.command import run_command
 from mask2dit.evaluation.bootstrap import mean_interval
 from mask2dit.evaluation.plots import line_plot
-from mask2dit.storyworld import measure, observe, render, world
-from mask2dit.storyworld.measure import measure_scene, visual_consistency
+from mask2dit.storyworld.measure import code_identity, measure_scene, visual_consistency
 from mask2dit.storyworld.observe import find_cuts
 from mask2dit.storyworld.trial import TASKS, TrialConfig, read_record, story_seeds, video_path
 from mask2dit.storyworld.world import caption, describe, sample_story
@@ -131,9 +129,7 @@ def write_report(config: ReportConfig) -> None:
 def measure_trial(folder: Path) -> list[dict]:
     """What is measured in each story of a trial, as `measure_video` gives it, in the order of their seeds."""
     config = read_record(folder)
-    code = hashlib.sha256(
-        b"".join(Path(m.__file__).read_bytes() for m in (world, render, observe, measure))
-    ).hexdigest()
+    code = code_identity()
     path = folder / MEASUREMENTS
     kept = json.loads(path.read_text()) if path.is_file() else {"code": code, "stories": {}}
     stories = kept["stories"] if kept["code"] == code else {}
@@ -254,7 +250,7 @@ def ablation_table(summaries: dict, rows: Sequence[Row]) -> str:
 
 def _interval(values: Sequence[float]) -> list[float]:
     interval = mean_interval([float(value) for value in values])
-    return [interval.mean, interval.low, interval.high]
+    return [interval.value, interval.low, interval.high]
 
 
 def _percent(interval: Sequence[float]) -> str:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ def test_stories_are_written_as_they_are_read(tmp_path):
 def test_scenes_may_be_plain_texts_and_casts_may_be_left_out():
     story = story_from({"title": "Plain", "scenes": ["A road.", "A hill with Actor1."]})
     assert story.prompts == ("A road.", "A hill with Actor1.")
+
+
+def test_a_manifest_of_fine_tuning_is_a_set_of_stories(tmp_path):
+    path = tmp_path / "sft.json"
+    path.write_text(json.dumps([{"prefix": "films/7", "values": [{"url": "a.mp4", "caption": "A fox."}]}]))
+    (story,) = read_stories(path)
+    assert (story.title, story.name, story.prompts) == ("films/7", "films-7", ("A fox.",))
+    path.write_text('[{"prefix": "films/7", "values": [{"url": "a.mp4"}]}]')
+    with pytest.raises(ValueError, match=r"sft\.json, story 1: .* values with a caption each"):
+        read_stories(path)
 
 
 FAULTS = {
@@ -76,7 +87,7 @@ def test_files_that_are_no_lists_of_stories_are_refused(tmp_path):
         read_stories(path)
     for text, message in (
         ("a: [", "not YAML"),
-        ("- a", "under the key 'stories'"),
+        ("a: b", "under the key 'stories'"),
         ("stories: []", "list of stories"),
     ):
         path.write_text(text)

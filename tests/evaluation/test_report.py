@@ -10,6 +10,7 @@ from mask2dit.evaluation.report import (
     comparison_table,
     consistency_table,
     correlation_table,
+    measured_differently,
     summary_table,
     write_report,
 )
@@ -40,7 +41,7 @@ def make_results(visual: list[float], **changes) -> Results:
         "name": "ours",
         "stories": stories,
         "columns": COLUMNS,
-        "ground_truth": [],
+        "measured_by": {column.key: "viclip" for column in COLUMNS},
         "distances": {},
         "off": {},
         "faults": [],
@@ -84,7 +85,7 @@ def test_results_are_read_as_they_were_written(tmp_path):
 def test_the_page_is_whole_and_self_contained(tmp_path):
     other = make_results([60.0, 70.0, 50.0], name="other")
     results = make_results(
-        [70.0, 80.0, 90.0], off={"judge": "switched off"}, faults=[Fault(story="a", stage="b", fault="c")]
+        [70.0, 80.0, 90.0], off={"judge": "not asked for"}, faults=[Fault(story="a", stage="b", fault="c")]
     )
     page = write_report(results, tmp_path, [other]).read_text()
     parser = Balance()
@@ -93,7 +94,7 @@ def test_the_page_is_whole_and_self_contained(tmp_path):
     assert not re.search(r"(src|href)='(?!data:|#)", page)
     assert "Story &lt;0&gt; | &amp; more" in page and "<0>" not in page
     assert page.index("Best by sequence") < page.index("Worst by sequence") < page.index("Every story")
-    assert "ours minus other" in page and "switched off" in page and "1 fault:" in page
+    assert "ours minus other" in page and "not asked for" in page and "1 fault:" in page
 
 
 def test_markdown_tables_keep_their_columns(tmp_path):
@@ -116,18 +117,33 @@ def test_columns_without_values_are_shown_as_such():
 
 
 def test_runs_are_compared_story_by_story():
-    ours, other = make_results([70.0, 90.0, 50.0]), make_results([69.0, 89.0, 49.0])
+    ours, other = make_results([70.0, 90.0] * 3), make_results([69.0, 89.0] * 3)
     _, rows = comparison_table(ours, other)
-    assert rows[0] == ["Visual ↑", "+1.00", "+1.00 … +1.00", "3", "better"]
-    assert rows[1] == ["Semantic ↑", "+0.00", "+0.00 … +0.00", "3", "no clear difference"]
+    assert rows[0] == ["Visual ↑", "+1.00", "+1.00 … +1.00", "6", "better"]
+    assert rows[1] == ["Semantic ↑", "+0.00", "+0.00 … +0.00", "6", "no clear difference"]
+    assert comparison_table(make_results([70.0]), other)[1][0][-2:] == ["1", "too few stories"]
     assert comparison_table(other, ours)[1][0][-1] == "worse"
 
 
-def test_learned_scores_are_correlated_with_the_truth():
-    results = make_results([70.0, 80.0, 90.0], ground_truth=["semantic"])
-    assert ["Visual", "+1.00"] in correlation_table(results)[1]
-    reversed_results = make_results([90.0, 80.0, 70.0], ground_truth=["semantic"])
-    assert ["Visual", "-1.00"] in correlation_table(reversed_results)[1]
+def test_what_was_measured_in_another_way_or_of_other_texts_is_not_compared():
+    ours = make_results([70.0, 90.0, 50.0])
+    other = make_results([69.0, 89.0, 49.0], measured_by={**ours.measured_by, "visual": "another viclip"})
+    other.stories[0].prompts[0] = "another text"
+    rows = comparison_table(ours, other)[1]
+    assert [row[0] for row in rows] == ["Semantic ↑", "Sequence ↑"]
+    assert {row[3] for row in rows} == {"2"}
+    assert measured_differently(ours, other) == [COLUMNS[0]]
+
+
+def test_learned_scores_are_correlated_with_the_truth(tmp_path):
+    columns = [COLUMNS[0], Column("semantic", "True semantic", truth_of="visual")]
+    results = make_results([70.0, 80.0, 90.0], columns=columns)
+    heads, rows = correlation_table(results)
+    assert heads == ["", "True semantic"]
+    assert rows == [["Visual", "+1.00 (+1.00 … +1.00)"]]
+    assert correlation_table(make_results([9.0, 8.0, 7.0], columns=columns))[1][0][1].startswith("-1.00")
+    page = write_report(results, tmp_path).read_text()
+    assert "Learned scores against the truth" in page and ">True semantic</text>" in page
 
 
 def test_plots_hold_every_run_and_story():

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,10 +107,23 @@ def test_what_was_generated_is_found_again_without_weights(generator, monkeypatc
     assert generator(short())(short()).path.read_bytes() == before
 
 
-def test_a_video_of_other_settings_is_not_taken_for_this_one(generator):
-    generator(short())(short())
-    with pytest.raises(ValueError, match=r"short\.mp4 was made with other settings"):
-        generator(short(), guidance_scale=3.0)(short())
+def test_a_video_of_other_settings_ends_the_run_before_it_starts(generator):
+    path = generator(short())(short()).path
+    with pytest.raises(ValueError, match=r"short\.mp4 was made with another guidance_scale: give"):
+        generator(short(), guidance_scale=3.0)
+    path.with_suffix(".json").write_text("{}")
+    with pytest.raises(ValueError, match=r"short\.json is damaged: delete it"):
+        generator(short())
+
+
+def test_the_prompts_of_every_story_are_checked_before_the_first_is_made(generator, small_model, tmp_path):
+    shutil.copytree(small_model, tmp_path / "world")
+    (tmp_path / "world/storyworld.json").write_text('{"num_scenes": 3}')
+    known = ("Actor1 (red circle) jumps in the snow.",) * 2
+    right = Story(title="Right", cast={}, prompts=known, durations=(None, None))
+    generator(right, model=str(tmp_path / "world"))
+    with pytest.raises(ValueError, match=r"story 'Short': the caption .* is outside the story world"):
+        generator(right, short(), model=str(tmp_path / "world"))
 
 
 def test_stories_have_their_own_noise_and_the_same_in_every_run(generator):
