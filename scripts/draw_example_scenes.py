@@ -1,4 +1,4 @@
-"""Draws the two scenes that the extension examples go on from: `python scripts/draw_example_scenes.py [FOLDER]`."""
+"""Draws the scenes that the extension examples go on from: `python scripts/draw_example_scenes.py [FOLDER]`."""
 
 import math
 import sys
@@ -7,11 +7,38 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mask2dit.storyworld.render import render_story
+from mask2dit.storyworld.world import Actor, Identity, Scene, Story
 from mask2dit.video.writing import write_video
 
 WIDTH, HEIGHT, FPS, FRAMES = 720, 480, 24, 72
 ROOT = Path(__file__).parents[1]
 SCALE = 2  # drawn larger and scaled down, which smooths the edges
+
+# Of the small world, with the captions in configs/inference/extension_small.yaml.
+SMALL_STORY = Story(
+    actors=(Actor(shape="square", colour="green", accessory="scarf"),),
+    setting="beach",
+    scenes=(
+        Scene(present=(0,), actions=("moves right",), starts=(0.3,), camera=0.1),
+        Scene(present=(0,), actions=("jumps",), starts=(0.6,), camera=0.5),
+    ),
+    identities=(
+        Identity(
+            hues=(-8.0,),
+            sizes=(0.1,),
+            horizon=0.58,
+            sky_warmth=0.03,
+            sky_brightness=0.01,
+            ground_warmth=-0.03,
+            ground_brightness=0.0,
+            stripe_angle=25.0,
+            stripe_wavelength=0.1,
+        ),
+    )
+    * 2,
+)
+SMALL_FPS = 8
 
 
 def sky(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Image.Image:
@@ -93,6 +120,8 @@ def main(folder: Path) -> None:
     for number, scene in enumerate((across_the_hills, at_the_lake), start=1):
         frames = (scene(i / (FRAMES - 1)).resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS) for i in range(FRAMES))
         write_video(folder / f"scene_{number}.mp4", map(np.asarray, frames), FPS)
+    for number, frames in enumerate(render_story(SMALL_STORY), 1):
+        write_video(folder / f"small_{number}.mp4", frames, SMALL_FPS, full_chroma=True)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def check(config: InferenceConfig, device: torch.device) -> None:
         small = "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml"
         raise FileNotFoundError(
             f"there is no model in {str(Path(config.model).resolve())!r}: put the weights there (models/README.md says "
-            f"which), or run the small untrained model with configs/inference/{small}, which needs none"
+            f"which), or run the small world's model with configs/inference/{small}, which comes with the repository"
         )
     if config.attention_backend is not None:
         _check_attention_backend(config.attention_backend, device)

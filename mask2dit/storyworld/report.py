@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 MEASUREMENTS = "measurements.json"
 KINDS = ("cast", "colour", "shape", "accessory", "action", "joint", "setting")
 NOT_RUN = "not run"
-SHOWN = 5  # stories of a contact sheet
+SHOWN = 3  # stories of a contact sheet
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class TrialConfig:
     seed: int = 0
     """Of the noise, with the story's."""
     num_inference_steps: int = 30
-    guidance_scale: float = 3.0
+    guidance_scale: float = 2.0
     num_frames: int = 9
     """Frames of a scene."""
     height: int = 64

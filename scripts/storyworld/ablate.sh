@@ -12,8 +12,8 @@ configs=configs/storyworld
 outputs=outputs/storyworld
 runs=$outputs/ablations
 films=datasets/storyworld_drifting
-steps=1500      # of a row: 600 of pre-training and 900 of fine-tuning, where it has both
-pretraining=600
+steps=1200      # of a row: 400 of pre-training and 800 of fine-tuning, where it has both
+pretraining=400
 
 # train NAME CONFIG KEY=VALUE...: a run, unless it is done.
 train() {

@@ -1,0 +1,66 @@
+"""The weights in models/storyworld, which the first command of the README uses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mask2dit import Mask2DiTPipeline
+from mask2dit.storyworld.measure import measure_scene
+from mask2dit.storyworld.world import parse_caption
+from mask2dit.video.frames import to_uint8
+
+MODEL = Path(__file__).parents[2] / "models/storyworld"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = Mask2DiTPipeline.from_pretrained(MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def scenes(pipe, prompts, seed):
+    video = pipe(
+        prompts,
+        height=64,
+        width=64,
+        num_frames=9,
+        num_inference_steps=30,
+        guidance_scale=2.0,
+        generator=torch.Generator().manual_seed(seed),
+    ).frames[0]
+    return np.split(to_uint8(video), len(prompts))
+
+
+def share_right(shown, prompts, kinds):
+    """Of what the prompts say of these kinds, the share that the scenes show."""
+    measured = [measure_scene(scene, parse_caption(prompt)).right for scene, prompt in zip(shown, prompts)]
+    return np.mean([value for right in measured for kind in kinds for value in right[kind]])
+
+
+def test_a_story_has_the_actors_the_colours_and_the_setting_of_its_captions(pipe):
+    actor = "Actor1 (green triangle, wearing a hat)"
+    prompts = [
+        f"{actor} moves right along the beach.",
+        f"{actor} stands still on the beach.",
+        f"{actor} moves left along the beach.",
+    ]
+    assert share_right(scenes(pipe, prompts, seed=42), prompts, ("cast", "colour", "setting")) == 1
+
+
+def test_the_scenes_of_two_actors_do_not_swap_their_prompts(pipe):
+    prompts = [
+        "Actor1 (yellow circle) stands still in the snow.",
+        "Actor2 (blue square) stands still in the snow.",
+        "Actor1 (yellow circle) moves right across the snow.",
+    ]
+    first, second, third = scenes(pipe, prompts, seed=42)
+    assert share_right([first, second, third], prompts, ("colour",)) == 1
+    assert share_right([first, second], prompts[1::-1], ("colour",)) == 0
+
+
+def test_the_folder_is_small():
+    size = sum(file.stat().st_size for file in MODEL.rglob("*") if file.is_file())
+    assert size <= 25e6
