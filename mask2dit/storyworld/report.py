@@ -21,7 +21,7 @@ from mask2dit.evaluation.bootstrap import mean_interval
 from mask2dit.evaluation.plots import line_plot
 from mask2dit.storyworld.measure import code_identity, measure_scene, visual_consistency
 from mask2dit.storyworld.observe import find_cuts
-from mask2dit.storyworld.trial import TASKS, TrialConfig, read_record, story_seeds, video_path
+from mask2dit.storyworld.trial import RECORD, TASKS, TrialConfig, read_record, story_seeds, video_path
 from mask2dit.storyworld.world import caption, describe, sample_story
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import contact_sheet, write_image, write_text
@@ -103,7 +103,7 @@ def write_report(config: ReportConfig) -> None:
     summaries_path = folder / "results.json"
     summaries = json.loads(summaries_path.read_text()) if summaries_path.is_file() else {}
     for root in (Path(config.trials), Path(config.ablations)):
-        for record in sorted(root.rglob("trial.json")):
+        for record in sorted(root.rglob(RECORD)):
             name = f"{root.name}/{record.parent.relative_to(root)}"
             stories = measure_trial(record.parent)
             if stories:

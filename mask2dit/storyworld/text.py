@@ -28,7 +28,7 @@ from mask2dit.command import run_command
 from mask2dit.data.randomness import generator_for
 from mask2dit.models.loading import load_tokenizer
 from mask2dit.pipelines.inference import choose_device
-from mask2dit.pipelines.untrained import CHARACTERS, sentencepiece_model
+from mask2dit.pipelines.untrained import CHARACTERS, SPIECE, sentencepiece_model
 from mask2dit.storyworld.learning import LearningConfig, learn
 from mask2dit.storyworld.world import caption, sample_story
 from mask2dit.video.writing import atomic_path
@@ -192,7 +192,7 @@ def fill_in(encoder: T5EncoderModel, shown: torch.Tensor, is_hidden: torch.Tenso
 
 def _write_tokenizer(config: TextConfig) -> T5Tokenizer:
     """The tokenizer of the run, which is learned anew only where it is missing."""
-    spiece = Path(config.output_dir) / "tokenizer" / "spiece.model"
+    spiece = Path(config.output_dir) / "tokenizer" / SPIECE
     if not spiece.is_file():
         stories = [sample_story(seed) for seed in range(config.num_stories)]
         pieces = learn_pieces([caption(story, k) for story in stories for k in range(len(story.scenes))])
