@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from mask2dit.command import PREEMPTED, sigterm_noted
 from mask2dit.config import check_at_least, check_choice
+from mask2dit.training.muon import Muon, spectral_scale
 from mask2dit.video.writing import atomic_path, check_writable
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def learn(
     check_writable(folder)
     device = next(model.parameters()).device
     matrices, rest = split_parameters(model)
-    muon = Muon(matrices, lr=config.matrix_learning_rate)
+    muon = Muon(matrices, lr=config.matrix_learning_rate, scale=spectral_scale)
     adamw = torch.optim.AdamW(rest, lr=config.learning_rate, weight_decay=config.weight_decay)
     average = EMAModel(model.parameters(), decay=config.ema_decay)
     parts = {"model": model, "muon": muon, "adamw": adamw, "average": average}
@@ -164,38 +165,6 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))]
     matrices = {id(layer.weight): layer.weight for layer in layers if len(layer.weight) >= 8}
     return list(matrices.values()), [weight for weight in model.parameters() if id(weight) not in matrices]
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose direction is made orthogonal (https://kellerjordan.github.io/posts/muon), a convolution being taken as
-    a matrix with a row for each output. torch's own takes matrices only."""
-
-    COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives singular values to about 1
-
-    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for group in self.param_groups:
-            for weight in group["params"]:
-                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-                momentum.mul_(group["momentum"]).add_(weight.grad)
-                direction = weight.grad.add(momentum, alpha=group["momentum"]).flatten(1)  # Nesterov's
-                rows, columns = direction.shape
-                update = self._orthogonal(direction) * max(1, rows / columns) ** 0.5
-                weight.sub_(update.view_as(weight), alpha=group["lr"])
-
-    def _orthogonal(self, matrix: torch.Tensor) -> torch.Tensor:
-        """Nearly the closest matrix whose singular values are all 1, by five Newton-Schulz iterations."""
-        is_tall = matrix.shape[0] > matrix.shape[1]
-        x = matrix.T if is_tall else matrix  # the smaller of the two products of x with itself is the cheaper one
-        x = x / (x.norm() + 1e-7)
-        a, b, c = self.COEFFICIENTS
-        for _ in range(5):
-            gram = x @ x.T
-            x = a * x + (b * gram + c * gram @ gram) @ x
-        return x.T if is_tall else x
 
 
 def _load(config: LearningConfig, parts: dict) -> int:

@@ -3,6 +3,7 @@
 import torch
 
 from mask2dit.training.config import TrainConfig
+from mask2dit.training.muon import Muon, adamw_scale
 
 
 def create_optimizer(config: TrainConfig, transformer: torch.nn.Module) -> torch.optim.Optimizer:
@@ -13,24 +14,16 @@ def create_optimizer(config: TrainConfig, transformer: torch.nn.Module) -> torch
         matrices = [parameter for parameter in trained if id(parameter) in in_blocks]
         others = [parameter for parameter in trained if id(parameter) not in in_blocks]
         return MuonWithAdamW(
-            torch.optim.Muon(
-                matrices,
-                lr=config.learning_rate,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            ),
+            Muon(matrices, lr=config.learning_rate, scale=adamw_scale, weight_decay=config.weight_decay),
             _adamw(config, others),
         )
     return _adamw(config, trained)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon for the matrices of the blocks, AdamW for the rest (https://kellerjordan.github.io/posts/muon).
+    """Muon for the matrices of the blocks, AdamW for the rest, at one learning rate."""
 
-    Muon's updates have the size of AdamW's (arXiv 2502.16982), so that one learning rate serves both.
-    """
-
-    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW):
+    def __init__(self, muon: Muon, adamw: torch.optim.AdamW):
         self.parts = (muon, adamw)
         super().__init__([parameter for part in self.parts for parameter in part.param_groups[0]["params"]], {})
         self._share_groups()
