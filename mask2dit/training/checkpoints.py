@@ -19,9 +19,9 @@ from mask2dit.video.writing import write_text
 
 PREFIX = "checkpoint-"
 STATE = "run.json"
-# What may differ between a run and its continuation: where it runs, how far, and what it reports.
-FREE_KEYS = ("resume", "max_steps", "num_workers", "checkpoint_every", "keep_checkpoints", "log_every", "trackers",
-             "validation", "output_dir", "dry_run", "micro_batch_size")  # fmt: skip
+# What may differ between a run and its continuation: where it runs, how far and how it ends, and what it reports.
+FREE_KEYS = ("resume", "max_steps", "decay_steps", "num_workers", "checkpoint_every", "keep_checkpoints", "log_every",
+             "trackers", "validation", "output_dir", "dry_run", "micro_batch_size")  # fmt: skip
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:

@@ -84,6 +84,8 @@ class TrainConfig:
     weight_decay: float = 3e-2
     warmup_steps: int = 100
     """Steps over which the learning rate rises from 0; constant from then on."""
+    decay_steps: int = 0
+    """Of the steps up to `max_steps` the last ones, over which the learning rate falls linearly to 0."""
     max_grad_norm: float = 0.05
     precision: str = "bf16"
     gradient_checkpointing: int = 1
@@ -125,7 +127,7 @@ class TrainConfig:
             check_at_least(name, getattr(self, name), 1)
         for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
             check_positive(name, getattr(self, name))
-        for name in ("warmup_steps", "gradient_checkpointing", "num_workers"):
+        for name in ("warmup_steps", "decay_steps", "gradient_checkpointing", "num_workers"):
             check_at_least(name, getattr(self, name), 0)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} has to lie between 0 and 1, or be null")

@@ -215,10 +215,11 @@ class Trainer:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of the step after `step` done ones: a linear rise over `warmup_steps`, then constant."""
-    if step >= config.warmup_steps:
-        return config.learning_rate
-    return config.learning_rate * (step + 1) / config.warmup_steps
+    """The learning rate of the step after `step` done ones: a linear rise, constant, and a linear fall that ends at 0 with
+    the step after the last."""
+    rise = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    fall = min(1.0, (config.max_steps - step) / max(config.decay_steps, 1))
+    return config.learning_rate * rise * fall
 
 
 def scene_mask(num_scenes: int, probability: float, given: str, generator: torch.Generator) -> torch.Tensor:

@@ -71,7 +71,8 @@ def test_what_is_noised_in_given_scenes_has_no_influence(make_transformer, input
 
 
 def test_a_predicted_sample_costs_what_the_velocity_that_follows_from_it_costs(make_transformer, inputs):
-    scheduler, latents, noise, text, timesteps = inputs
+    scheduler, latents, noise, text, _ = inputs
+    timesteps = torch.tensor([300, 800])
     transformer = make_transformer()
     sample = transformer(scheduler.add_noise(latents, noise, timesteps), text, timesteps, return_dict=False)[0]
     alpha = scheduler.alphas_cumprod[timesteps].sqrt()[:, None, None, None, None]
@@ -82,7 +83,7 @@ def test_a_predicted_sample_costs_what_the_velocity_that_follows_from_it_costs(m
     torch.testing.assert_close(loss, error.float(), rtol=1e-4, atol=0)
 
 
-def test_a_predicted_sample_of_hardly_noisy_latents_counts_25_times_at_most(make_transformer, inputs):
+def test_a_predicted_sample_of_hardly_noisy_latents_counts_4_times_at_most(make_transformer, inputs):
     scheduler, latents, noise, text, _ = inputs
     scheduler.register_to_config(prediction_type="sample")
 
@@ -91,7 +92,7 @@ def test_a_predicted_sample_of_hardly_noisy_latents_counts_25_times_at_most(make
             return (torch.zeros_like(latents),)
 
     loss = diffusion_loss(Zero(), scheduler, latents, noise, text, torch.tensor([0, 0]))
-    torch.testing.assert_close(loss, 25 * latents.square().mean())
+    torch.testing.assert_close(loss, 4 * latents.square().mean())
 
 
 def test_a_scheduler_that_has_noise_predicted_is_refused(make_transformer, inputs):

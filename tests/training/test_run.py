@@ -223,8 +223,13 @@ def test_text_dropout_replaces_all_texts_of_a_sample(config, run, metrics, tmp_p
 
 
 def test_the_learning_rate_rises_linearly_and_stays(config):
-    rates = [learning_rate(config(warmup_steps=4), step) for step in range(6)]
+    rates = [learning_rate(config(warmup_steps=4, max_steps=6), step) for step in range(6)]
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
+
+
+def test_the_learning_rate_falls_linearly_to_zero_over_the_last_steps(config):
+    rates = [learning_rate(config(warmup_steps=0, decay_steps=4, max_steps=6), step) for step in range(6)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
 
 
 def test_which_scenes_are_given():
