@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 import numpy as np
@@ -102,10 +102,11 @@ def write_report(config: ReportConfig) -> None:
     folder.mkdir(exist_ok=True)
     summaries_path = folder / "results.json"
     summaries = json.loads(summaries_path.read_text()) if summaries_path.is_file() else {}
+    measured: dict[Path, list[dict]] = {}
     for root in (Path(config.trials), Path(config.ablations)):
         for record in sorted(root.rglob(RECORD)):
             name = f"{root.name}/{record.parent.relative_to(root)}"
-            stories = measure_trial(record.parent)
+            stories = measured[record.parent] = measure_trial(record.parent)
             if stories:
                 summaries[name] = summarise(read_record(record.parent), stories)
                 logger.info("%s: %d stories", name, len(stories))
@@ -119,8 +120,8 @@ def write_report(config: ReportConfig) -> None:
     if "trials/sliding" in summaries:
         write_text(folder / "sliding.svg", _sliding_plot(summaries["trials/sliding"]))
     fixed = Path(config.trials) / "fixed"
-    if fixed.is_dir():
-        ranked = sorted(measure_trial(fixed), key=lambda story: (np.mean(story["right"]), story["consistency"]))
+    if measured.get(fixed):
+        ranked = sorted(measured[fixed], key=lambda story: (np.mean(story["right"]), story["consistency"]))
         write_image(folder / "good.png", _sheet(fixed, [story["seed"] for story in ranked[::-1][:SHOWN]]))
         write_image(folder / "failed.png", _sheet(fixed, [story["seed"] for story in ranked[:SHOWN]]))
     write_text(page, _replace(text, "pictures", _pictures(folder)))
@@ -190,6 +191,7 @@ def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,
         "stories": len(stories),
+        "attributes": _interval([np.mean(list(chain(*story["kinds"].values()))) for story in stories]),
         "right": _interval([np.mean(story["right"]) for story in stories]),
         "last_right": _interval([story["right"][-1] for story in stories]),
         "consistency": _interval([story["consistency"] for story in stories]),
@@ -235,15 +237,19 @@ def kinds_table(summaries: dict) -> str:
 
 def ablation_table(summaries: dict, rows: Sequence[Row]) -> str:
     """Runs of an ablation, in Markdown."""
+    measures = ("attributes right", "scenes all right", "visual consistency")
     lines = [
-        "| | all at once: scenes all right | visual consistency | extension: scene all right | visual consistency | paper |",
-        "|---|---|---|---|---|---|",
+        f"| | all at once: {' | '.join(measures)} | extension: {' | '.join(measures)} | paper |",
+        "|---|" + "---|" * (2 * len(measures) + 1),
     ]
     for row in rows:
         columns = []
         for task in ("fixed", "extension"):
             found = summaries.get(f"ablations/{row.run}/trials/{task}")
-            columns += [_percent(found["right"]), _number(found["consistency"])] if found else [NOT_RUN] * 2
+            if found:
+                columns += [_percent(found["attributes"]), _percent(found["right"]), _number(found["consistency"])]
+            else:
+                columns += [NOT_RUN] * len(measures)
         lines.append(f"| {row.label} | {' | '.join(columns)} | {row.paper} |")
     return "\n".join(lines)
 

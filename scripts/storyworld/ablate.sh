@@ -1,19 +1,29 @@
 #!/usr/bin/env bash
 # One of the paper's ablations in the small world: bash scripts/storyworld/ablate.sh variants|stages|thresholds|conditional
 # It needs what scripts/storyworld/train_all.sh left: films, the first model folder and the caches. Started again, it goes on
-# where it was. Every row has the same number of steps; the tables are in docs/storyworld.md.
+# where it was. As the paper's runs start from CogVideoX, all of these start from one model of single scenes, and every row
+# has the same number of steps; the tables are in docs/storyworld.md.
 #
 #   PYTHON     the interpreter (python)
 #   PROCESSES  that train together: GPUs, or cores without one (2)
 set -euo pipefail
+case "${1:-}" in
+  variants | stages | thresholds | conditional) ;;
+  *)
+    echo "usage: bash scripts/storyworld/ablate.sh variants|stages|thresholds|conditional" >&2
+    exit 2
+    ;;
+esac
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
 configs=configs/storyworld
 outputs=outputs/storyworld
 runs=$outputs/ablations
 films=datasets/storyworld_drifting
-steps=1200      # of a row: 400 of pre-training and 800 of fine-tuning, where it has both
-pretraining=400
+base=3000       # steps of the model of single scenes
+steps=900       # of a row: 300 of pre-training and 600 of fine-tuning, where it has both
+pretraining=300
+decay=200       # of a row's steps the last ones, over which the learning rate falls
 
 # train NAME CONFIG KEY=VALUE...: a run, unless it is done.
 train() {
@@ -22,14 +32,15 @@ train() {
   [ -d "$runs/$name/model" ] && return
   compgen -G "$runs/$name/checkpoint-*" > /dev/null && resume=latest
   "$python" -m mask2dit.training.launch "--nproc_per_node=${PROCESSES:-2}" -m mask2dit.training \
-    "$configs/$config.yaml" "output_dir=$runs/$name" "resume=$resume" validation.every=0 checkpoint_every=300 "$@"
+    "$configs/$config.yaml" "output_dir=$runs/$name" "resume=$resume" validation.every=0 checkpoint_every=300 \
+    decay_steps=0 "$@"
 }
 
 # tune NAME START KEY=VALUE...: fine-tuning from another run, and the stories that it then makes.
 tune() {
   local name=$1 start=$2
   shift 2
-  train "$name" sft "model=$runs/$start/model" max_steps=$((steps - pretraining)) "$@"
+  train "$name" sft "model=$runs/$start/model" max_steps=$((steps - pretraining)) decay_steps=$decay "$@"
   stories "$name"
 }
 
@@ -41,9 +52,12 @@ stories() {
   done
 }
 
-pretrain() { train "pretraining_$1" pretrain "mask_variant=$1" max_steps=$pretraining; }
+# As many scenes in a batch as three-scene stories have; masks make no difference to one scene.
+train base pretrain data.num_scenes=1 batch_size=24 micro_batch_size=12 max_steps=$base
 
-case "${1:-}" in
+pretrain() { train "pretraining_$1" pretrain "model=$runs/base/model" "mask_variant=$1" max_steps=$pretraining; }
+
+case $1 in
   variants)
     for variant in v1 v2 v3 v4 v5; do
       pretrain $variant
@@ -53,9 +67,9 @@ case "${1:-}" in
   stages)
     pretrain v2
     tune v2 pretraining_v2
-    train pretraining_only pretrain max_steps=$steps
+    train pretraining_only pretrain "model=$runs/base/model" max_steps=$steps decay_steps=$decay
     stories pretraining_only
-    train tuning_only sft "model=$outputs/model" max_steps=$steps
+    train tuning_only sft "model=$runs/base/model" max_steps=$steps decay_steps=$decay
     stories tuning_only
     ;;
   thresholds)
@@ -73,10 +87,6 @@ case "${1:-}" in
     pretrain v2
     tune v2 pretraining_v2
     tune unconditional pretraining_v2 conditional_probability=0
-    ;;
-  *)
-    echo "usage: bash scripts/storyworld/ablate.sh variants|stages|thresholds|conditional" >&2
-    exit 2
     ;;
 esac
 "$python" -m mask2dit.storyworld.report
