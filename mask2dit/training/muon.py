@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
         # Dealt out by size, so that every process gets as much to do.
         turns = {place: turn for turn, place in enumerate(sorted(range(len(weights)), key=lambda i: weights[i].shape))}
         for place, (weight, direction) in enumerate(zip(weights, directions, strict=True)):
-            average = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+            average = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
             average.lerp_(weight.grad, 1 - momentum)
             if turns[place] % processes == rank:
                 ahead = weight.grad.lerp(average, momentum)
