@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mask2dit.storyworld.render import render_story
+from mask2dit.storyworld.trial import FPS as STORYWORLD_FPS
 from mask2dit.storyworld.world import Actor, Identity, Scene, Story
 from mask2dit.video.writing import write_video
 
@@ -38,7 +39,6 @@ SMALL_STORY = Story(
     )
     * 2,
 )
-SMALL_FPS = 8
 
 
 def sky(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Image.Image:
@@ -121,7 +121,7 @@ def main(folder: Path) -> None:
         frames = (scene(i / (FRAMES - 1)).resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS) for i in range(FRAMES))
         write_video(folder / f"scene_{number}.mp4", map(np.asarray, frames), FPS)
     for number, frames in enumerate(render_story(SMALL_STORY), 1):
-        write_video(folder / f"small_{number}.mp4", frames, SMALL_FPS, full_chroma=True)
+        write_video(folder / f"small_{number}.mp4", frames, STORYWORLD_FPS, full_chroma=True)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class TrainConfig:
     adam_epsilon: float = 1e-10
     weight_decay: float = 3e-2
     warmup_steps: int = 100
-    """Steps over which the learning rate rises from 0; constant from then on."""
+    """Steps over which the learning rate rises from 0; constant from then on, but for `decay_steps`."""
     decay_steps: int = 0
     """Of the steps up to `max_steps` the last ones, over which the learning rate falls linearly to 0."""
     max_grad_norm: float = 0.05

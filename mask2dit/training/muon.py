@@ -58,19 +58,23 @@ class Muon(torch.optim.Optimizer):
 
     def _directions(self, weights: list[torch.nn.Parameter], momentum: float) -> list[torch.Tensor]:
         """Of all weights in turn, flat, in their precision."""
-        several = distributed.is_initialized() and distributed.get_world_size() > 1
-        rank, processes = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
+        rank, processes = 0, 1
+        if distributed.is_initialized():
+            rank, processes = distributed.get_rank(), distributed.get_world_size()
         flat = torch.zeros(sum(map(torch.numel, weights)), dtype=torch.bfloat16, device=weights[0].device)
         directions = flat.split([weight.numel() for weight in weights])
         # Dealt out by size, so that every process gets as much to do.
         turns = {place: turn for turn, place in enumerate(sorted(range(len(weights)), key=lambda i: weights[i].shape))}
         for place, (weight, direction) in enumerate(zip(weights, directions, strict=True)):
-            average = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+            state = self.state[weight]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(weight)
+            average = state["momentum_buffer"]
             average.lerp_(weight.grad, 1 - momentum)
             if turns[place] % processes == rank:
                 ahead = weight.grad.lerp(average, momentum)
                 direction.copy_(orthogonal(ahead.flatten(1)).flatten())
-        if several:
+        if processes > 1:
             distributed.all_reduce(flat)
         return [direction.to(weight.dtype) for weight, direction in zip(weights, directions, strict=True)]
 

@@ -7,13 +7,6 @@
 #   PYTHON     the interpreter (python)
 #   PROCESSES  that train together: GPUs, or cores without one (2)
 set -euo pipefail
-case "${1:-}" in
-  variants | stages | thresholds | conditional) ;;
-  *)
-    echo "usage: bash scripts/storyworld/ablate.sh variants|stages|thresholds|conditional" >&2
-    exit 2
-    ;;
-esac
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
 configs=configs/storyworld
@@ -52,12 +45,14 @@ stories() {
   done
 }
 
-# As many scenes in a batch as three-scene stories have; masks make no difference to one scene.
-train base pretrain data.num_scenes=1 batch_size=24 micro_batch_size=12 max_steps=$base
+# pretrain VARIANT: from the model of single scenes, for which masks make no difference. Its batch has as many scenes as that of
+# three-scene stories.
+pretrain() {
+  train base pretrain data.num_scenes=1 batch_size=24 micro_batch_size=12 max_steps=$base
+  train "pretraining_$1" pretrain "model=$runs/base/model" "mask_variant=$1" max_steps=$pretraining
+}
 
-pretrain() { train "pretraining_$1" pretrain "model=$runs/base/model" "mask_variant=$1" max_steps=$pretraining; }
-
-case $1 in
+case "${1:-}" in
   variants)
     for variant in v1 v2 v3 v4 v5; do
       pretrain $variant
@@ -87,6 +82,10 @@ case $1 in
     pretrain v2
     tune v2 pretraining_v2
     tune unconditional pretraining_v2 conditional_probability=0
+    ;;
+  *)
+    echo "usage: bash scripts/storyworld/ablate.sh variants|stages|thresholds|conditional" >&2
+    exit 2
     ;;
 esac
 "$python" -m mask2dit.storyworld.report

@@ -1,15 +1,11 @@
 """The script of the ablations: which runs there are, what each starts from and how long it takes."""
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from mask2dit.storyworld.report import ABLATIONS
 
-ROOT = Path(__file__).parents[2]
 RUNS = "outputs/storyworld/ablations"
 
 # In place of Python: notes what it is asked to do, and leaves behind the model that a run exports.
@@ -22,19 +18,14 @@ exit 0
 
 
 @pytest.fixture
-def ablate(tmp_path):
-    """Runs the script on a stub. Returns what was trained, by name, and the trials' folders."""
-    (tmp_path / "scripts/storyworld").mkdir(parents=True)
-    script = shutil.copy(ROOT / "scripts/storyworld/ablate.sh", tmp_path / "scripts/storyworld")
-    stub = tmp_path / "python"
-    stub.write_text(STUB)
-    stub.chmod(0o755)
+def ablate(on_a_stub):
+    """Makes a table on a stub. Returns what was trained, by name, and the trials' folders."""
 
     def start(table):
-        (tmp_path / "calls").write_text("")
-        subprocess.run(["bash", script, table], env={**os.environ, "PYTHON": str(stub)}, check=True)
+        status, calls = on_a_stub("ablate.sh", STUB, table)
+        assert status == 0
         trained, tried = {}, []
-        for call in (tmp_path / "calls").read_text().splitlines():
+        for call in calls:
             words = call.split()
             values = dict(word.split("=", 1) for word in words if "=" in word)  # the last of a key counts
             if words[1] == "mask2dit.training.launch":
@@ -80,3 +71,8 @@ def test_what_is_trained_is_not_trained_again(ablate):
     trained, tried = ablate("stages")
     assert sorted(trained) == ["pretraining_only", "tuning_only"]
     assert len(tried) == 6
+
+
+def test_a_table_that_there_is_not_is_refused_before_anything_runs(on_a_stub):
+    assert on_a_stub("ablate.sh", STUB, "masks") == (2, [])
+    assert on_a_stub("ablate.sh", STUB) == (2, [])

@@ -1,13 +1,6 @@
 """The script that trains the small world's model: which stages run, in which order, and what is left alone."""
 
-import os
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[2]
 
 # In place of Python: notes what it is asked to do, and leaves behind what that stage leaves.
 STUB = """\
@@ -25,21 +18,14 @@ esac
 
 
 @pytest.fixture
-def train_all(tmp_path):
+def train_all(on_a_stub, tmp_path):
     """Runs the script on a stub. Returns the exit status and what was called."""
-    (tmp_path / "scripts/storyworld").mkdir(parents=True)
-    script = shutil.copy(ROOT / "scripts/storyworld/train_all.sh", tmp_path / "scripts/storyworld")
-    stub = tmp_path / "python"
-    stub.write_text(STUB)
-    stub.chmod(0o755)
 
     def start(stop_at=None):
-        (tmp_path / "calls").write_text("")
         (tmp_path / "fail").unlink(missing_ok=True)
         if stop_at:
             (tmp_path / "fail").write_text(stop_at)
-        result = subprocess.run(["bash", script], env={**os.environ, "PYTHON": str(stub)}, check=False)
-        return result.returncode, (tmp_path / "calls").read_text().splitlines()
+        return on_a_stub("train_all.sh", STUB)
 
     return start
 
