@@ -17,7 +17,7 @@ CURATION = [
     "opencv-python>=4.10",
     "scenedetect>=0.7",
 ]
-DEVELOPMENT = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "scipy>=1.13"]
+DEVELOPMENT = ["pytest>=9", "pytest-xdist>=3.6", "ruff>=0.14", "scipy>=1.13"]
 
 setup(
     name="mask2dit",

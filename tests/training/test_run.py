@@ -124,9 +124,7 @@ def test_sigterm_saves_and_ends_with_its_own_status(config, command, run, metric
     long = config(max_steps=1000, checkpoint_every=1000)
     process = subprocess.Popen(**command(long, processes), stderr=subprocess.PIPE)
     log = Path(long.output_dir) / "metrics.jsonl"
-    for _ in range(600):
-        if log.is_file() and log.read_text().count("\n") >= 2:
-            break
+    while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 2):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
