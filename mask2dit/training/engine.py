@@ -97,6 +97,12 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     given = deepspeed_config(config, world_size())
     if given and "RANK" not in os.environ:
         raise ValueError("DeepSpeed runs in processes that torchrun starts: use scripts/train.sh, or deepspeed=null")
+    if given and on_cpu:
+        import deepspeed
+
+        # An all-reduce for inference only, which DeepSpeed would compile at the start of every first run: most of a minute
+        # and a C++ compiler, and a process killed meanwhile leaves a lock at which all later runs wait without end.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return Accelerator(
         mixed_precision=MIXED_PRECISION[config.precision],
         gradient_accumulation_steps=accumulation_steps(config, world_size()),

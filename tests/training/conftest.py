@@ -91,19 +91,8 @@ def run():
     return train_here
 
 
-@pytest.fixture(scope="session")
-def extensions(tmp_path_factory) -> Path:
-    """Where DeepSpeed compiles what it lacks, once for all workers of this session.
-
-    In the folder that it takes by default, a process that was killed as it compiled leaves a lock, at which all later
-    ones wait without end.
-    """
-    folder = tmp_path_factory.getbasetemp()
-    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "torch_extensions"
-
-
 @pytest.fixture
-def command(tmp_path, extensions):
+def command(tmp_path):
     """What `subprocess` takes to train in other processes, by the launcher where there are several."""
 
     def of(config: TrainConfig, processes: int = 1) -> dict:
@@ -118,7 +107,7 @@ def command(tmp_path, extensions):
         return {
             "args": [sys.executable, *launcher, "-m", "mask2dit.training", str(path)],
             "cwd": ROOT,
-            "env": {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(extensions)},
+            "env": {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(tmp_path / "compiled")},
             "text": True,
         }
 

@@ -119,6 +119,12 @@ def test_clipping_bounds_the_step(config, launch, tmp_path, deepspeed):
     assert float(norm) == pytest.approx(bound, rel=1e-2)
 
 
+def test_deepspeed_compiles_nothing_on_a_cpu(config, launch, tmp_path):
+    result = launch(config(max_steps=1, deepspeed=str(ROOT / "configs/deepspeed/zero2.json")))
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "compiled").exists()
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_saves_and_ends_with_its_own_status(config, command, run, metrics, processes):
     long = config(max_steps=1000, checkpoint_every=1000)
