@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
-from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 from tqdm import tqdm
 
+from mask2dit.models.attention import check_attention_backend
 from mask2dit.models.loading import fingerprint, weight_files, weight_shapes
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.inference_config import InferenceConfig
@@ -33,7 +33,6 @@ from mask2dit.video.writing import check_writable, contact_sheet, write_image, w
 
 logger = logging.getLogger(__name__)
 
-CPU_BACKENDS = ("native", "_native_math", "flex")
 SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
 SHEET_COLUMNS = 6
 
@@ -118,7 +117,7 @@ def check(config: InferenceConfig, device: torch.device) -> None:
             f"which), or run the small world's model with configs/inference/{small}, which comes with the repository"
         )
     if config.attention_backend is not None:
-        _check_attention_backend(config.attention_backend, device)
+        check_attention_backend(config.attention_backend, device)
     check_prompts(config.model, config.prompts, config.window)
     skeleton = Mask2DiTPipeline.skeleton(config.model)
     skeleton.check_steps(config.num_inference_steps)
@@ -197,19 +196,6 @@ def weights_identity(config: InferenceConfig) -> str:
     if config.lora.path:
         parts.append(f"lora {fingerprint(config.lora.path)} * {config.lora.scale}")
     return ", ".join(parts)
-
-
-def _check_attention_backend(name: str, device: torch.device) -> None:
-    """Raises `ValueError` for a backend that is unknown, not installed, or not for this device."""
-    backends = sorted(backend.value for backend in AttentionBackendName)
-    if name not in backends:
-        raise ValueError(f"attention_backend has to be one of {', '.join(backends)}, but is {name!r}")
-    if device.type == "cpu" and name not in CPU_BACKENDS:
-        raise ValueError(f"attention_backend={name} needs a GPU: on a CPU use {', '.join(CPU_BACKENDS)} or null")
-    try:
-        _check_attention_backend_requirements(AttentionBackendName(name))
-    except RuntimeError as error:
-        raise ValueError(f"attention_backend={name} cannot be used here: {error}") from error
 
 
 def _check_lora(path: str, skeleton: Mask2DiTPipeline) -> None:

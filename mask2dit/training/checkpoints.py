@@ -59,7 +59,10 @@ def find_checkpoint(config: TrainConfig) -> tuple[Path, int] | None:
             )
     state = json.loads((path / STATE).read_text())
     now = _comparable(dataclasses.asdict(config))
-    before = _comparable(state["config"])
+    before = {
+        **_comparable(dataclasses.asdict(TrainConfig())),
+        **_comparable(state["config"]),
+    }  # which may lack newer keys
     differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
     if differing:
         changes = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing)

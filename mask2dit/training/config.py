@@ -95,6 +95,10 @@ class TrainConfig:
     seed: int = 42
 
     # The engine
+    compile: bool = False
+    """Compile the transformer's blocks, for faster steps after a slow first one; not with ZeRO stage 3."""
+    attention_backend: str | None = None
+    """A backend of diffusers that has a backward pass: native, _native_math, flash, …; null: torch's own choice."""
     deepspeed: str | None = None
     """A file of configs/deepspeed; null: plain data parallelism."""
     resume: str | None = None
