@@ -65,6 +65,10 @@ class FilmsConfig:
     thresholds: list[float] = field(default_factory=list)
     """For each, a manifest of the stories whose scenes are at least so similar."""
 
+    # Stories whose captions leave something out
+    unnamed_share: float = 0.0
+    """The share of actors in `sft.json` whose colour captions leave out: it is any that is not of a held-out look."""
+
     num_workers: int = 2
     """Processes."""
 
@@ -82,6 +86,8 @@ class FilmsConfig:
             )
         if not 0 <= self.drifting_share <= 1:
             raise ValueError(f"drifting_share={self.drifting_share} has to lie between 0 and 1")
+        if not 0 <= self.unnamed_share <= 1:
+            raise ValueError(f"unnamed_share={self.unnamed_share} has to lie between 0 and 1")
         if self.thresholds and self.num_scenes < 2:
             raise ValueError("thresholds are for the similarity of scenes: set num_scenes=2 or more, or thresholds=[]")
 
@@ -124,7 +130,8 @@ def story_of(config: FilmsConfig, part: str, seed: int) -> Story:
     if part == "held_out":
         return sample_story(seed, config.num_scenes, "held_out")
     drifts, drift = np.random.default_rng([seed, 3]).random(2)
-    return sample_story(seed, config.num_scenes, drift=drift if drifts < config.drifting_share else 0.0)
+    drift = drift if drifts < config.drifting_share else 0.0
+    return sample_story(seed, config.num_scenes, drift=drift, unnamed=config.unnamed_share)
 
 
 def _make(config: FilmsConfig, part: str, seeds: range) -> list[dict]:

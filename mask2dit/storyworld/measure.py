@@ -20,15 +20,16 @@ from mask2dit.storyworld.observe import (
     Observation,
     check_video,
     find_cuts,
-    hue_distance,
     observe_scene,
 )
-from mask2dit.storyworld.render import HUES, PALETTES
+from mask2dit.storyworld.render import PALETTES
 from mask2dit.storyworld.world import (
+    HUES,
     IDENTITY_RANGES,
     JOINT_ACTIONS,
     DescribedActor,
     Description,
+    hue_distance,
     parse_caption,
 )
 
@@ -181,7 +182,7 @@ def measure_scene(video: np.ndarray, description: Description) -> SceneMeasureme
 
     joint_action, joint_motions = None, []  # of the one pair that a scene may have
     for actor, track in zip(description.actors, tracks):
-        for kind in ("colour", "shape", "accessory"):
+        for kind in ("colour", "shape", "accessory") if actor.colour else ("shape", "accessory"):
             seen = [body is not None and getattr(body, kind) == getattr(actor, kind) for body in track]
             note(kind, np.mean(seen) >= PERSISTENCE)
         if actor.action in JOINT_ACTIONS:
@@ -247,6 +248,8 @@ def _differences_in(part: str, a: dict, b: dict) -> list[float]:
     for one, other in values:
         if one is None or other is None:
             result.append(UNRELATED[part])
+        elif part == "hue":
+            result.append(hue_distance(one, other))
         elif part == "stripe_angle":  # the same again after half a turn
             result.append(abs((one - other + 90) % 180 - 90))
         else:
@@ -280,7 +283,7 @@ def _match(observation: Observation, actors: Sequence[DescribedActor]) -> list[T
     for bodies in observation.bodies:
         size = min(len(bodies), len(actors))
         fits = [
-            (sum(hue_distance(bodies[b].hue, HUES[actors[a].colour]) for a, b in zip(chosen, others)), chosen, others)
+            (sum(_hue_error(bodies[b], actors[a]) for a, b in zip(chosen, others)), chosen, others)
             for chosen in combinations(range(len(actors)), size)
             for others in combinations(range(len(bodies)), size)
         ]
@@ -289,6 +292,11 @@ def _match(observation: Observation, actors: Sequence[DescribedActor]) -> list[T
         for k, track in enumerate(tracks):
             track.append(bodies[found[k]] if k in found else None)
     return tracks
+
+
+def _hue_error(body: Body, actor: DescribedActor) -> float:
+    """Degrees off the colour that a caption names; any fits where it names none."""
+    return hue_distance(body.hue, HUES[actor.colour]) if actor.colour else 0.0
 
 
 def _motion(track: Track) -> str | None:
@@ -319,10 +327,10 @@ def _motion(track: Track) -> str | None:
 def _identity(observation: Observation, description: Description, tracks: Sequence[Track]) -> dict:
     found = {part: {} if part in OF_ACTORS else None for part in UNRELATED}
     for actor, track in zip(description.actors, tracks):
-        bodies = [body for body in track if body is not None and body.colour == actor.colour]
+        bodies = [body for body in track if body is not None and actor.colour in (None, body.colour)]
         seen = len(bodies) >= PERSISTENCE * len(track)
         # Hues are taken off the colour's own, where the circle has no seam.
-        offsets = [(body.hue - HUES[actor.colour] + 180) % 360 - 180 for body in bodies]
+        offsets = [(body.hue - HUES.get(actor.colour, 0.0) + 180) % 360 - 180 for body in bodies]
         found["hue"][actor.number] = float(np.median(offsets)) if seen else None
         found["size"][actor.number] = float(np.median([np.log(body.size) for body in bodies])) if seen else None
     background = observation.background

@@ -12,7 +12,6 @@ from mask2dit.storyworld.world import JOINT_ACTIONS, Identity, Scene, Story
 Colour = tuple[float, float, float]
 
 # Actors
-HUES = {"red": -4.0, "yellow": 54.0, "green": 130.0, "blue": 214.0, "purple": 284.0}
 SATURATION, VALUE = 0.82, 0.92
 USUAL_SIZES = (22.0, 18.0, 13.5)  # in a cast of 1, 2 and 3: each has to find room for its motion
 FLOOR = 0.9  # on which they stand, as a share of the height from above
@@ -72,7 +71,7 @@ def render_scene(story: Story, k: int, num_frames: int = 9, height: int = 64, wi
     for position, index in enumerate(scene.present):
         actor = story.actors[index]
         size = actor_size(len(story.actors), identity.sizes[index]) * height / 64
-        colour = hsv_to_rgb(HUES[actor.colour] + identity.hues[index], SATURATION, VALUE)
+        colour = hsv_to_rgb(actor.usual_hue + identity.hues[index], SATURATION, VALUE)
         xs, lifts = _path(scene, position, size, num_frames, height / 64, width)
         for frame, x, lift in zip(video, xs, lifts):
             _draw_shadow(frame, x, FLOOR * height, size)

@@ -30,12 +30,10 @@ from mask2dit.models.loading import load_tokenizer
 from mask2dit.pipelines.inference import choose_device
 from mask2dit.pipelines.untrained import CHARACTERS, SPIECE, sentencepiece_model
 from mask2dit.storyworld.learning import LearningConfig, learn
-from mask2dit.storyworld.world import caption, sample_story
+from mask2dit.storyworld.world import UNNAMED, caption, sample_story
 from mask2dit.video.writing import atomic_path
 
 logger = logging.getLogger(__name__)
-
-MASK = "<extra_id_0>"  # the sentinel that stands for a hidden token
 
 
 @dataclass(kw_only=True)
@@ -177,7 +175,7 @@ def hide(
     is_hidden = (torch.rand(tokens.shape, generator=generator) < share) & (tokens != tokenizer.pad_token_id)
     how = torch.rand(tokens.shape, generator=generator)
     others = torch.randint(len(tokenizer), tokens.shape, generator=generator)
-    shown = tokens.masked_fill(is_hidden & (how < 0.8), tokenizer.convert_tokens_to_ids(MASK))
+    shown = tokens.masked_fill(is_hidden & (how < 0.8), tokenizer.convert_tokens_to_ids(UNNAMED))
     return torch.where(is_hidden & (how >= 0.9), others, shown), is_hidden
 
 

@@ -81,6 +81,16 @@ def test_similarity_tells_drifting_stories_apart_and_thresholds_leave_them_out(f
     assert len(rows_of(folder, "sft_0.8.json")) < 6
 
 
+def test_films_whose_captions_leave_out_colours_are_as_consistent_as_others(tmp_path):
+    config = FilmsConfig(
+        output_dir=str(tmp_path), num_clips=0, num_stories=6, num_held_out=1, unnamed_share=1.0, num_workers=1
+    )
+    make_films(config)
+    for row in rows_of(tmp_path, "sft.json"):
+        assert all("<extra_id_0>" in scene["caption"] for scene in row["values"]) and row["similarity"] > 0.95
+    assert not any("<extra_id_0>" in scene["caption"] for scene in rows_of(tmp_path, "held_out.json")[0]["values"])
+
+
 def test_clips_are_of_other_stories_than_the_films(films):
     _, folder = films
     clips = {path.name[:6] for path in (folder / "clips").iterdir()}
@@ -97,6 +107,7 @@ def test_clips_are_of_other_stories_than_the_films(films):
         ({"height": 63}, "have to be even"),
         ({"height": 96}, "height=96 and width=64"),
         ({"drifting_share": 2.0}, "drifting_share=2.0 has to lie between 0 and 1"),
+        ({"unnamed_share": -1.0}, "unnamed_share=-1.0 has to lie between 0 and 1"),
         ({"num_scenes": 1, "thresholds": [0.5]}, "thresholds are for the similarity of scenes"),
     ],
 )
