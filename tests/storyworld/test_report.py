@@ -26,13 +26,13 @@ def config(tmp_path):
 def perfect(tmp_path):
     """A trial whose model would have drawn every story as the world does."""
 
-    def make(name="trials/fixed", task="fixed"):
+    def make(name="trials/held_out/fixed", task="fixed", split="held_out", stories="reporting"):
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        trial = TrialConfig(task=task, output_dir=str(folder), num_stories=3)
+        trial = TrialConfig(task=task, split=split, stories=stories, output_dir=str(folder), num_stories=3)
         (folder / "trial.json").write_text(json.dumps({"config": asdict(trial)}))
         for seed in story_seeds(trial):
-            write_video(video_path(folder, seed), np.concatenate(render_story(sample_story(seed, 3, "held_out"))), 8)
+            write_video(video_path(folder, seed), np.concatenate(render_story(sample_story(seed, 3, split))), 8)
         return folder
 
     return make
@@ -40,10 +40,13 @@ def perfect(tmp_path):
 
 def test_rendered_stories_are_measured_as_right_and_consistent(config, perfect, tmp_path):
     perfect()
+    perfect("trials/train/fixed", split="train", stories="tuning")
     write_report(config)
     page = (tmp_path / "page.md").read_text()
-    (row,) = [line for line in page.splitlines() if line.startswith("| all scenes at once |")][:1]
-    assert row.startswith("| all scenes at once | 3 | 100% (100 to 100) | 100% (100 to 100) | 0.9") and "100%" in row
+    new, unseen = [line for line in page.splitlines() if line.startswith("| all scenes at once |")][:2]
+    right = "100% (100 to 100) | 100% (100 to 100) | 0.9"
+    assert new.startswith(f"| all scenes at once | new stories | 3 tuning | {right}")
+    assert unseen.startswith(f"| all scenes at once | unseen combinations | 3 reporting | {right}")
     assert page.startswith("# A page") and page.endswith("The end\n")
     assert "![The best stories](page/good.png)" in page and f"A longer story: {NOT_RUN}" in page
     assert f"| v1: scenes isolated | {NOT_RUN} | {NOT_RUN} |" in page
@@ -52,7 +55,7 @@ def test_rendered_stories_are_measured_as_right_and_consistent(config, perfect, 
 
 def test_only_generated_scenes_and_their_pairs_count():
     trial = TrialConfig(task="extension")
-    seed = trial.first_story
+    seed = story_seeds(trial)[0]
     story = sample_story(seed, 3, "held_out")
     other = with_new_identity(story, 7)
     right, foreign = render_story(story), render_story(other)
