@@ -170,12 +170,13 @@ def measure_scene(video: np.ndarray, description: Description) -> SceneMeasureme
     """
     observation = observe_scene(video)
     tracks = _match(observation, description.actors)
-    setting = None if observation.background is None else nearest_setting(observation.background)
     expected = len(description.actors)
     is_right: dict[str, list[bool]] = {
         "cast": [np.mean([len(bodies) == expected for bodies in observation.bodies]) >= PERSISTENCE],
-        "setting": [setting == description.setting],
     }
+    if description.setting is not None:
+        background = observation.background
+        is_right["setting"] = [background is not None and nearest_setting(background) == description.setting]
 
     def note(kind: str, value: bool) -> None:
         is_right.setdefault(kind, []).append(value)
@@ -198,10 +199,15 @@ def measure_scene(video: np.ndarray, description: Description) -> SceneMeasureme
 
 def nearest_setting(background: Background) -> str | None:
     """The setting whose colours, tinted as far as stories are, are nearest; None if none is near."""
+    return nearest_palette(background.sky, background.ground)
+
+
+def nearest_palette(sky: np.ndarray, ground: np.ndarray) -> str | None:
+    """The setting whose colours are nearest to a mean colour of the sky and one of the ground; None if none is near."""
     errors = {}
-    for name, (above, at_horizon, ground) in PALETTES.items():
-        sky_off = background.sky - (np.asarray(above) + at_horizon) / 2
-        ground_off = background.ground - ground
+    for name, (above, at_horizon, its_ground) in PALETTES.items():
+        sky_off = sky - (np.asarray(above) + at_horizon) / 2
+        ground_off = ground - np.asarray(its_ground)
         rest = [_untinted(sky_off, "sky"), _untinted(ground_off, "ground")]
         errors[name] = float(np.sqrt(np.mean(np.square(rest))))
     nearest = min(errors, key=errors.get)
@@ -334,7 +340,7 @@ def _identity(observation: Observation, description: Description, tracks: Sequen
         found["hue"][actor.number] = float(np.median(offsets)) if seen else None
         found["size"][actor.number] = float(np.median([np.log(body.size) for body in bodies])) if seen else None
     background = observation.background
-    if background is None or nearest_setting(background) != description.setting:
+    if background is None or description.setting not in (None, nearest_setting(background)):
         return found
     found["horizon"] = background.horizon
     for place, colour in (("sky", background.sky), ("ground", background.ground)):

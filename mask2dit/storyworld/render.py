@@ -7,9 +7,7 @@ are told apart by.
 
 import numpy as np
 
-from mask2dit.storyworld.world import JOINT_ACTIONS, Identity, Scene, Story
-
-Colour = tuple[float, float, float]
+from mask2dit.storyworld.world import JOINT_ACTIONS, Colour, Identity, Palette, Scene, Story
 
 # Actors
 SATURATION, VALUE = 0.82, 0.92
@@ -27,7 +25,7 @@ BRIM_HEIGHTS = {"circle": 0.9, "square": 0.86, "triangle": 0.74}
 BOOT_HEIGHT, BOOTS_LIFT = 0.24, 0.18
 
 # Sky above, sky at the horizon, ground, before an identity tints them.
-PALETTES: dict[str, tuple[Colour, Colour, Colour]] = {
+PALETTES: dict[str, Palette] = {
     "desert": ((0.93, 0.86, 0.78), (0.95, 0.91, 0.85), (0.82, 0.72, 0.63)),
     "meadow": ((0.72, 0.82, 0.90), (0.82, 0.88, 0.92), (0.68, 0.79, 0.61)),
     "snow": ((0.58, 0.64, 0.74), (0.66, 0.70, 0.77), (0.86, 0.87, 0.89)),
@@ -66,7 +64,7 @@ def render_scene(story: Story, k: int, num_frames: int = 9, height: int = 64, wi
             f"frames have to be at least 32 high and at least as wide as high, but got {height}x{width} (height x width)"
         )
     scene, identity = story.scenes[k], story.identities[k]
-    background = _background(story.setting, scene, identity, height, width)
+    background = _background(story, scene, identity, height, width)
     video = np.repeat(background[None], num_frames, axis=0)
     for position, index in enumerate(scene.present):
         actor = story.actors[index]
@@ -198,15 +196,15 @@ def _draw_shadow(frame: np.ndarray, axis: float, floor: float, size: float) -> N
     target *= 1 - 0.2 * shadow[..., None]
 
 
-def _background(setting: str, scene: Scene, identity: Identity, height: int, width: int) -> np.ndarray:
+def _background(story: Story, scene: Scene, identity: Identity, height: int, width: int) -> np.ndarray:
     """`float (height, width, 3)`: sky, decorations, and ground with its stripes."""
     unit, horizon = height / 64, identity.horizon * height
     x, y = np.arange(width)[None, :] + 0.5, np.arange(height)[:, None] + 0.5
-    tints = tinted(PALETTES[setting], identity)
+    tints = tinted(story.palette or PALETTES[story.setting], identity)
     above, at_horizon, ground = (np.asarray(colour) for colour in tints)
     down = np.clip(y / horizon, 0, 1)[..., None]
     image = np.broadcast_to(above + down * (at_horizon - above), (height, width, 3)).copy()
-    _decorate(image, setting, scene.camera * width, horizon, unit, x, y)
+    _decorate(image, story.setting, scene.camera * width, horizon, unit, x, y)
 
     angle, wavelength = np.deg2rad(identity.stripe_angle), stripe_wavelength(identity.stripe_wavelength) * unit
     along = (x * np.cos(angle) + y * np.sin(angle)) / wavelength
@@ -215,7 +213,7 @@ def _background(setting: str, scene: Scene, identity: Identity, height: int, wid
     return image + cover[..., None] * (ground + stripes[..., None] - image)
 
 
-def tinted(palette: tuple[Colour, Colour, Colour], identity: Identity) -> list[np.ndarray]:
+def tinted(palette: Palette, identity: Identity) -> list[np.ndarray]:
     """A palette with an identity's tints."""
     warm = np.array([1.0, 0.0, -1.0])
     sky = identity.sky_brightness + identity.sky_warmth * warm
@@ -224,9 +222,9 @@ def tinted(palette: tuple[Colour, Colour, Colour], identity: Identity) -> list[n
 
 
 def _decorate(
-    image: np.ndarray, setting: str, pan: float, horizon: float, unit: float, x: np.ndarray, y: np.ndarray
+    image: np.ndarray, setting: str | None, pan: float, horizon: float, unit: float, x: np.ndarray, y: np.ndarray
 ) -> None:
-    """Draws what stands at the horizon and in the sky; the ground is drawn over it."""
+    """Draws what stands at the horizon and in the sky of a setting with a name; the ground is drawn over it."""
     width = image.shape[1]
 
     def to_right_of(share: float) -> np.ndarray:

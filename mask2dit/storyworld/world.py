@@ -29,6 +29,9 @@ UNNAMED = "<extra_id_0>"
 HUES = {"red": -4.0, "yellow": 54.0, "green": 130.0, "blue": 214.0, "purple": 284.0}
 MAX_HUE_ERROR = 29.0
 
+Colour = tuple[float, float, float]  # in [0, 1]
+Palette = tuple[Colour, Colour, Colour]  # sky above, sky at the horizon, ground, before an identity tints them
+
 SPLITS = ("train", "held_out")
 # Never together in a training story; a held-out story has at least one of them. Each word occurs in training with others.
 HELD_OUT_LOOKS = frozenset({("circle", "purple"), ("square", "yellow"), ("triangle", "blue")})
@@ -113,10 +116,13 @@ class Story:
     """A cast, a setting and scenes."""
 
     actors: tuple[Actor, ...]
-    setting: str
+    setting: str | None
+    """None: captions leave it out, and `palette` says what it looks like."""
     scenes: tuple[Scene, ...]
     identities: tuple[Identity, ...]
     """Of each scene: equal in all of them, but for a story that drifts."""
+    palette: Palette | None = None
+    """Of the background; None for a setting with a name, which has its own in `render.PALETTES`."""
 
     def __post_init__(self):
         if len(self.identities) != len(self.scenes):
@@ -144,7 +150,8 @@ class Description:
 
     actors: tuple[DescribedActor, ...]
     """From left to right."""
-    setting: str
+    setting: str | None
+    """None: it says nothing of it."""
 
 
 def sample_story(
@@ -322,6 +329,8 @@ def write_caption(description: Description) -> str:
             clauses.append(f"{mention} {actor.action}")
             waiting = ""
     text = " and ".join(filter(None, [", ".join(clauses[:-1]), clauses[-1]]))
+    if description.setting is None:
+        return f"{text} {UNNAMED} the {UNNAMED}"
     goes_somewhere = description.actors[-1].action not in ("jumps", "stands still")
     return f"{text} {SETTINGS[description.setting][0 if goes_somewhere else 1]}."
 
