@@ -190,6 +190,7 @@ def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
         "split": config.split,
         "range": config.stories,
         "seed": config.seed,
+        "sampler": config.sampler,
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,
         "stories": len(stories),

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from mask2dit.command import run_command
 from mask2dit.config import DTYPES, check_at_least, check_choice
 from mask2dit.data.randomness import generator_for
+from mask2dit.pipelines.inference_config import SAMPLERS
 from mask2dit.provenance import git_commit, versions
 from mask2dit.storyworld.render import render_scene
 from mask2dit.storyworld.world import SPLITS, Story, caption, sample_story
@@ -81,6 +82,8 @@ class TrialConfig:
     num_stories: int = 100
     seed: int = 0
     """Of the noise, with the story's."""
+    sampler: str = "ddim"
+    """ddim or dpm."""
     num_inference_steps: int = 30
     guidance_scale: float = 2.0
     num_frames: int = 9
@@ -95,6 +98,7 @@ class TrialConfig:
     def __post_init__(self):
         check_choice("task", self.task, TASKS)
         check_choice("split", self.split, SPLITS)
+        check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("stories", self.stories, FIRST_STORY)
         check_choice("dtype", self.dtype, DTYPES)
         for name in ("num_stories", "batch_size"):
@@ -108,6 +112,7 @@ def run_trial(config: TrialConfig) -> None:
         FileNotFoundError, ValueError, FileExistsError: before weights are read, for a missing or unfit model, or a folder
             that holds another trial.
     """
+    from mask2dit.pipelines.inference import SCHEDULERS
     from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
     task, folder = TASKS[config.task], Path(config.output_dir)
@@ -122,6 +127,7 @@ def run_trial(config: TrialConfig) -> None:
     pipe = Mask2DiTPipeline.from_pretrained(
         config.model, mask_variant=config.mask_variant, torch_dtype=getattr(torch, config.dtype)
     )
+    pipe.scheduler = SCHEDULERS[config.sampler].from_config(pipe.scheduler.config)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
     for first in tqdm(range(0, len(missing), config.batch_size), unit="batch"):

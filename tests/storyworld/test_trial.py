@@ -75,6 +75,7 @@ def test_a_folder_holds_one_trial(config):
         ("task", "fixed, .*sliding"),
         ("split", "train, held_out"),
         ("stories", "tuning, reporting"),
+        ("sampler", "ddim, dpm"),
         ("dtype", "float32, bfloat16, float16"),
     ],
 )
