@@ -9,12 +9,12 @@ import torch
 from mask2dit.evaluation import consistency
 from mask2dit.evaluation.config import CutConfig, EvaluationConfig, ViCLIPConfig
 from mask2dit.evaluation.cuts import compare_cuts, detect_cuts
-from mask2dit.evaluation.prompts import Story
 from mask2dit.evaluation.tokenizer import ViCLIPTokenizer, load_clip_tokenizer
 from mask2dit.evaluation.untrained import UNTRAINED, build_untrained_viclip
 from mask2dit.evaluation.viclip import load_viclip, middle_frames, preprocess
 from mask2dit.evaluation.videos import StoryVideo
-from mask2dit.models.loading import fingerprint
+from mask2dit.hashing import fingerprint
+from mask2dit.stories import Story
 
 
 @dataclass(frozen=True)

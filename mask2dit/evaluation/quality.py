@@ -18,7 +18,7 @@ from mask2dit.evaluation.measures import Column, Measure, Scores
 from mask2dit.evaluation.viclip import CLIP, IMAGENET, middle_frames
 from mask2dit.evaluation.videos import StoryVideo
 from mask2dit.evaluation.weights import load_weights
-from mask2dit.models.loading import fingerprint
+from mask2dit.hashing import fingerprint
 
 
 class FrameEncoder:

@@ -3,8 +3,8 @@
 import numpy as np
 
 from mask2dit.evaluation.measures import Column, Measure, Scores
-from mask2dit.evaluation.prompts import Story
 from mask2dit.evaluation.videos import StoryVideo
+from mask2dit.stories import Story
 from mask2dit.storyworld.measure import code_identity, measure_scene, visual_consistency
 from mask2dit.storyworld.observe import find_cuts
 from mask2dit.storyworld.world import parse_caption

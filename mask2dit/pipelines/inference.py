@@ -18,7 +18,9 @@ from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 from tqdm import tqdm
 
-from mask2dit.models.loading import fingerprint, weight_files, weight_shapes
+from mask2dit.device import choose_device
+from mask2dit.hashing import fingerprint
+from mask2dit.models.loading import weight_files, weight_shapes
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.inference_config import InferenceConfig
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
@@ -174,19 +176,6 @@ def _context(config: InferenceConfig, pipe: Mask2DiTPipeline, store: SceneStore)
         ).cpu()
         store.save(key, latents)
     return latents
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto": a GPU if there is one. Raises `ValueError` for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device has to be auto, cpu, cuda or cuda:1, but is {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name}, but torch finds no GPU: use device=cpu, or install torch for CUDA")
-    return device
 
 
 def weights_identity(config: InferenceConfig) -> str:

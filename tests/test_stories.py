@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mask2dit.evaluation.prompts import describe_actors, read_stories, story_from, write_stories
+from mask2dit.curation.answers import check_captions
+from mask2dit.stories import describe_actors, read_stories, story_from, write_stories
 
-SHIPPED = Path(__file__).parents[2] / "datasets/evaluation/stories.yaml"
+SHIPPED = Path(__file__).parents[1] / "datasets/evaluation/stories.yaml"
 FOX = "a red fox, wearing a blue scarf"
 
 
@@ -102,3 +103,17 @@ def test_descriptions_stand_behind_first_mentions_only():
     cast = {"Actor1": "a fox", "Actor2": r"an owl \1"}
     text = describe_actors("Actor2 sees Actor1. Actor1 and Actor2 run.", cast)
     assert text == r"Actor2 (an owl \1) sees Actor1 (a fox). Actor1 and Actor2 run."
+
+
+def test_stories_and_captions_share_one_grammar_of_actors():
+    cast = {f"Actor{number}": f"a fox with the number {number}" for number in (1, 10)}
+    prompt = describe_actors("Actor10 follows Actor1. Actor10 and Actor1 sleep.", cast)
+    assert story_from(record(cast=cast, scenes=[prompt])).actors == [{"Actor1", "Actor10"}]
+    check_captions(cast, [prompt], max_words=100)
+    for name in ("Actor0", "Actor01", "Actor"):
+        with pytest.raises(ValueError, match=f"'{name}'"):
+            story_from(record(cast={name: "a fox"}, scenes=[f"{name} (a fox) sleeps."]))
+        with pytest.raises(ValueError, match=f"'{name}'"):
+            check_captions({name: "a fox"}, [f"{name} (a fox) sleeps."], max_words=100)
+    with pytest.raises(ValueError, match="Actor10"):
+        story_from(record(cast={"Actor1": FOX}, scenes=[f"Actor1 ({FOX}) sees Actor10."]))

@@ -1,4 +1,4 @@
-"""Stories to evaluate with: a title, a cast, and one prompt a scene.
+"""Stories: a title, a cast, and one prompt a scene; how they are read and written, and how prompts name actors.
 
 The method's prompts write a character as "Actor1 (a tall woman, wearing a red coat, holding a lantern)" and repeat the
 description, word for word, in every scene that shows it.
@@ -14,7 +14,7 @@ import yaml
 
 from mask2dit.video.writing import write_text
 
-ACTOR = re.compile(r"\bActor[1-9]\b")
+ACTOR = re.compile(r"\bActor[1-9][0-9]*\b")  # the only grammar of actors' names: Actor1, Actor2, …, Actor10, …
 STORY_KEYS = {"title", "cast", "scenes"}
 SCENE_KEYS = {"prompt", "duration"}
 
@@ -40,7 +40,7 @@ class Story:
             raise ValueError(f"story {self.title!r} has no scenes")
         for actor, description in self.cast.items():
             if not ACTOR.fullmatch(str(actor)):
-                raise ValueError(f"story {self.title!r}: the cast has {actor!r}, but actors are Actor1 … Actor9")
+                raise ValueError(f"story {self.title!r}: the cast has {actor!r}, but actors are Actor1, Actor2, …")
             if not isinstance(description, str) or not description.strip():
                 raise ValueError(f"story {self.title!r}: {actor} has no description")
         for number, (prompt, duration) in enumerate(zip(self.prompts, self.durations), start=1):
