@@ -12,7 +12,7 @@ from mask2dit.curation.caption import Captions
 from mask2dit.curation.config import CurationConfig
 from mask2dit.curation.verify import Verified
 from mask2dit.curation.write import Clip
-from mask2dit.evaluation.untrained import UNTRAINED
+from mask2dit.encoders.untrained import UNTRAINED
 from mask2dit.provenance import git_commit, versions
 from mask2dit.video.writing import write_text
 

@@ -9,8 +9,8 @@ from PIL import Image
 from mask2dit.endpoint import Endpoint, EndpointError, image_part
 from mask2dit.evaluation.config import JudgeConfig
 from mask2dit.evaluation.measures import Column, Measure, Scores
-from mask2dit.evaluation.viclip import middle_frames
 from mask2dit.evaluation.videos import StoryVideo
+from mask2dit.video.frames import middle_frames
 
 QUESTIONS = {
     "entity_consistency": "Characters and objects that appear in several scenes look the same in all of them: face, body, "

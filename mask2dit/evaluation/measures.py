@@ -6,15 +6,17 @@ from pathlib import Path
 
 import torch
 
+from mask2dit.encoders.clip_tokenizer import ViCLIPTokenizer, load_clip_tokenizer
+from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.encoders.untrained import UNTRAINED, build_untrained_viclip
+from mask2dit.encoders.viclip import load_viclip, preprocess
 from mask2dit.evaluation import consistency
-from mask2dit.evaluation.config import CutConfig, EvaluationConfig, ViCLIPConfig
-from mask2dit.evaluation.cuts import compare_cuts, detect_cuts
-from mask2dit.evaluation.tokenizer import ViCLIPTokenizer, load_clip_tokenizer
-from mask2dit.evaluation.untrained import UNTRAINED, build_untrained_viclip
-from mask2dit.evaluation.viclip import load_viclip, middle_frames, preprocess
+from mask2dit.evaluation.config import CutConfig, EvaluationConfig
 from mask2dit.evaluation.videos import StoryVideo
 from mask2dit.hashing import fingerprint
 from mask2dit.stories import Story
+from mask2dit.video.cuts import compare_cuts, detect_cuts
+from mask2dit.video.frames import middle_frames
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from einops import rearrange
 from torch import nn
 from transformers import AutoModel, CLIPModel
 
+from mask2dit.encoders.viclip import CLIP, IMAGENET
+from mask2dit.encoders.weights import load_weights
 from mask2dit.evaluation.config import QualityConfig
 from mask2dit.evaluation.measures import Column, Measure, Scores
-from mask2dit.evaluation.viclip import CLIP, IMAGENET, middle_frames
 from mask2dit.evaluation.videos import StoryVideo
-from mask2dit.evaluation.weights import load_weights
 from mask2dit.hashing import fingerprint
+from mask2dit.video.frames import middle_frames
 
 
 class FrameEncoder:

@@ -15,7 +15,6 @@ import torch
 
 from mask2dit.device import choose_device
 from mask2dit.evaluation.config import EvaluationConfig
-from mask2dit.evaluation.cuts import detect_cuts
 from mask2dit.hashing import fingerprint
 from mask2dit.pipelines import inference
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
@@ -25,6 +24,7 @@ from mask2dit.provenance import git_commit, versions
 from mask2dit.scenes import spans
 from mask2dit.stories import Story
 from mask2dit.storyworld.prompts import check_prompts
+from mask2dit.video.cuts import detect_cuts
 from mask2dit.video.frames import to_uint8
 from mask2dit.video.reading import VideoReader, open_video
 from mask2dit.video.writing import write_text, write_video

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mask2dit.config import load_config
+from mask2dit.encoders.config import ViCLIPConfig
 from mask2dit.evaluation import measures, run
-from mask2dit.evaluation.config import EvaluationConfig, FrechetConfig, QualityConfig, ViCLIPConfig
+from mask2dit.evaluation.config import EvaluationConfig, FrechetConfig, QualityConfig
 from mask2dit.evaluation.results import Results
 from mask2dit.evaluation.run import evaluate
 from mask2dit.evaluation.videos import Generator

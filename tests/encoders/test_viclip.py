@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mask2dit.evaluation.untrained import build_untrained_viclip
-from mask2dit.evaluation.viclip import ViCLIP, load_viclip, middle_frames, preprocess
+from mask2dit.encoders.untrained import build_untrained_viclip
+from mask2dit.encoders.viclip import ViCLIP, load_viclip, preprocess
 
 L14 = {
     "input_resolution": 224,
@@ -111,14 +111,6 @@ def test_videos_and_texts_of_another_size_are_refused():
         wide().encode_video(torch.zeros(1, 3, 8, 16, 16))
     with pytest.raises(ValueError, match=r"\(B, 32\), but are \(1, 77\)"):
         wide().encode_text(torch.zeros(1, 77, dtype=torch.long))
-
-
-def test_frames_are_the_middles_of_equal_intervals():
-    assert middle_frames(0, 16) == [1, 3, 5, 7, 9, 11, 13, 15]
-    assert middle_frames(49, 98) == [52, 58, 64, 70, 76, 82, 88, 94]
-    assert middle_frames(0, 2, 4) == [0, 0, 1, 1]
-    with pytest.raises(ValueError, match="hold no frame"):
-        middle_frames(3, 3)
 
 
 def test_published_preprocessing_stretches_and_the_vbench_one_crops():

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from mask2dit.evaluation.tokenizer import ViCLIPTokenizer, clip_tokenizer, load_clip_tokenizer
+from mask2dit.encoders.clip_tokenizer import ViCLIPTokenizer, clip_tokenizer, load_clip_tokenizer
 
 has_vocabulary = pytest.mark.skipif(
     importlib.util.find_spec("open_clip") is None,

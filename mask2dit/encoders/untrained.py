@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mask2dit.evaluation.tokenizer import clip_tokenizer
-from mask2dit.evaluation.viclip import ViCLIP
+from mask2dit.encoders.clip_tokenizer import clip_tokenizer
+from mask2dit.encoders.viclip import ViCLIP
 from mask2dit.video.writing import atomic_path
 
 UNTRAINED = "untrained"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mask2dit.evaluation.cuts import compare_cuts, detect_cuts
+from mask2dit.video.cuts import compare_cuts, detect_cuts
 from mask2dit.video.reading import ArrayReader
 
 pytest.importorskip("scenedetect", reason="pip install mask2dit[evaluation]")

@@ -3,8 +3,8 @@ import pytest
 import torch
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from mask2dit.evaluation import extractors
-from mask2dit.evaluation.extractors import I3D, FeatureExtractor, VideoMAE, load_extractor, pad_same
+from mask2dit.encoders import fvd
+from mask2dit.encoders.fvd import I3D, FeatureExtractor, VideoMAE, load_extractor, pad_same
 
 
 def on_meta(model_class):
@@ -107,7 +107,7 @@ def test_clips_are_stretched_and_scaled_to_what_the_model_takes():
 
 @pytest.mark.parametrize("key", ["model", "module", None])
 def test_weights_load_from_the_keys_in_use(tmp_path, monkeypatch, key):
-    monkeypatch.setattr(extractors, "VideoMAE", lambda: VideoMAE(8, 1, 2, 8, 112))
+    monkeypatch.setattr(fvd, "VideoMAE", lambda: VideoMAE(8, 1, 2, 8, 112))
     weights = VideoMAE(8, 1, 2, 8, 112).state_dict()
     torch.save({key: weights} if key else weights, tmp_path / "weights.pth")
     extract = load_extractor("videomae", tmp_path / "weights.pth", torch.device("cpu"))

@@ -14,8 +14,8 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from mask2dit.evaluation.config import PREPROCESSING
-from mask2dit.evaluation.weights import load_weights
+from mask2dit.encoders.config import PREPROCESSING
+from mask2dit.encoders.weights import load_weights
 
 # Mean and standard deviation of the pixels, in [0, 1].
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -206,17 +206,6 @@ def _config_from_shapes(weights: dict[str, torch.Tensor]) -> dict:
         "context_length": len(weights["text_encoder.positional_embedding"]),
         "num_frames": weights["vision_encoder.temporal_positional_embedding"].shape[1],
     }
-
-
-def middle_frames(start: int, stop: int, num_frames: int = 8) -> list[int]:
-    """The middle frames of `num_frames` equal intervals of `start … stop - 1`; frames repeat where there are fewer.
-
-    Raises:
-        ValueError: if there is no frame.
-    """
-    if stop <= start:
-        raise ValueError(f"frames {start} to {stop} hold no frame")
-    return [start + int((i + 0.5) * (stop - start) / num_frames) for i in range(num_frames)]
 
 
 def preprocess(frames: torch.Tensor, resolution: int, how: str = "published") -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from mask2dit.evaluation.weights import load_weights
+from mask2dit.encoders.weights import load_weights
 
 NUM_FRAMES = 16
 RESOLUTION = 224
