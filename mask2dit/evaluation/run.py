@@ -17,7 +17,8 @@ from mask2dit.encoders.fvd import NUM_FRAMES, load_extractor
 from mask2dit.encoders.untrained import UNTRAINED
 from mask2dit.evaluation.config import EvaluationConfig
 from mask2dit.evaluation.frechet import frechet_distance_of_features, kernel_distance
-from mask2dit.evaluation.measures import Measure, Scores, build_measures
+from mask2dit.evaluation.measures.base import Measure, Scores
+from mask2dit.evaluation.measures.registry import build_measures
 from mask2dit.evaluation.report import write_report
 from mask2dit.evaluation.results import Fault, Results, StoryResult
 from mask2dit.evaluation.videos import Generator, StoryVideo, find_video

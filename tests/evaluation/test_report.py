@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mask2dit.evaluation.measures import Column
+from mask2dit.evaluation.measures.base import Column
 from mask2dit.evaluation.plots import _ticks, heat_map, interval_plot, scatter_plot
 from mask2dit.evaluation.report import (
     comparison_table,

@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from mask2dit.evaluation.config import VBenchConfig
-from mask2dit.evaluation.vbench import VBenchMeasure
+from mask2dit.evaluation.measures.vbench import VBenchMeasure
 
 PROGRAM = """#!{python}
 import argparse, json, pathlib, sys

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mask2dit.evaluation.config import JudgeConfig
-from mask2dit.evaluation.judge import QUESTIONS, JudgeMeasure, parse_marks, rubric
+from mask2dit.evaluation.measures.judge import QUESTIONS, JudgeMeasure, parse_marks, rubric
 
 pytest.importorskip("openai", reason="pip install mask2dit[evaluation]")
 MARKS = json.dumps({key: {"worst_fault": "none", "mark": mark} for key, mark in zip(QUESTIONS, (5, 4, 2.5))})

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mask2dit.evaluation.measures import Column, Measure, Scores
+from mask2dit.evaluation.measures.base import Column, Measure, Scores
 from mask2dit.evaluation.videos import StoryVideo
 from mask2dit.stories import Story
 from mask2dit.storyworld.measure import code_identity, measure_scene, visual_consistency

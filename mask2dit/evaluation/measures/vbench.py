@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mask2dit.evaluation.config import VBenchConfig
-from mask2dit.evaluation.measures import Column, Measure, Scores
+from mask2dit.evaluation.measures.base import Column, Measure, Scores
 from mask2dit.evaluation.videos import StoryVideo
 from mask2dit.hashing import fingerprint
 from mask2dit.video.writing import write_video

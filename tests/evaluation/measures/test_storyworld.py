@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mask2dit.evaluation.measures.storyworld import StoryWorldMeasure
 from mask2dit.evaluation.results import Results
 from mask2dit.evaluation.run import evaluate
-from mask2dit.evaluation.storyworld import StoryWorldMeasure
 from mask2dit.evaluation.videos import StoryVideo
 from mask2dit.stories import Story, read_stories, write_stories
 from mask2dit.storyworld.render import render_story
 from mask2dit.storyworld.world import caption, sample_story
 from mask2dit.video.writing import write_video
 
-SHIPPED = Path(__file__).parents[2] / "datasets/evaluation/storyworld.yaml"
+SHIPPED = Path(__file__).parents[3] / "datasets/evaluation/storyworld.yaml"
 
 
 def story_of(seed: int, **changes):

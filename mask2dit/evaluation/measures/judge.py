@@ -8,7 +8,7 @@ from PIL import Image
 
 from mask2dit.endpoint import Endpoint, EndpointError, image_part
 from mask2dit.evaluation.config import JudgeConfig
-from mask2dit.evaluation.measures import Column, Measure, Scores
+from mask2dit.evaluation.measures.base import Column, Measure, Scores
 from mask2dit.evaluation.videos import StoryVideo
 from mask2dit.video.frames import middle_frames
 
