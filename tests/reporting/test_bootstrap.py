@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mask2dit.evaluation.bootstrap import mean_interval, paired_difference, rank_correlation
+from mask2dit.reporting.bootstrap import mean_interval, paired_difference, rank_correlation
 
 
 def test_an_interval_covers_the_true_mean_about_95_times_in_100():
