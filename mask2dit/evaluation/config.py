@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from mask2dit.config import check_at_least, check_choice, parse_shard
 from mask2dit.encoders.config import ViCLIPConfig
-from mask2dit.pipelines.inference_config import InferenceConfig, LoRAConfig
+from mask2dit.inference.config import InferenceConfig, LoRAConfig
 
 MODES = ("fixed", "extension", "separate", "merged")
 BOUNDARIES = ("given", "equal", "detected")

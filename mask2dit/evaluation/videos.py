@@ -16,7 +16,7 @@ import torch
 from mask2dit.device import choose_device
 from mask2dit.evaluation.config import EvaluationConfig
 from mask2dit.hashing import fingerprint
-from mask2dit.pipelines import inference
+from mask2dit.inference import run as inference
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.story import SceneStore, generate_story
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from mask2dit.device import choose_device
 from mask2dit.hashing import fingerprint
+from mask2dit.inference.config import InferenceConfig
 from mask2dit.models.loading import weight_files, weight_shapes
 from mask2dit.models.masks import cross_scene
-from mask2dit.pipelines.inference_config import InferenceConfig
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode
 from mask2dit.pipelines.story import SceneStore, check_story, generate_story

@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 
-from mask2dit.pipelines import inference
-from mask2dit.pipelines.inference import generate
-from mask2dit.pipelines.inference_config import InferenceConfig, LoRAConfig
+from mask2dit.inference import run
+from mask2dit.inference.config import InferenceConfig, LoRAConfig
+from mask2dit.inference.run import generate
 from mask2dit.pipelines.untrained import MARKER
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import write_video
@@ -88,13 +88,13 @@ def test_a_story_continues_from_videos_and_records_them(config, clip, monkeypatc
     record = json.loads(output.with_suffix(".json").read_text())
     assert [scene["context"] and scene["context"]["path"] for scene in record["scenes"]] == [clip, clip, None, None]
 
-    monkeypatch.setattr(inference.Mask2DiTPipeline, "__call__", lambda *a, **k: pytest.fail("made a scene again"))
-    monkeypatch.setattr(inference.Mask2DiTPipeline, "encode_context", lambda *a, **k: pytest.fail("encoded again"))
+    monkeypatch.setattr(run.Mask2DiTPipeline, "__call__", lambda *a, **k: pytest.fail("made a scene again"))
+    monkeypatch.setattr(run.Mask2DiTPipeline, "encode_context", lambda *a, **k: pytest.fail("encoded again"))
     assert generate(story).read_bytes() == output.read_bytes()
 
 
 def test_sampler_and_lora_change_the_video(config, tmp_path):
-    pipe = inference.load_pipeline(config(), "cpu")
+    pipe = run.load_pipeline(config(), "cpu")
     pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
     pipe.save_lora_weights(tmp_path / "lora", transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
     lora = LoRAConfig(path=str(tmp_path / "lora"), scale=4.0)
@@ -153,13 +153,13 @@ BAD = {
 
 @pytest.mark.parametrize("changes, message", BAD.values(), ids=BAD)
 def test_bad_input_ends_before_weights_are_read(config, monkeypatch, changes, message):
-    monkeypatch.setattr(inference, "load_pipeline", lambda *args: pytest.fail("weights were read"))
+    monkeypatch.setattr(run, "load_pipeline", lambda *args: pytest.fail("weights were read"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         generate(config(**changes))
 
 
 def test_a_corrupt_or_short_context_video_ends_before_weights_are_read(config, clip, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "load_pipeline", lambda *args: pytest.fail("weights were read"))
+    monkeypatch.setattr(run, "load_pipeline", lambda *args: pytest.fail("weights were read"))
     with pytest.raises(ValueError, match=r"clip\.mp4.*30.*49"):
         generate(config(context_videos=[clip], num_frames=49))
     with pytest.raises(ValueError, match=r"clip\.mp4"):
@@ -167,7 +167,7 @@ def test_a_corrupt_or_short_context_video_ends_before_weights_are_read(config, c
 
 
 def test_a_lora_for_another_model_or_a_corrupt_one_ends_before_weights_are_read(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "load_pipeline", lambda *args: pytest.fail("weights were read"))
+    monkeypatch.setattr(run, "load_pipeline", lambda *args: pytest.fail("weights were read"))
     path = tmp_path / "lora.safetensors"
     save_file({"unet.down.lora_A.weight": torch.zeros(2, 2)}, path)
     with pytest.raises(ValueError, match=r"has weights for unet\.down, not for this transformer"):
@@ -179,14 +179,14 @@ def test_a_lora_for_another_model_or_a_corrupt_one_ends_before_weights_are_read(
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_ends_before_weights_are_read(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "load_pipeline", lambda *args: pytest.fail("weights were read"))
+    monkeypatch.setattr(run, "load_pipeline", lambda *args: pytest.fail("weights were read"))
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match=str(tmp_path)):
         generate(config())
 
 
 def test_a_failure_while_writing_leaves_no_half_video(config, monkeypatch):
-    monkeypatch.setattr(inference.Mask2DiTPipeline, "decode_latents", lambda *args: 1 / 0)
+    monkeypatch.setattr(run.Mask2DiTPipeline, "decode_latents", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         generate(config())
     folder = Path(config().save_path)
