@@ -1,11 +1,10 @@
 """CLIP's byte-pair encoding in ViCLIP's window of 32 tokens.
 
-The vocabulary of 49,408 entries is OpenAI CLIP's (MIT licence). It is not part of this repository: it is read from the
-folder of the weights, or from the package open_clip_torch, which carries the original file.
+`clip_merges.txt.gz` holds the 48,894 merges of OpenAI CLIP's vocabulary of 49,408 entries (github.com/openai/CLIP), under the
+licence in `clip_merges.LICENSE`.
 """
 
 import gzip
-import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
-ORIGINAL = "bpe_simple_vocab_16e6.txt.gz"
-NUM_MERGES = 48894  # of the original file's; the rest was never part of CLIP's vocabulary
+MERGES = Path(__file__).parent / "clip_merges.txt.gz"
 
 
 class ViCLIPTokenizer:
@@ -62,32 +60,12 @@ class ViCLIPTokenizer:
 
 
 def load_clip_tokenizer(folder: str | os.PathLike) -> CLIPTokenizer:
-    """CLIP's tokenizer from the original vocabulary file, or from `vocab.json` and `merges.txt`, in a folder; without
-    either, from the package open_clip_torch.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if the vocabulary is damaged.
-    """
+    """CLIP's tokenizer, or that of `vocab.json` and `merges.txt` where a folder has them."""
     folder = Path(folder)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return CLIPTokenizer.from_pretrained(folder)
-    package = importlib.util.find_spec("open_clip")  # found without being imported: only its file is needed
-    places = [folder, *(package.submodule_search_locations if package else [])]
-    files = [Path(place) / ORIGINAL for place in places if (Path(place) / ORIGINAL).is_file()]
-    if not files:
-        raise FileNotFoundError(
-            f"there is no vocabulary of CLIP in {str(folder)!r}: put {ORIGINAL} from github.com/openai/CLIP there, or "
-            "pip install --no-deps open_clip_torch, which carries it"
-        )
-    try:
-        lines = gzip.decompress(files[0].read_bytes()).decode().split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"the vocabulary {str(files[0])!r} is damaged ({error}): fetch it again") from error
-    merges = [tuple(line.split()) for line in lines[1 : NUM_MERGES + 1]]
-    if len(merges) != NUM_MERGES or any(len(merge) != 2 for merge in merges):
-        raise ValueError(f"the vocabulary {str(files[0])!r} is not CLIP's: fetch it again")
-    return clip_tokenizer(merges)
+    merges = gzip.decompress(MERGES.read_bytes()).decode().splitlines()
+    return clip_tokenizer([tuple(merge.split(" ")) for merge in merges])
 
 
 def clip_tokenizer(merges: Sequence[tuple[str, str]]) -> CLIPTokenizer:

@@ -10,7 +10,7 @@ PREPROCESSING = ("published", "vbench")
 @dataclass(kw_only=True)
 class ViCLIPConfig:
     weights: str | None = "models/ViCLIP/ViClip-InternVid-10M-FLT.pth"
-    """The public weights; CLIP's vocabulary is looked for in the same folder."""
+    """The public weights."""
     build_untrained: bool = False
     """Build a tiny model with random weights there, if its name begins with "untrained". Its scores mean nothing."""
     preprocessing: str = "published"
