@@ -1,7 +1,7 @@
 """What exact reading costs: clips per second of `open_video` beside decord, which seeks without proof.
 
-A clip is opened and frames at a stride are read from a random start, as training does. The two take turns on the same clip and
-start; printed are the medians and the median of the ratios.
+A clip is opened and frames at a stride are read from a random start, as training does. The two take turns on the same clip
+and start; printed are the medians and the median of the ratios.
 
     python benchmarks/reading.py
     python benchmarks/reading.py --height 720 --width 1280 --frames 600 --runs 30
@@ -70,7 +70,9 @@ def main() -> None:
     random = np.random.default_rng(0)
 
     print(f"{options.width}x{options.height}, clips of {options.frames} frames, stride {options.stride}\n")
-    print("| clip | frames | exact, clips/s | decord, clips/s | exact/decord (min … max) | other frames: exact | decord |")
+    print(
+        "| clip | frames | exact, clips/s | decord, clips/s | exact/decord (min … max) | other frames: exact | decord |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name, arguments in ENCODERS.items():
         with tempfile.TemporaryDirectory() as folder:

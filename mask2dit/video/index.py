@@ -64,7 +64,7 @@ class FrameIndex:
         Returns:
             None if the file has neither times nor a nominal rate.
         """
-        if None in self.times or self.times[-1] <= self.times[0]:
+        if not self._has_times:
             return float(nominal) if nominal else None
         span = self.times[-1] - self.times[0]
         rate = len(self.times) / ((span + (self.last_duration or span / (len(self.times) - 1))) * time_base)
@@ -74,9 +74,16 @@ class FrameIndex:
         return float(rate)
 
     @property
+    def _has_times(self) -> bool:
+        """Whether times can be told: some containers have none, and those that FFmpeg guesses for AVI may go back."""
+        if None in self.times or len(self.times) < 2:
+            return False
+        return all(time < following for time, following in pairwise(self.times))
+
+    @property
     def is_variable(self) -> bool:
         """Whether some frame is shown more than one frame's time away from where a constant rate would show it."""
-        if None in self.times or len(self.times) < 3:
+        if not self._has_times:
             return False
         first, step = self.times[0], (self.times[-1] - self.times[0]) / (len(self.times) - 1)
         return any(abs(time - first - number * step) > step for number, time in enumerate(self.times))

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -13,6 +13,7 @@ import torch
 from mask2dit.video.frames import choose_frames, resize_and_crop
 from mask2dit.video.index import (
     DamagedError,
+    FrameIndex,
     Start,
     frames_from,
     index_frames,
@@ -25,6 +26,7 @@ from mask2dit.video.index import (
 
 if TYPE_CHECKING:
     import av
+    from av.container import InputContainer
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ class FileReader:
         path: the video file.
 
     Attributes:
+        codec: its name, as FFmpeg has it.
         warnings: what frames do not show as a player would, or that they are not evenly spaced, as sentences.
 
     Raises:
@@ -77,11 +80,13 @@ class FileReader:
             that away.
     """
 
+    _container: "InputContainer | None" = None
+
     def __init__(self, path: str | os.PathLike):
         # Here and not above: it loads FFmpeg's libraries, and most of the package never opens a video.
         import av
 
-        self.path, self._container = Path(path), None
+        self.path = Path(path)
         if not self.path.exists():
             raise FileNotFoundError(f"video {self.path} does not exist; check the path and the folder it starts from")
         if self.path.is_dir():
@@ -98,7 +103,7 @@ class FileReader:
             except (av.FFmpegError, DamagedError):
                 first = None
             if first is None:
-                self._index_frames()
+                self._index = self._index_frames()
                 first = self._decode_to(0)
         except (av.FFmpegError, DamagedError) as error:
             raise ValueError(
@@ -108,7 +113,7 @@ class FileReader:
         aspect = self._stream.sample_aspect_ratio or 1
         self._size = (max(1, round(first.width * aspect)), first.height)
         self.width, self.height = self._size[::-1] if self._orientation[0] else self._size
-        self.num_frames = len(self._index.times)
+        self.num_frames, self.codec = len(self._index.times), self._stream.codec_context.codec.canonical_name
         fps = self._index.fps(self._stream.time_base, self._stream.average_rate or self._stream.guessed_rate)
         if fps is None:
             raise ValueError(f"video {self.path} cannot be read: it has no frame rate; encode it again")
@@ -129,15 +134,14 @@ class FileReader:
         try:
             try:
                 self._read_into(output, indices)
-            except (av.FFmpegError, DamagedError):
-                self._frames = None
+            except (av.FFmpegError, DamagedError) as error:
                 if not self._index.starts:
                     raise
                 # The packets did not tell the truth, or the file is damaged; decoding in order tells which.
-                times = self._index.times
-                self._index_frames()
-                if self._index.times != times:
-                    raise DamagedError("other frames come out than its packets tell")
+                index = self._index_frames()
+                if index.times != self._index.times:
+                    raise DamagedError("other frames come out than its packets tell") from error
+                self._index = index
                 self._read_into(output, indices)
         except (av.FFmpegError, DamagedError) as error:
             self._frames = None
@@ -191,10 +195,11 @@ class FileReader:
         self._frames = frames_from(packets, self._stream, self._index.times[start.frame])
         self._number = start.frame - 1
 
-    def _index_frames(self) -> None:
+    def _index_frames(self) -> FrameIndex:
         self._open()
-        self._index = index_frames(self._container, self._stream)
-        self._frames = None
+        index = index_frames(self._container, self._stream)
+        self._open()
+        return index
 
     def _open(self) -> None:
         import av
@@ -221,8 +226,8 @@ class FileReader:
     def _find_warnings(self, first: "av.VideoFrame") -> Iterator[str]:
         if self._index.is_variable:
             yield (
-                f"its frame rate varies ({self.fps:.6g} frames per second on average), so that frames at a fixed stride are not "
-                "evenly spaced in time; encode it at a constant rate"
+                f"its frame rate varies ({self.fps:.6g} frames per second on average), so that frames at a fixed stride are "
+                "not evenly spaced in time; encode it at a constant rate"
             )
         if first.color_trc in HDR_TRANSFERS:
             yield f"it is HDR ({HDR_TRANSFERS[first.color_trc]}), which is read without tone mapping; convert it to SDR"
@@ -318,17 +323,21 @@ def _orientation(frame: "av.VideoFrame", path: Path) -> tuple[bool, bool, bool]:
     if max(abs(a), abs(d)) < NEARLY_ZERO * min(abs(b), abs(c)):
         return True, b < 0, c < 0
     raise ValueError(
-        f"video {path} cannot be read: it asks players to turn it by {frame.rotation} degrees, but only multiples of 90 can be "
-        "applied; encode it again"
+        f"video {path} cannot be read: it asks players to turn it by {frame.rotation} degrees, but only multiples of 90 can "
+        "be applied; encode it again"
     )
 
 
 def _reason(error: Exception) -> str:
-    """What FFmpeg or this package says, without what PyAV adds to it."""
+    """What is wrong with a file, as the end of a sentence."""
+    import av
+
+    if isinstance(error, av.InvalidDataError):
+        return "it is not a video, or it is damaged or cut short"
     return getattr(error, "strerror", None) or str(error)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _warn_once(message: str) -> None:
     logger.warning(message)
 

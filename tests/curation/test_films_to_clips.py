@@ -33,7 +33,7 @@ def test_films_are_probed_and_unreadable_files_are_listed(probed, drawing):
     assert (plain.width, plain.height, plain.fps, plain.codec) == (192, 128, 12.0, "h264")
     assert plain.seconds == pytest.approx(sum(scene.frames for scene in drawing.FILMS["red_scarf.mp4"]) / 12, abs=0.1)
     assert (bars.id, bars.height) == ("bars/blue_scarf.mp4", 160)
-    assert isinstance(broken, Dropped) and broken.rule == "unreadable" and "Invalid data" in broken.why
+    assert isinstance(broken, Dropped) and broken.rule == "unreadable" and "is not a video" in broken.why
 
 
 def test_files_of_other_kinds_are_counted(films, workspace, caplog):
@@ -66,7 +66,7 @@ def test_a_fade_to_black_is_found_by_the_fade_detector(tmp_path):
     fade = np.concatenate([np.linspace(1, 0, 20), np.zeros(5), np.linspace(0, 1, 20)])[:, None, None, None]
     frames = np.concatenate([bright, 150 * fade * np.ones((1, 64, 96, 3)), bright]).astype(np.uint8)
     write_video(tmp_path / "fade.mp4", frames, 12)
-    film = Film(id="fade.mp4", source="fade.mp4", width=96, height=64, fps=12, seconds=None, codec="h264", rotation=0)
+    film = Film(id="fade.mp4", source="fade.mp4", width=96, height=64, fps=12, seconds=2.0, codec="h264", warnings=[])
     cuts = {}
     for name in ("content", "fades"):
         [(_, found)] = split([film], tmp_path, SplitConfig(detectors=[name]), min_frames=1)
