@@ -1,13 +1,15 @@
 import logging
+import subprocess
 from functools import partial
 
 import numpy as np
 import pytest
+from imageio_ffmpeg import get_ffmpeg_exe
 
 from mask2dit.curation.config import SplitConfig, WriteConfig
 from mask2dit.curation.probe import Film, find_films, probe
 from mask2dit.curation.split import Scene, scenes, split
-from mask2dit.curation.store import Dropped, Workspace, kept
+from mask2dit.curation.store import Dropped, Entry, Workspace, kept
 from mask2dit.curation.write import Clip, cropped_frames, find_borders, write
 from mask2dit.video.reading import ArrayReader, open_video
 from mask2dit.video.writing import write_video
@@ -34,6 +36,36 @@ def test_films_are_probed_and_unreadable_files_are_listed(probed, drawing):
     assert plain.seconds == pytest.approx(sum(scene.frames for scene in drawing.FILMS["red_scarf.mp4"]) / 12, abs=0.1)
     assert (bars.id, bars.height) == ("bars/blue_scarf.mp4", 160)
     assert isinstance(broken, Dropped) and broken.rule == "unreadable" and "is not a video" in broken.why
+
+
+def test_a_film_whose_frames_are_not_evenly_spaced_is_kept_with_a_warning(tmp_path):
+    source = "-f lavfi -i testsrc2=s=64x32:r=12:d=5 -vf setpts='if(lt(N\\,30)\\,N\\,30+(N-30)*4)/12/TB' -fps_mode vfr"
+    command = [get_ffmpeg_exe(), "-v", "error", *source.split(), "-c:v", "libx264", "varies.mkv"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    [(_, [film])] = probe([Entry(id="varies.mkv", source="varies.mkv")], tmp_path)
+    assert film.fps == pytest.approx(60 * 12 / (30 + 29 * 4 + 1))
+    assert "frame rate varies" in film.warnings[0]
+
+
+def test_a_film_of_which_a_stage_drops_everything_is_warned_of_by_name_and_reason(films, workspace, caplog):
+    probed = workspace.run("probe", Film, find_films(films, workspace), {}, partial(probe, folder=films))
+    [record] = caplog.records
+    [broken] = [entry for entry in probed if isinstance(entry, Dropped)]
+    assert record.levelno == logging.WARNING
+    assert (
+        broken.id in record.getMessage() and "unreadable" in record.getMessage() and broken.why in record.getMessage()
+    )
+    caplog.clear()
+    process = partial(split, folder=films, config=SplitConfig(), min_frames=1000)
+    workspace.run("split", Scene, kept(probed), {}, process)
+    assert len(caplog.records) == 2
+    for film, record in zip(kept(probed), caplog.records):
+        assert film.id in record.getMessage() and "1000 are needed" in record.getMessage()
+    caplog.clear()
+    workspace.run(
+        "split", Scene, kept(probed), {"other": 1}, partial(split, folder=films, config=SplitConfig(), min_frames=1)
+    )
+    assert not caplog.records
 
 
 def test_files_of_other_kinds_are_counted(films, workspace, caplog):

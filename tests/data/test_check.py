@@ -124,22 +124,9 @@ def test_damage_is_found_wherever_training_may_read(kind, num_windows, is_seen, 
 
 
 def test_a_frame_rate_that_varies_is_warned_of_row_by_row(run, tmp_path, write_csv):
-    times = "if(lt(N,30),N,30+(N-30)*4)/12/TB"
-    subprocess.run(
-        [get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "testsrc2=s=64x32:r=12:d=5"]
-        + [
-            "-vf",
-            f"setpts='{times}'",
-            "-fps_mode",
-            "vfr",
-            "-c:v",
-            "libx264",
-            "-pix_fmt",
-            "yuv420p",
-            tmp_path / "varies.mkv",
-        ],
-        check=True,
-    )
+    source = "-f lavfi -i testsrc2=s=64x32:r=12:d=5 -vf setpts='if(lt(N\\,30)\\,N\\,30+(N-30)*4)/12/TB' -fps_mode vfr"
+    command = [get_ffmpeg_exe(), "-v", "error", *source.split(), "-c:v", "libx264", "varies.mkv"]
+    subprocess.run(command, cwd=tmp_path, check=True)
     status, lines = run(write_csv([("varies.mkv", "a", 60)]), *TINY)
     assert status == 0
     assert lines[2][:3] == ["row 1", "path", "warning"] and "frame rate varies" in lines[2][3]
