@@ -61,7 +61,7 @@ def _tiles_agree(size: int, latents: int, factor: float, scale: int) -> bool:
     `tiled_decode` of diffusers."""
     step = int(latents * (1 - factor))
     kept_pixels, kept_latents = size - int(size * factor), latents - int(latents * factor)
-    return 0 < step and step * scale == kept_pixels == int(size * (1 - factor)) and step == kept_latents
+    return step > 0 and step * scale == kept_pixels == int(size * (1 - factor)) and step == kept_latents
 
 
 def check_memory_mode(mode: str, device: torch.device | str) -> None:
