@@ -169,14 +169,15 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipe
 def _context(config: InferenceConfig, pipe: Mask2DiTPipeline, store: SceneStore) -> torch.Tensor:
     """Latents of the given scenes. They are kept like generated ones, since encoding on a GPU may differ in the last bit
     from run to run, and what continues from them would then not be found again."""
-    frames, _, _ = pipe.check_size(config.height, config.width, config.num_frames, len(config.prompts))
-    frames = frames[: len(config.context_videos)]
+    num_given = len(config.context_videos)
+    frames, latent_frames, frame_shape = pipe.check_size(
+        config.height, config.width, config.num_frames, len(config.prompts)
+    )
+    frames = frames[:num_given]
     files = [fingerprint(video) for video in config.context_videos]
     how = {"start": config.context_start, "sample_posterior": config.sample_context}
     key = store.key(files, frames, config.height, config.width, how, config.seed, config.dtype)
-    size = (config.height, config.width, frames, len(frames))
-    _, latent_frames, frame_shape = pipe.check_size(*size)
-    latents = store.load(key, (1, sum(latent_frames), *frame_shape))
+    latents = store.load(key, (1, sum(latent_frames[:num_given]), *frame_shape))
     if latents is None:
         generator = torch.Generator().manual_seed(config.seed)
         latents = pipe.encode_context(

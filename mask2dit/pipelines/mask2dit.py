@@ -164,8 +164,12 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         return pipeline
 
     @classmethod
-    def skeleton(cls, folder: str | os.PathLike) -> "Mask2DiTPipeline":
+    def skeleton(cls, folder: str | os.PathLike, configs_only: bool = False) -> "Mask2DiTPipeline":
         """A pipeline without weights and text encoder, read in a moment: enough for `check_size`, and a check of the folder.
+
+        Args:
+            folder: as for `from_pretrained`.
+            configs_only: read configurations alone; weights are not checked, and there is no tokenizer.
 
         Raises:
             FileNotFoundError: if a part of the folder is missing, weights included.
@@ -176,11 +180,13 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         for name, model_class in (("transformer", Mask2DiTTransformer3DModel), ("vae", AutoencoderKLCogVideoX)):
             path = model_folder(folder, name)
             empty[name] = empty_model(model_class, path)
-            check_weights(empty[name], path, weight_files(path))
-        check_text_encoder(folder / "text_encoder")
+            if not configs_only:
+                check_weights(empty[name], path, weight_files(path))
+        if not configs_only:
+            check_text_encoder(folder / "text_encoder")
         return cls(
             **empty,
-            tokenizer=load_tokenizer(folder / "tokenizer"),
+            tokenizer=None if configs_only else load_tokenizer(folder / "tokenizer"),
             text_encoder=None,
             scheduler=load_scheduler(folder / "scheduler"),
         )
@@ -611,7 +617,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         """Raises `ValueError` for a number of steps that the scheduler does not have."""
         most = self.scheduler.config.num_train_timesteps
         if not isinstance(num_inference_steps, Integral) or not 1 <= num_inference_steps <= most:
-            raise ValueError(f"num_inference_steps={num_inference_steps} has to be a whole number from 1 to {most}")
+            raise ValueError(f"num_inference_steps={num_inference_steps} has to lie between 1 and {most}")
 
     def _frames_of_scenes(self, num_frames, num_scenes) -> tuple[int, ...]:
         """Frames of each scene, which VAE and temporal patch have to be able to carry."""
