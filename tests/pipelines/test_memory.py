@@ -135,7 +135,7 @@ def test_tiles_at_the_published_size_stay_those_of_diffusers(make_vae):
 def test_tiles_that_change_sizes_are_refused_with_the_remedy(make_vae, small_pipeline):
     vae = make_vae(64, 64, 2)
     vae.enable_tiling()
-    with pytest.raises(ValueError, match="height 32 .*enable_vae_tiling"):
+    with pytest.raises(ValueError, match=r"height 32 .*enable_vae_tiling"):
         check_vae_tiles(vae)
     small_pipeline.vae.enable_tiling(tile_sample_min_height=32, tile_overlap_factor_height=0.3)
     with pytest.raises(ValueError, match="height 32 "):

@@ -161,7 +161,7 @@ def test_a_story_stops_at_the_first_window_that_is_not_finite_and_stores_nothing
         return (noise * torch.inf if len(calls) > SMALL["num_inference_steps"] else noise,)
 
     monkeypatch.setattr(small_pipeline.transformer, "forward", overflow)
-    with pytest.raises(FloatingPointError, match="scene 4 of 5 .*bfloat16"):
+    with pytest.raises(FloatingPointError, match=r"scene 4 of 5 .*bfloat16"):
         tell(small_pipeline, store=SceneStore(tmp_path, "weights"))
     assert len(calls) == 2 * SMALL["num_inference_steps"]
     assert len(list(tmp_path.iterdir())) == 3
