@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from mask2dit.config import check_at_least, check_positive, load_config, parse_shard
 from mask2dit.curation.config import CurationConfig
 from mask2dit.evaluation.config import EvaluationConfig
-from mask2dit.pipelines.inference_config import InferenceConfig
+from mask2dit.inference.config import InferenceConfig
 from mask2dit.storyworld.films import FilmsConfig
 from mask2dit.training.config import TrainConfig
 
