@@ -617,7 +617,9 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         """Raises `ValueError` for a number of steps that the scheduler does not have."""
         most = self.scheduler.config.num_train_timesteps
         if not isinstance(num_inference_steps, Integral) or not 1 <= num_inference_steps <= most:
-            raise ValueError(f"num_inference_steps={num_inference_steps} has to lie between 1 and {most} and be a whole number")
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} has to lie between 1 and {most}, without a fraction"
+            )
 
     def _frames_of_scenes(self, num_frames, num_scenes) -> tuple[int, ...]:
         """Frames of each scene, which VAE and temporal patch have to be able to carry."""

@@ -567,7 +567,7 @@ BAD_CALLS = {
     "eta beyond 1": ({"eta": 1.5}, "eta=1.5 .* between 0 and 1"),
     "eta that is no number": ({"eta": float("nan")}, "eta=nan"),
     "a LoRA scale that is no number": ({"attention_kwargs": {"scale": float("nan")}}, "scale.*nan"),
-    "half a step": ({"num_inference_steps": 2.5}, "num_inference_steps=2.5 .* whole number"),
+    "half a step": ({"num_inference_steps": 2.5}, "num_inference_steps=2.5 .* without a fraction"),
     "an unknown callback tensor": ({"callback_on_step_end_tensor_inputs": ["video"]}, "not video"),
 }  # fmt: skip
 
