@@ -160,7 +160,9 @@ def _story_from_manifest(record: object) -> Story:
 def describe_actors(prompt: str, cast: Mapping[str, str]) -> str:
     """Writes the description behind the first mention of each actor, as the method's prompts have it."""
     for actor, description in cast.items():
-        prompt = re.sub(rf"\b{actor}\b", lambda match, text=description: f"{match[0]} ({text})", prompt, count=1)
+        prompt = re.sub(
+            rf"\b{re.escape(actor)}\b", lambda match, text=description: f"{match[0]} ({text})", prompt, count=1
+        )
     return prompt
 
 

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from mask2dit.config import parse_shard
+from mask2dit.endpoint import UnusableEndpointError
 from mask2dit.evaluation.config import EvaluationConfig
 from mask2dit.evaluation.extractors import NUM_FRAMES, load_extractor
 from mask2dit.evaluation.frechet import frechet_distance_of_features, kernel_distance
@@ -136,9 +137,13 @@ def _score(measure: Measure, videos: Sequence[StoryVideo], folder: Path, faults:
         for video in missing:
             _note(faults, video.story, measure.name, error)
         return
-    for video in tqdm(missing, desc=measure.name, unit="story", disable=None):
+    for number, video in enumerate(tqdm(missing, desc=measure.name, unit="story", disable=None)):
         try:
             scores = measure.score(video)
+        except UnusableEndpointError as error:  # for no story, then
+            for left in missing[number:]:
+                _note(faults, left.story, measure.name, error)
+            return
         except FAULTS as error:
             _note(faults, video.story, measure.name, error)
             continue

@@ -8,10 +8,11 @@ import pytest
 
 from mask2dit.curation.answers import PROMPT_VERSION
 from mask2dit.curation.caption import caption, caption_settings, has_attempts_left
-from mask2dit.curation.captioners import CaptionerError, OpenAICaptioner, RateLimit
+from mask2dit.curation.captioners import OpenAICaptioner, RateLimit
 from mask2dit.curation.config import CaptionConfig
 from mask2dit.curation.stand_in import good_answer, stand_in
 from mask2dit.curation.store import Dropped
+from mask2dit.endpoint import EndpointError
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ def test_an_answer_without_a_text_is_asked_for_again(ask):
 def test_an_endpoint_that_cannot_be_reached_is_an_error_that_may_pass(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     config = CaptionConfig(base_url="http://127.0.0.1:9/v1", model="m", max_retries=0)
-    with pytest.raises(CaptionerError, match="Connection error"):
+    with pytest.raises(EndpointError, match="Connection error"):
         OpenAICaptioner(config).ask([{"role": "user", "content": [{"type": "text", "text": "hello"}]}])
 
 

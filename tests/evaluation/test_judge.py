@@ -40,7 +40,7 @@ def test_answers_outside_the_rubric_are_refused(answer, message):
 
 def test_an_endpoint_that_fails_is_named(chat_server, story_video):
     url, _ = chat_server([], status=401)
-    with pytest.raises(ValueError, match=f"the judge at {url} failed"):
+    with pytest.raises(ValueError, match=f"the endpoint {url} failed.*check judge.base_url"):
         JudgeMeasure(JudgeConfig(base_url=url, model="m")).score(story_video)
     with pytest.raises(ValueError, match=r"judge\.model has to name"):
         JudgeMeasure(JudgeConfig(base_url=url))
