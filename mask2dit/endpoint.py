@@ -154,7 +154,7 @@ class Endpoint:
         try:
             completion = json.loads(body)
         except (ValueError, RecursionError):
-            if body and "json" not in response.headers.get("content-type", "json") or body.startswith("<"):
+            if (body and "json" not in response.headers.get("content-type", "json")) or body.startswith("<"):
                 raise self._unusable(f"it answers with {body[:60]!r}") from None
             raise self._error(f"its answer is {'cut short' if body else 'empty'}") from None
         if not isinstance(completion, dict) or not completion.keys() & {"choices", "error"}:

@@ -167,6 +167,37 @@ def make_completion():
 
 
 @pytest.fixture
+def real_answers():
+    """Answers that real endpoints give, as functions of a text that would be right: those that hold it, those that may pass,
+    those of an address that speaks another protocol, and those that refuse the content."""
+    taken = {
+        "plain": completion,
+        "fenced": lambda text: completion(f"```json\n{text}\n```"),
+        "between sentences": lambda text: completion(f"Here it is:\n{text}\nAnything else?"),
+        "after reasoning": lambda text: completion(f"<think>As asked, {{'actors': [...]}}.</think>\n{text}"),
+        "before braces": lambda text: completion(f"{text}\nI kept the form {{name (appearance)}}."),
+        "in parts": lambda text: completion([{"type": "text", "text": text}]),
+        "uncounted": lambda text: completion(text, usage=None),
+    }
+    return {
+        "taken": {name: lambda text, make=make: (200, make(text), {}) for name, make in taken.items()},
+        "may pass": {
+            "error in 200": lambda text: (200, {"error": {"message": "rate limited upstream", "code": 429}}, {}),
+            "empty": lambda text: (200, "", {}),
+            "overloaded": lambda text: (503, {"error": {"message": "overloaded"}}, {}),
+        },
+        "unusable": {
+            "page": lambda text: (200, "<html>Welcome</html>", {"Content-Type": "text/html"}),
+            "list": lambda text: (200, [], {}),
+            "no key": lambda text: (401, {"error": {"message": "no key"}}, {}),
+        },
+        "refused": {
+            "filter": lambda text: (400, {"error": {"message": "by policy", "code": "content_filter"}}, {}),
+        },
+    }
+
+
+@pytest.fixture
 def chat_server():
     """Stands in for an OpenAI-compatible endpoint: answers in order, then by "no more", and keeps what it was asked.
 
