@@ -1,6 +1,7 @@
 """Configuration files: a YAML for each task, read into the dataclass that gives every key its type and its meaning."""
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -31,8 +32,14 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
         raise FileNotFoundError(f"there is no configuration file {str(path)!r}")
     try:
         if path is not None:
-            given = OmegaConf.load(path)
-            if Path(path).suffix == ".json" and "config" in given:
+            is_json = Path(path).suffix.lower() == ".json"
+            # Not by a YAML parser, which takes an escaped emoji for two characters.
+            given = (
+                OmegaConf.create(json.loads(Path(path).read_text(encoding="utf-8")))
+                if is_json
+                else OmegaConf.load(path)
+            )
+            if is_json and "config" in given:
                 given = given.config
             config = OmegaConf.merge(config, given)
         for override in overrides:
@@ -42,7 +49,7 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
         source = path
         return OmegaConf.to_object(config)
-    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError, RecursionError) as error:
         where = f"{source}: " if source is not None else ""
         raise ValueError(f"{where}{_explain(error, config)}") from error
 
