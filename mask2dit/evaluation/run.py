@@ -26,13 +26,13 @@ from mask2dit.evaluation.videos import Generator, StoryVideo, find_video
 from mask2dit.models.loading import fingerprint
 from mask2dit.pipelines.inference import choose_device
 from mask2dit.provenance import git_commit, versions
+from mask2dit.video.files import list_videos
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import atomic_path, check_writable, write_text
 
 logger = logging.getLogger(__name__)
 
 FAULTS = (ValueError, OSError, IndexError)  # of a story, and no reason to stop the others
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov"}
 
 
 def evaluate(config: EvaluationConfig) -> int:
@@ -243,7 +243,7 @@ def _features(
 
 def _reference_features(name: str, extract: _Loader, reference: Path, folder: Path) -> np.ndarray:
     """Features of real videos, (N, D), each file one clip."""
-    files = sorted(file for file in reference.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
+    files = list_videos(reference)
     if not files:
         raise ValueError(f"there are no videos in {str(reference)!r}, which frechet.reference names")
     features = []
