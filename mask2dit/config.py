@@ -1,7 +1,6 @@
 """Configuration files: a YAML for each task, read into the dataclass that gives every key its type and its meaning."""
 
 import difflib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -9,6 +8,8 @@ from typing import TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
+
+from mask2dit.texts import parse_json, read_text
 
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -32,15 +33,12 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
         raise FileNotFoundError(f"there is no configuration file {str(path)!r}")
     try:
         if path is not None:
-            is_json = Path(path).suffix.lower() == ".json"
-            # Not by a YAML parser, which takes an escaped emoji for two characters.
-            given = (
-                OmegaConf.create(json.loads(Path(path).read_text(encoding="utf-8")))
-                if is_json
-                else OmegaConf.load(path)
-            )
-            if is_json and "config" in given:
-                given = given.config
+            if Path(path).suffix.lower() == ".json":
+                # Not by a YAML parser, which takes an escaped emoji for two characters.
+                given = OmegaConf.create(parse_json(read_text(Path(path), "configuration file")))
+                given = given.config if "config" in given else given
+            else:
+                given = OmegaConf.load(path)
             config = OmegaConf.merge(config, given)
         for override in overrides:
             if "=" not in override:

@@ -22,7 +22,7 @@ from mask2dit.endpoint import (
     UnusableEndpointError,
     ask_until_valid,
 )
-from mask2dit.evaluation.viclip import middle_frames
+from mask2dit.video.frames import middle_frames
 from mask2dit.video.reading import open_video
 
 logger = logging.getLogger(__name__)

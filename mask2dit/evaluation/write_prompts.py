@@ -5,7 +5,6 @@ for word, and what does not make a valid story is asked for again.
 """
 
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ def write_prompts(config: WritePromptsConfig) -> None:
         OSError: if a request fails.
     """
     from mask2dit.endpoint import Endpoint
-    from mask2dit.evaluation.prompts import read_stories, write_stories
+    from mask2dit.stories import read_stories, write_stories
     from mask2dit.video.writing import check_writable
 
     output = Path(config.output)
@@ -114,7 +113,7 @@ def parse_story(answer: str, num_scenes: int, num_actors: int):
 
 
 def _story_from_answer(record: dict, num_scenes: int, num_actors: int):
-    from mask2dit.evaluation.prompts import describe_actors, story_from
+    from mask2dit.stories import ACTOR, describe_actors, story_from
 
     cast, scenes = record.get("cast"), record.get("scenes")
     if (
@@ -125,7 +124,7 @@ def _story_from_answer(record: dict, num_scenes: int, num_actors: int):
         raise ValueError(f"the cast has to describe {num_actors} characters, but is {cast!r}")
     if not isinstance(scenes, list) or len(scenes) != num_scenes or not all(isinstance(text, str) for text in scenes):
         raise ValueError(f"there have to be {num_scenes} scenes, each a text, but they are {scenes!r}")
-    if not all(re.search(r"\bActor[1-9]\b", scene) for scene in scenes):
+    if not all(ACTOR.search(scene) for scene in scenes):
         raise ValueError("every scene has to name an actor")
     return story_from(
         {
