@@ -14,7 +14,6 @@ from tqdm import tqdm
 from mask2dit.config import parse_shard
 from mask2dit.device import choose_device
 from mask2dit.encoders.fvd import NUM_FRAMES, load_extractor
-from mask2dit.encoders.untrained import UNTRAINED
 from mask2dit.endpoint import UnusableEndpointError
 from mask2dit.evaluation.config import EvaluationConfig
 from mask2dit.evaluation.frechet import frechet_distance_of_features, kernel_distance
@@ -82,7 +81,6 @@ def evaluate(config: EvaluationConfig) -> int:
         except FAULTS as error:
             off[f"Fréchet distance ({name})"] = str(error)
             logger.warning("Fréchet distance (%s): %s", name, error)
-    viclip = Path(config.viclip.weights or "")
     results = Results(
         name=config.name,
         stories=[_result(video, measures, output / "scores") for video in videos],
@@ -93,10 +91,13 @@ def evaluate(config: EvaluationConfig) -> int:
         faults=faults,
         notes=[
             *(["The model is untrained: its videos are noise."] if is_untrained else []),
-            *(["ViCLIP is untrained: its scores mean nothing."] if viclip.name.startswith(UNTRAINED) else []),
+            *(["ViCLIP is untrained: its scores mean nothing."] if any(m.is_untrained for m in measures) else []),
         ],
         settings=dataclasses.asdict(config),
         versions={**versions(), "git_commit": git_commit()},
+        untrained=[
+            column.key for measure in measures for column in measure.columns if is_untrained or measure.is_untrained
+        ],
     )
     page = write_report(results, output, others)
     logger.info("%d of %d stories, %d faults. Wrote %s", len(videos), len(stories), len(faults), page)
