@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mask2dit.endpoint import CORRECTION, find_json
 from mask2dit.hashing import digest
 from mask2dit.stories import ACTOR
+from mask2dit.texts import find_encoding_fault
 
 INSTRUCTIONS = """You write the captions of {scenes} for training a video model. You see frames of each scene in order,
 under its label.
@@ -120,6 +121,8 @@ def check_captions(actors: dict[str, str], captions: list[str], max_words: int) 
         where = f"the caption of scene {number}"
         if not caption:
             raise ValueError(f"{where} is empty")
+        if wrong := find_encoding_fault(caption):
+            raise ValueError(f"{where} {wrong}")
         if indirect := INDIRECT.match(caption):
             raise ValueError(f"{where} begins with {indirect[0]!r}, but has to begin directly with what is there")
         if caption[-1] not in ".!?\"'”":

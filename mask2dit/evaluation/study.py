@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mask2dit.command import run_command
 from mask2dit.hashing import digest, fingerprint
+from mask2dit.texts import parse_json, read_text
 from mask2dit.video.writing import check_writable, write_text
 
 logger = logging.getLogger(__name__)
@@ -151,10 +152,8 @@ def _question(story: str, question: str, text: str, count: int) -> str:
 
 
 def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path, "file of answers or their key"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):

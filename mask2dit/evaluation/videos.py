@@ -24,6 +24,7 @@ from mask2dit.provenance import git_commit, versions
 from mask2dit.scenes import spans
 from mask2dit.stories import Story
 from mask2dit.storyworld.prompts import check_prompts
+from mask2dit.texts import parse_json, read_text
 from mask2dit.video.cuts import detect_cuts
 from mask2dit.video.files import is_video
 from mask2dit.video.frames import to_uint8
@@ -135,7 +136,7 @@ def _given_boundaries(path: Path) -> list[int]:
             "boundaries=equal or boundaries=detected"
         )
     try:
-        boundaries = json.loads(path.read_text(encoding="utf-8"))["boundaries"]
+        boundaries = parse_json(read_text(path, "file of boundaries"))["boundaries"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path} has to hold {{"boundaries": [49, 98]}}, the first frames of all scenes but the first'
