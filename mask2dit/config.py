@@ -1,9 +1,13 @@
 """Configuration files: a YAML for each task, read into the dataclass that gives every key its type and its meaning."""
 
 import difflib
+import math
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from numbers import Real
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -46,7 +50,9 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
             source = override
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
         source = path
-        return OmegaConf.to_object(config)
+        loaded = OmegaConf.to_object(config)
+        _check_all_finite(loaded)
+        return loaded
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError, RecursionError) as error:
         where = f"{source}: " if source is not None else ""
         raise ValueError(f"{where}{_explain(error, config)}") from error
@@ -58,16 +64,43 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} has to be one of {', '.join(choices)}, but is {value!r}")
 
 
+def check_finite(name: str, value: float) -> None:
+    """Raises `ValueError`, which names the key, for an infinity, NaN, or anything else that is not a number."""
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}={value} has to be a finite number")
+
+
 def check_at_least(name: str, value: float, least: float) -> None:
-    """Raises `ValueError`, which names the key, for a value below the least, or one that is no number."""
-    if not value >= least:
+    """Raises `ValueError`, which names the key, for a value below the least, or one that is not finite."""
+    check_finite(name, value)
+    if value < least:
         raise ValueError(f"{name}={value} has to be at least {least}")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raises `ValueError`, which names the key, for a value that is not more than 0."""
-    if not value > 0:
+    """Raises `ValueError`, which names the key, for a value that is not more than 0, or not finite."""
+    check_finite(name, value)
+    if value <= 0:
         raise ValueError(f"{name}={value} has to be more than 0")
+
+
+def check_between(name: str, value: float, least: float, most: float) -> None:
+    """Raises `ValueError`, which names the key, for a value outside [least, most], or one that is not finite."""
+    check_finite(name, value)
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value} has to lie between {least} and {most}")
+
+
+def check_file_name(name: str, value: str, suffix: str) -> None:
+    """Raises `ValueError`, which names the key, unless `value + suffix` is a plain file name."""
+    is_control = [unicodedata.category(character) in ("Cc", "Cs") for character in value]
+    if not value.strip() or value.startswith(".") or {"/", "\\"} & set(value) or any(is_control):
+        raise ValueError(
+            f"{name}={value!r} has to be a file name without suffix, which does not begin with a dot and has no slash or "
+            "control character: put a folder into save_path"
+        )
+    if len(f"{value}{suffix}".encode()) > 255:
+        raise ValueError(f"{name}={value[:20]}… has {len(value)} characters, too many for a file name")
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
@@ -80,6 +113,18 @@ def parse_shard(shard: str) -> tuple[int, int]:
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ValueError(f"shard has to be i/n with i from 0 to n - 1, such as 0/1, but is {shard!r}")
     return int(index), int(count)
+
+
+def _check_all_finite(value: Any, key: str = "") -> None:
+    """Raises `ValueError`, which names the key, for an infinity or NaN anywhere in a configuration."""
+    if is_dataclass(value):
+        for field in fields(value):
+            _check_all_finite(getattr(value, field.name), f"{key}.{field.name}".removeprefix("."))
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_all_finite(item, key)
+    elif isinstance(value, float):
+        check_finite(key, value)
 
 
 def _explain(error: Exception, config) -> str:

@@ -6,7 +6,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from mask2dit.config import check_at_least, check_positive, load_config, parse_shard
+from mask2dit.curation.config import CurationConfig
+from mask2dit.evaluation.config import EvaluationConfig
 from mask2dit.inference.config import InferenceConfig
+from mask2dit.storyworld.films import FilmsConfig
+from mask2dit.training.config import TrainConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/inference").glob("*.yaml"))
 
@@ -117,6 +121,33 @@ def test_a_part_of_the_work_is_two_numbers():
 def test_no_number_passes_no_limit():
     for check in (lambda value: check_at_least("limit", value, 1), lambda value: check_positive("limit", value)):
         check(1)
-        for value in (0, float("nan")):
+        for value in (0, float("nan"), float("inf")):
             with pytest.raises(ValueError, match=f"limit={value} has to be"):
                 check(value)
+
+
+def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(tmp_path):
+    for schema, key in (
+        (InferenceConfig, "guidance_scale"),
+        (InferenceConfig, "lora.scale"),
+        (TrainConfig, "validation.guidance_scale"),
+        (TrainConfig, "adam_beta1"),
+        (TrainConfig, "weight_decay"),
+        (CurationConfig, "split.content_threshold"),
+        (EvaluationConfig, "cuts.threshold"),
+        (FilmsConfig, "thresholds"),
+    ):
+        for value in (".nan", ".inf", "-.inf"):
+            given = f"[{value}]" if key == "thresholds" else value
+            with pytest.raises(ValueError, match=key):
+                load_config(schema, None, ["prompts=[a]"] * (schema is InferenceConfig) + [f"{key}={given}"])
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a\0b", "a\nb", "\ud800", "x" * 251, "é" * 126]
+)
+def test_what_is_no_file_name_is_refused(name):
+    with pytest.raises(ValueError, match="name="):
+        InferenceConfig(prompts=["a"], name=name)
+    for good in ("a", "take 2", "v1.2", "é", "x" * 250):
+        assert InferenceConfig(prompts=["a"], name=good).name == good

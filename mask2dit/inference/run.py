@@ -24,7 +24,7 @@ from mask2dit.inference.config import InferenceConfig
 from mask2dit.models.loading import weight_files, weight_shapes
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
-from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode
+from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
 from mask2dit.pipelines.story import SceneStore, check_story, generate_story
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import git_commit, versions
@@ -53,7 +53,7 @@ def generate(config: InferenceConfig) -> Path:
     device = choose_device(config.device)
     if config.build_untrained and Path(config.model).name.startswith("untrained"):
         build_untrained_model(config.model)
-    check(config, device)
+    config = check(config, device)
     untrained = is_untrained(config.model)
     if untrained:
         logger.warning("The model in %s is untrained: its pictures are noise and mean nothing.", config.model)
@@ -104,8 +104,11 @@ def generate(config: InferenceConfig) -> Path:
     return output
 
 
-def check(config: InferenceConfig, device: torch.device) -> None:
+def check(config: InferenceConfig, device: torch.device) -> InferenceConfig:
     """Everything that can be found wrong without reading weights, found before reading them.
+
+    Returns:
+        The configuration with the model's size where it names none.
 
     Raises:
         ValueError, FileNotFoundError, PermissionError: with what is wrong and what would be right.
@@ -124,8 +127,12 @@ def check(config: InferenceConfig, device: torch.device) -> None:
     check_prompts(config.model, config.prompts, config.window)
     skeleton = Mask2DiTPipeline.skeleton(config.model)
     skeleton.check_steps(config.num_inference_steps)
+    if config.vae_tiling:
+        enable_vae_tiling(skeleton.vae)
     if config.lora.path:
         _check_lora(config.lora.path, skeleton)
+    height, width, num_frames = skeleton.fill_size(config.height, config.width, config.num_frames)
+    config = dataclasses.replace(config, height=height, width=width, num_frames=num_frames)
     num_given = len(config.context_videos)
     check_story(
         skeleton, len(config.prompts), num_given, config.window, config.height, config.width, config.num_frames
@@ -138,6 +145,7 @@ def check(config: InferenceConfig, device: torch.device) -> None:
     for video, num_frames in zip(config.context_videos, frames):
         read_scene(video, num_frames, config.height, config.width)
     check_writable(config.save_path)
+    return config
 
 
 def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipeline:
@@ -153,7 +161,7 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipe
         pipe.transformer.set_attention_backend(config.attention_backend)
     pipe.vae.enable_slicing()
     if config.vae_tiling:
-        pipe.vae.enable_tiling()
+        enable_vae_tiling(pipe.vae)
     apply_memory_mode(pipe, config.memory, device)
     if config.compile:
         pipe.transformer.compile_repeated_blocks(fullgraph=True)
@@ -163,12 +171,15 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipe
 def _context(config: InferenceConfig, pipe: Mask2DiTPipeline, store: SceneStore) -> torch.Tensor:
     """Latents of the given scenes. They are kept like generated ones, since encoding on a GPU may differ in the last bit
     from run to run, and what continues from them would then not be found again."""
-    frames, _, _ = pipe.check_size(config.height, config.width, config.num_frames, len(config.prompts))
-    frames = frames[: len(config.context_videos)]
+    num_given = len(config.context_videos)
+    frames, latent_frames, frame_shape = pipe.check_size(
+        config.height, config.width, config.num_frames, len(config.prompts)
+    )
+    frames = frames[:num_given]
     files = [fingerprint(video) for video in config.context_videos]
     how = {"start": config.context_start, "sample_posterior": config.sample_context}
     key = store.key(files, frames, config.height, config.width, how, config.seed, config.dtype)
-    latents = store.load(key)
+    latents = store.load(key, (1, sum(latent_frames[:num_given]), *frame_shape))
     if latents is None:
         generator = torch.Generator().manual_seed(config.seed)
         latents = pipe.encode_context(

@@ -127,6 +127,26 @@ def test_scenes_are_not_taken_from_a_run_that_computed_otherwise(config):
     assert first.read_bytes() != second.read_bytes()
 
 
+def test_tiling_changes_no_size_of_the_small_worlds_model(tmp_path):
+    prompts = [
+        f"Actor1 (green square, wearing a scarf) {action} on the beach." for action in ("jumps", "stands still")
+    ]
+    config = InferenceConfig(
+        model=str(ROOT / "models/storyworld"),
+        prompts=prompts,
+        context_videos=[str(ROOT / "datasets/extension/small_1.mp4")],
+        num_inference_steps=1,
+        dtype="float32",
+        device="cpu",
+        vae_tiling=True,
+        save_path=str(tmp_path),
+    )
+    output = generate(config)
+    video = open_video(output)
+    assert (video.num_frames, video.height, video.width) == (18, 64, 64)  # the model's, as none is named
+    assert json.loads(output.with_suffix(".json").read_text())["config"]["height"] == 64
+
+
 def truncated(path):
     data = Path(path).read_bytes()
     Path(path).write_bytes(data[: len(data) // 2])
