@@ -18,7 +18,8 @@ from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 from tqdm import tqdm
 
-from mask2dit.models.loading import fingerprint, weight_files, weight_shapes
+from mask2dit.models.loading import fingerprint
+from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.inference_config import InferenceConfig
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
@@ -123,7 +124,7 @@ def check(config: InferenceConfig, device: torch.device) -> None:
     skeleton = Mask2DiTPipeline.skeleton(config.model)
     skeleton.check_steps(config.num_inference_steps)
     if config.lora.path:
-        _check_lora(config.lora.path, skeleton)
+        check_lora(config.lora.path, skeleton.transformer)
     num_given = len(config.context_videos)
     check_story(
         skeleton, len(config.prompts), num_given, config.window, config.height, config.width, config.num_frames
@@ -210,19 +211,6 @@ def _check_attention_backend(name: str, device: torch.device) -> None:
         _check_attention_backend_requirements(AttentionBackendName(name))
     except RuntimeError as error:
         raise ValueError(f"attention_backend={name} cannot be used here: {error}") from error
-
-
-def _check_lora(path: str, skeleton: Mask2DiTPipeline) -> None:
-    """Raises `FileNotFoundError` or `ValueError` if there is no LoRA, or none for this transformer."""
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no LoRA {path!r}: name a .safetensors file or the folder of one")
-    files = weight_files(Path(path)) if Path(path).is_dir() else [Path(path)]
-    modules = {name for name, _ in skeleton.transformer.named_modules()}
-    names = [name.removeprefix("transformer.").split(".lora")[0] for file in files for name in weight_shapes(file)]
-    if not modules & set(names):
-        raise ValueError(
-            f"the LoRA {path!r} has weights for {names[0] if names else 'nothing'}, not for this transformer"
-        )
 
 
 @contextmanager
