@@ -123,7 +123,7 @@ def check_weights(model: torch.nn.Module, folder: Path, files: list[Path]) -> No
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     found = _shapes(files)
     if "quantization_config" in type(model).load_config(folder):
-        found = _without_quantization(expected, found)
+        found = _as_before_quantization(expected, found)
     _compare(expected, found, folder, type(model).__name__)
 
 
@@ -166,8 +166,9 @@ def check_text_encoder(folder: Path, variant: str | None = None) -> list[Path]:
         The files.
     """
     files = weight_files(model_folder(folder, ""), variant, TRANSFORMERS_NAMES)
+    config = T5Config.from_pretrained(folder)
     with init_empty_weights():
-        model = T5EncoderModel(T5Config.from_pretrained(folder))
+        model = T5EncoderModel(config)
 
     def known(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         # The embedding has two names, of which a file may hold either; a file of a whole T5 holds its decoder too.
@@ -175,7 +176,10 @@ def check_text_encoder(folder: Path, variant: str | None = None) -> list[Path]:
         return {names[name]: shape for name, shape in shapes.items() if not name.startswith(("decoder.", "lm_head."))}
 
     expected = known({name: tuple(weight.shape) for name, weight in model.state_dict().items()})
-    _compare(expected, known(_shapes(files)), folder, "T5EncoderModel")
+    found = known(_shapes(files))
+    if getattr(config, "quantization_config", None):
+        found = _as_before_quantization(expected, found)
+    _compare(expected, found, folder, "T5EncoderModel")
     return files
 
 
@@ -321,7 +325,7 @@ def _files_by_variant(folder: Path, names: tuple[str, str]) -> dict[str | None, 
     return files
 
 
-def _without_quantization(
+def _as_before_quantization(
     expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
     """Puts the weights that a quantized model was made from in place of what is stored for them.

@@ -453,11 +453,21 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
 
 def _shift_and_scale(tokens, shift, scale, lengths):
     """Modulates each scene by its own shift and scale. tokens: (B, n, D); shift, scale: (B, S, D)."""
+    if _are_equal(lengths):
+        scenes = tokens.unflatten(1, (len(lengths), lengths[0]))  # (B, S, n/S, D)
+        return (scenes * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
     scenes = zip(tokens.split(lengths, dim=1), shift.split(1, dim=1), scale.split(1, dim=1))
     return torch.cat([scene * (1 + scene_scale) + scene_shift for scene, scene_shift, scene_scale in scenes], dim=1)
 
 
 def _add_gated(tokens, update, gate, lengths):
     """Residual sum in which each scene's update passes its own gate. tokens, update: (B, n, D); gate: (B, S, D)."""
+    if _are_equal(lengths):
+        update = update.unflatten(1, (len(lengths), lengths[0]))  # (B, S, n/S, D)
+        return tokens + (gate[:, :, None] * update).flatten(1, 2)
     scenes = zip(tokens.split(lengths, dim=1), update.split(lengths, dim=1), gate.split(1, dim=1))
     return torch.cat([scene + scene_gate * scene_update for scene, scene_update, scene_gate in scenes], dim=1)
+
+
+def _are_equal(lengths) -> bool:
+    return all(length == lengths[0] for length in lengths)
