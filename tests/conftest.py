@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
 from safetensors import safe_open
+from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
 from mask2dit.pipelines.untrained import build_untrained_model
@@ -36,6 +37,7 @@ SCHEDULER = {
     "snr_shift_scale": 1.0,
     "timestep_spacing": "trailing",
 }
+TINY_ENCODER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 class Parity:
@@ -142,3 +144,20 @@ def small_pipeline(small_model) -> Mask2DiTPipeline:
     pipe = Mask2DiTPipeline.from_pretrained(small_model)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def clip_folder(tmp_path):
+    """A whole CLIP, as published folders hold it."""
+    torch.manual_seed(0)
+    vision = {**TINY_ENCODER, "image_size": 32, "patch_size": 16}
+    config = CLIPConfig(text_config={**TINY_ENCODER, "vocab_size": 10}, vision_config=vision, projection_dim=12)
+    CLIPModel(config).save_pretrained(tmp_path / "clip")
+    return str(tmp_path / "clip")
+
+
+@pytest.fixture
+def dino_folder(tmp_path):
+    torch.manual_seed(0)
+    ViTModel(ViTConfig(**TINY_ENCODER, image_size=32, patch_size=16)).save_pretrained(tmp_path / "dino")
+    return str(tmp_path / "dino")

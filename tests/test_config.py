@@ -5,7 +5,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mask2dit.config import check_at_least, check_positive, load_config, parse_shard
-from mask2dit.pipelines.inference_config import InferenceConfig
+from mask2dit.inference.config import InferenceConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/inference").glob("*.yaml"))
 

@@ -4,7 +4,8 @@ import json
 import re
 from dataclasses import dataclass
 
-from mask2dit.curation.store import digest
+from mask2dit.hashing import digest
+from mask2dit.stories import ACTOR
 
 INSTRUCTIONS = """You write the captions of {scenes} for training a video model. You see frames of each scene in order,
 under its label.
@@ -56,7 +57,6 @@ SCHEMA = {
     "additionalProperties": False,
 }
 
-ACTOR = re.compile(r"\bActor\d+\b")
 MEDIUM = r"(video|clip|scene|footage|film|frame|image|shot|camera)s?"
 SHOWS = "(shows?|depicts?|features?|captures?|presents?|displays?|follows?|opens?|begins?|starts?|is|pans?|zooms?)"
 INDIRECT = re.compile(
@@ -142,8 +142,8 @@ def check_captions(actors: dict[str, str], captions: list[str], max_words: int) 
             if rest.startswith(" (") and not rest.startswith(phrase):
                 raise ValueError(f"{where} describes {name} in other words than {actors[name]!r}")
             described.add(name)
-    text = " ".join(captions)
-    if absent := [name for name in actors if not re.search(rf"\b{name}\b", text)]:
+    mentioned = ACTOR.findall(" ".join(captions))
+    if absent := [name for name in actors if name not in mentioned]:
         raise ValueError(f"{absent[0]} is declared, but is in no caption")
 
 

@@ -14,7 +14,7 @@ from mask2dit.curation.config import CaptionConfig
 from mask2dit.curation.group import Group
 from mask2dit.curation.store import Dropped, Entry
 from mask2dit.curation.write import Clip
-from mask2dit.evaluation.viclip import middle_frames
+from mask2dit.video.frames import middle_frames
 from mask2dit.video.reading import open_video
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mask2dit.curation.optional import import_optional
-from mask2dit.curation.store import Dropped, Entry, Workspace, digest
+from mask2dit.curation.store import Dropped, Entry, Workspace
+from mask2dit.hashing import digest
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from PIL import Image
 from mask2dit.curation.answers import check_captions
 from mask2dit.curation.caption import Captions
 from mask2dit.curation.group import Group
-from mask2dit.curation.store import digest
 from mask2dit.curation.write import Clip
+from mask2dit.hashing import digest
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import atomic_path, write_text
 

@@ -27,8 +27,8 @@ from mask2dit.data.config import CacheConfig, DataConfig
 from mask2dit.data.encoding import encode_caption, encode_clip, load_encoders
 from mask2dit.data.manifests import read_manifest
 from mask2dit.data.quarantine import Quarantine
-from mask2dit.models.loading import fingerprint
-from mask2dit.pipelines.inference import choose_device
+from mask2dit.device import choose_device
+from mask2dit.hashing import fingerprint
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.video.writing import atomic_path, check_writable, write_text
 

@@ -25,7 +25,7 @@ from mask2dit.data.config import DataConfig
 from mask2dit.data.manifests import read_manifest
 from mask2dit.data.order import Position, sample_order
 from mask2dit.data.quarantine import Quarantine
-from mask2dit.data.randomness import generator_for
+from mask2dit.randomness import generator_for
 
 logger = logging.getLogger(__name__)
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 from mask2dit.config import check_at_least, check_choice, parse_shard
-from mask2dit.pipelines.inference_config import InferenceConfig, LoRAConfig
+from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.inference.config import InferenceConfig, LoRAConfig
 
 MODES = ("fixed", "extension", "separate", "merged")
 BOUNDARIES = ("given", "equal", "detected")
-PREPROCESSING = ("published", "vbench")
 VBENCH_DIMENSIONS = (
     "subject_consistency",
     "background_consistency",
@@ -62,19 +62,6 @@ class GenerationConfig:
         return InferenceConfig(
             **settings, prompts=prompts, num_frames=num_frames, device=device, seed=seed, save_path=save_path
         )
-
-
-@dataclass(kw_only=True)
-class ViCLIPConfig:
-    weights: str | None = "models/ViCLIP/ViClip-InternVid-10M-FLT.pth"
-    """The public weights; CLIP's vocabulary is looked for in the same folder."""
-    build_untrained: bool = False
-    """Build a tiny model with random weights there, if its name begins with "untrained". Its scores mean nothing."""
-    preprocessing: str = "published"
-    """published (stretched to a square, ImageNet's statistics) or vbench (centre crop, CLIP's statistics)."""
-
-    def __post_init__(self):
-        check_choice("viclip.preprocessing", self.preprocessing, PREPROCESSING)
 
 
 @dataclass(kw_only=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mask2dit.evaluation.bootstrap import Interval, paired_difference, rank_correlation
-from mask2dit.evaluation.measures import Column
-from mask2dit.evaluation.plots import heat_map, interval_plot, scatter_plot
+from mask2dit.evaluation.measures.base import Column
 from mask2dit.evaluation.results import Results, StoryResult
+from mask2dit.reporting.bootstrap import Interval, paired_difference, rank_correlation
+from mask2dit.reporting.svg import heat_map, interval_plot, scatter_plot
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import write_text
 

@@ -8,8 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mask2dit.evaluation.bootstrap import Interval, mean_interval
-from mask2dit.evaluation.measures import Column
+from mask2dit.evaluation.measures.base import Column
+from mask2dit.reporting.bootstrap import Interval, mean_interval
 from mask2dit.video.writing import write_text
 
 

@@ -12,19 +12,20 @@ import torch
 from tqdm import tqdm
 
 from mask2dit.config import parse_shard
+from mask2dit.device import choose_device
+from mask2dit.encoders.fvd import NUM_FRAMES, load_extractor
+from mask2dit.encoders.untrained import UNTRAINED
 from mask2dit.evaluation.config import EvaluationConfig
-from mask2dit.evaluation.extractors import NUM_FRAMES, load_extractor
 from mask2dit.evaluation.frechet import frechet_distance_of_features, kernel_distance
-from mask2dit.evaluation.measures import Measure, Scores, build_measures
-from mask2dit.evaluation.prompts import Story, read_stories
+from mask2dit.evaluation.measures.base import Measure, Scores
+from mask2dit.evaluation.measures.registry import build_measures
 from mask2dit.evaluation.report import write_report
 from mask2dit.evaluation.results import Fault, Results, StoryResult
-from mask2dit.evaluation.untrained import UNTRAINED
-from mask2dit.evaluation.viclip import middle_frames
 from mask2dit.evaluation.videos import Generator, StoryVideo, find_video
-from mask2dit.models.loading import fingerprint
-from mask2dit.pipelines.inference import choose_device
+from mask2dit.hashing import fingerprint
 from mask2dit.provenance import git_commit, versions
+from mask2dit.stories import Story, read_stories
+from mask2dit.video.frames import middle_frames
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import atomic_path, check_writable, write_text
 

@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mask2dit.device import choose_device
 from mask2dit.evaluation.config import EvaluationConfig
-from mask2dit.evaluation.cuts import detect_cuts
-from mask2dit.evaluation.prompts import Story
-from mask2dit.models.loading import fingerprint
-from mask2dit.pipelines import inference
+from mask2dit.hashing import fingerprint
+from mask2dit.inference import run as inference
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.story import SceneStore, generate_story
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import git_commit, versions
 from mask2dit.scenes import spans
+from mask2dit.stories import Story
 from mask2dit.storyworld.prompts import check_prompts
+from mask2dit.video.cuts import detect_cuts
 from mask2dit.video.frames import to_uint8
 from mask2dit.video.reading import VideoReader, open_video
 from mask2dit.video.writing import write_text, write_video
@@ -149,7 +150,7 @@ class Generator:
         self.config = config
         self.settings = config.generation
         self.folder = Path(config.output) / "videos"
-        self.device = inference.choose_device(config.device)
+        self.device = choose_device(config.device)
         if self.settings.build_untrained and Path(self.settings.model).name.startswith("untrained"):
             build_untrained_model(self.settings.model)
         of_lengths = {tuple(self._num_frames(story)): story for story in reversed(stories)}

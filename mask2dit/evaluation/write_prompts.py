@@ -58,7 +58,7 @@ def write_prompts(config: WritePromptsConfig) -> None:
         ValueError: if the endpoint fails, or a story is not valid after `max_attempts`.
     """
     from mask2dit.endpoint import Endpoint, EndpointError
-    from mask2dit.evaluation.prompts import read_stories, write_stories
+    from mask2dit.stories import read_stories, write_stories
     from mask2dit.video.writing import check_writable
 
     output = Path(config.output)
@@ -107,7 +107,7 @@ def parse_story(answer: str, num_scenes: int, num_actors: int):
     Raises:
         ValueError: if it is not the JSON that was asked for, or makes no valid story.
     """
-    from mask2dit.evaluation.prompts import describe_actors, story_from
+    from mask2dit.stories import ACTOR, describe_actors, story_from
 
     found = re.search(r"\{.*\}", answer, re.DOTALL)
     try:
@@ -123,7 +123,7 @@ def parse_story(answer: str, num_scenes: int, num_actors: int):
         raise ValueError(f"the cast has to describe {num_actors} characters, but is {cast!r}")
     if not isinstance(scenes, list) or len(scenes) != num_scenes or not all(isinstance(text, str) for text in scenes):
         raise ValueError(f"there have to be {num_scenes} scenes, each a text, but they are {scenes!r}")
-    if not all(re.search(r"\bActor[1-9]\b", scene) for scene in scenes):
+    if not all(ACTOR.search(scene) for scene in scenes):
         raise ValueError("every scene has to name an actor")
     return story_from(
         {

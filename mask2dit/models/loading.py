@@ -4,7 +4,6 @@ A folder's weights are checked against the model from the files' headers, before
 nothing unknown, no other shape. Loading itself is diffusers': each weight goes straight to its dtype and device.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -26,7 +25,6 @@ from transformers.utils import is_protobuf_available
 CONFIG_NAME = "config.json"
 DIFFUSERS_NAMES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 TRANSFORMERS_NAMES = ("model.safetensors", "pytorch_model.bin")
-MIB = 2**20
 
 
 def model_folder(folder: str | os.PathLike, subfolder: str | None, default: str = "") -> Path:
@@ -216,35 +214,6 @@ def load_scheduler(folder: Path) -> CogVideoXDDIMScheduler | CogVideoXDPMSchedul
     name = CogVideoXDDIMScheduler.load_config(folder).get("_class_name")
     cls = CogVideoXDPMScheduler if name == "CogVideoXDPMScheduler" else CogVideoXDDIMScheduler
     return cls.from_pretrained(folder)
-
-
-def fingerprint(path: str | os.PathLike) -> str:
-    """A short name for a weights file, or for the weights, configurations and tokenizer in a folder, wherever it lies.
-
-    Files of up to 64 MiB are read whole. Of larger ones, 64 KiB of every 4 MiB are, which no tensor of a large model slips
-    through, since reading tens of gigabytes would take minutes.
-    """
-    path = Path(path)
-    digest = hashlib.sha256()
-    for file in sorted(_model_files(path)) if path.is_dir() else [path]:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)} {size}".encode())
-        with file.open("rb") as contents:
-            if size <= 64 * MIB:
-                digest.update(contents.read())
-                continue
-            for start in range(0, size, 4 * MIB):
-                contents.seek(start)
-                digest.update(contents.read(MIB // 16))
-    return digest.hexdigest()[:16]
-
-
-def _model_files(folder: Path) -> Iterator[Path]:
-    """What makes up a model, and not what lies beside it, such as a readme or a download's cache."""
-    for file in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if file.suffix in (".safetensors", ".bin", ".json", ".model") and not hidden and file.is_file():
-            yield file
 
 
 def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:

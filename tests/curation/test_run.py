@@ -22,7 +22,7 @@ from mask2dit.curation.stand_in import stand_in
 from mask2dit.data.check import check_manifest
 from mask2dit.data.config import DataConfig
 from mask2dit.data.datasets import FineTuneDataset, PretrainDataset
-from mask2dit.evaluation.config import ViCLIPConfig
+from mask2dit.encoders.config import ViCLIPConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,7 +121,7 @@ def test_another_threshold_uses_the_features_and_captions_that_are_there(copied,
 
 
 def test_features_of_other_weights_do_not_replace_those_that_are_there(copied, tmp_path):
-    from mask2dit.evaluation.untrained import build_untrained_viclip
+    from mask2dit.encoders.untrained import build_untrained_viclip
 
     base = copied()
     weights = build_untrained_viclip(tmp_path / "untrained-other" / "untrained.safetensors", seed=1)

@@ -13,7 +13,7 @@ from mask2dit.data.config import CacheConfig
 from mask2dit.data.datasets import build_dataset, collate
 from mask2dit.data.encoding import encode_caption, encode_clip, load_encoders, prepare_batch, sample_latents
 from mask2dit.data.manifests import read_manifest
-from mask2dit.data.randomness import generator_for
+from mask2dit.randomness import generator_for
 from mask2dit.training.objective import diffusion_loss
 
 SIZE = {"num_frames": 9, "height": 32, "width": 48, "num_windows": 2}

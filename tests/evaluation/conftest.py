@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mask2dit.evaluation.config import CutConfig, EvaluationConfig, FrechetConfig, QualityConfig, ViCLIPConfig
-from mask2dit.evaluation.prompts import Story, write_stories
-from mask2dit.evaluation.untrained import build_untrained_viclip
+from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.encoders.untrained import build_untrained_viclip
+from mask2dit.evaluation.config import CutConfig, EvaluationConfig, FrechetConfig, QualityConfig
 from mask2dit.evaluation.videos import StoryVideo
+from mask2dit.stories import Story, write_stories
 from mask2dit.video.writing import write_video
 
 FOX = "a red fox, wearing a blue scarf"

@@ -4,8 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mask2dit.evaluation.measures import Column
-from mask2dit.evaluation.plots import _ticks, heat_map, interval_plot, scatter_plot
+from mask2dit.evaluation.measures.base import Column
 from mask2dit.evaluation.report import (
     comparison_table,
     consistency_table,
@@ -144,22 +143,6 @@ def test_learned_scores_are_correlated_with_the_truth(tmp_path):
     assert correlation_table(make_results([9.0, 8.0, 7.0], columns=columns))[1][0][1].startswith("-1.00")
     page = write_report(results, tmp_path).read_text()
     assert "Learned scores against the truth" in page and ">True semantic</text>" in page
-
-
-def test_plots_hold_every_run_and_story():
-    runs = [make_results([70.0, 80.0]), make_results([60.0, 75.0])]
-    rows = [(column.title, [run.interval(column.key) for run in runs]) for column in COLUMNS]
-    assert interval_plot(rows, ["a", "b"]).count("<circle") == 2 + 2 * 3
-    assert scatter_plot([("x", 1, 2), ("y", 3, 4)], "a", "b").count("<circle") == 2
-    assert heat_map([[100, 40], [40, 100]]).count("<rect") == 4
-    assert interval_plot([("a", [None])], ["b"]) == scatter_plot([], "a", "b") == ""
-
-
-@pytest.mark.parametrize("low, high", [(0, 100), (-12.3, 99.8), (99.80, 99.81), (0, 0.003)])
-def test_ticks_are_round_and_within_the_axis(low, high):
-    ticks = _ticks(low, high)
-    assert 2 <= len(ticks) <= 8
-    assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
 
 
 def test_a_run_without_any_value_still_has_a_report(tmp_path):

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mask2dit.evaluation.config import CutConfig, EvaluationConfig, GenerationConfig
-from mask2dit.evaluation.prompts import Story
 from mask2dit.evaluation.videos import Generator, StoryVideo, equal_boundaries, find_video
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.stories import Story
 from mask2dit.video.reading import open_video
 
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from mask2dit.evaluation.prompts import read_stories
 from mask2dit.evaluation.write_prompts import WritePromptsConfig, write_prompts
+from mask2dit.stories import read_stories
 
 pytest.importorskip("openai", reason="pip install mask2dit[evaluation]")
 FOX = {"title": "The Fox", "cast": {"Actor1": "a red fox"}, "scenes": ["Actor1 walks.", "A lake. Actor1 drinks."]}

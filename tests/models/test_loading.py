@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
 from mask2dit import Mask2DiTTransformer3DModel
-from mask2dit.models.loading import check_text_encoder, fingerprint, load_scheduler, load_text_encoder, weight_files
+from mask2dit.models.loading import check_text_encoder, load_scheduler, load_text_encoder, weight_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -318,23 +318,3 @@ def test_the_scheduler_is_the_one_its_config_names_else_ddim(tmp_path, named, lo
     scheduler = load_scheduler(tmp_path)
     assert type(scheduler).__name__ == loaded
     assert scheduler.config.snr_shift_scale == 1.0
-
-
-def test_a_fingerprint_follows_the_contents_and_not_the_place(tmp_path):
-    for name, contents in (("a", b"1"), ("b", b"1"), ("c", b"2")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "weights.safetensors").write_bytes(contents)
-    (tmp_path / "b" / "README.md").write_text("no part of the model")
-    a, b, c = (fingerprint(tmp_path / name) for name in "abc")
-    assert a == b != c
-
-
-def test_a_fingerprint_sees_a_change_inside_a_large_file(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    with path.open("wb") as file:
-        file.truncate(65 * 2**20)
-    before = fingerprint(path)
-    with path.open("r+b") as file:
-        file.seek(20 * 2**20)
-        file.write(b"another tensor" * 2**19)
-    assert fingerprint(path) != before

@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+from mask2dit.evaluation.config import JudgeConfig
+from mask2dit.evaluation.measures.judge import QUESTIONS, JudgeMeasure, parse_marks, rubric
+
+pytest.importorskip("openai", reason="pip install mask2dit[evaluation]")
+MARKS = json.dumps({key: {"worst_fault": "none", "mark": mark} for key, mark in zip(QUESTIONS, (5, 4, 2.5))})
+
+
+def test_the_judge_sees_rubric_texts_and_frames_of_each_scene_in_order(chat_server, story_video):
+    url, asked = chat_server([f"```json\n{MARKS}\n```"])
+    scores = JudgeMeasure(JudgeConfig(base_url=url, model="m", frames_per_scene=2)).score(story_video)
+    assert scores.values == {
+        "judge_entity_consistency": 5,
+        "judge_background_consistency": 4,
+        "judge_text_adherence": 2.5,
+    }
+    content = asked[0]["messages"][0]["content"]
+    kinds = [part["type"] for part in content]
+    assert kinds == ["text", *["text", "image_url", "image_url"] * 3]
+    assert content[0]["text"] == rubric() and "Scene 2: Actor1 (a red fox" in content[4]["text"]
+    assert content[-1]["image_url"]["url"].startswith("data:image/jpeg;base64,")
+
+
+@pytest.mark.parametrize(
+    "answer, message",
+    [
+        ("Very nice!", "did not answer with the rubric's JSON, but with 'Very nice!'"),
+        (MARKS.replace("text_adherence", "text"), "did not answer with the rubric's JSON"),
+        (MARKS.replace("2.5", "7"), "mark for text_adherence has to lie between 1 and 5, but is 7"),
+        (MARKS.replace("2.5", '"good"'), "but is 'good'"),
+    ],
+)
+def test_answers_outside_the_rubric_are_refused(answer, message):
+    with pytest.raises(ValueError, match=message):
+        parse_marks(answer)
+
+
+def test_an_endpoint_that_fails_is_named(chat_server, story_video):
+    url, _ = chat_server([], status=401)
+    with pytest.raises(ValueError, match=f"the judge at {url} failed"):
+        JudgeMeasure(JudgeConfig(base_url=url, model="m")).score(story_video)
+    with pytest.raises(ValueError, match=r"judge\.model has to name"):
+        JudgeMeasure(JudgeConfig(base_url=url))
