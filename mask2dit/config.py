@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from mask2dit.texts import parse_json, read_text
+
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -35,9 +37,12 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
         raise FileNotFoundError(f"there is no configuration file {str(path)!r}")
     try:
         if path is not None:
-            given = OmegaConf.load(path)
-            if Path(path).suffix == ".json" and "config" in given:
-                given = given.config
+            if Path(path).suffix.lower() == ".json":
+                # Not by a YAML parser, which takes an escaped emoji for two characters.
+                given = OmegaConf.create(parse_json(read_text(Path(path), "configuration file")))
+                given = given.config if "config" in given else given
+            else:
+                given = OmegaConf.load(path)
             config = OmegaConf.merge(config, given)
         for override in overrides:
             if "=" not in override:
@@ -48,7 +53,7 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
         loaded = OmegaConf.to_object(config)
         _check_all_finite(loaded)
         return loaded
-    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError, RecursionError) as error:
         where = f"{source}: " if source is not None else ""
         raise ValueError(f"{where}{_explain(error, config)}") from error
 

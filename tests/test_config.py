@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,16 @@ def test_the_record_of_a_run_is_a_configuration(tmp_path):
     path = tmp_path / "00001.json"
     path.write_text('{"config": {"prompts": ["a"], "seed": 7}, "seconds": 3}')
     assert load_config(InferenceConfig, path, ["fps=4"]) == InferenceConfig(prompts=["a"], seed=7, fps=4)
+
+
+def test_a_record_is_read_as_json(tmp_path):
+    path = tmp_path / "00001.JSON"
+    path.write_text(json.dumps({"config": {"prompts": ["a cake 🎂"]}}))
+    assert load_config(InferenceConfig, path).prompts == ["a cake 🎂"]
+    for text in ('{"config": ', "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="00001"):
+            load_config(InferenceConfig, path)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -6,18 +6,18 @@ file shows only in training or when the cache is made.
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
 from mask2dit.config import load_config
 from mask2dit.data.clips import Clip, describe_required_frames, is_long_enough, required_frames, scene_windows
 from mask2dit.data.config import DataConfig
-from mask2dit.data.manifests import LENGTH_FIELD, PATH_FIELD, Problem, parse_manifest
+from mask2dit.data.manifests import LENGTH_FIELD, PATH_FIELD, Problem, manifest_suffix, parse_manifest
 from mask2dit.video.reading import open_video
 
 FPS_TOLERANCE = 0.01  # 23.98 stands for 24000/1001
@@ -75,6 +75,7 @@ def check_manifest(config: DataConfig) -> Report:
             problems += _check_clip(config, clip, of_clip[clip], avoidable)
         if config.kind == "finetune" and number not in faulty:
             problems += _check_row(config, number, row, [of_clip[clip] for clip in row])
+    problems += _check_repeats(config, rows)
     problems.sort(key=lambda problem: (problem.row, problem.scene or 0))
     return Report(num_rows=len(rows), num_clips=len(clips), problems=problems)
 
@@ -91,9 +92,9 @@ class _Video:
 
 def _open(clip: Clip) -> _Video | str:
     """The video of a clip, or why there is none."""
-    if not clip.path.exists():
-        return f"there is no file {clip.path}"
     try:
+        if not clip.path.exists():
+            return f"there is no file {clip.path}"
         reader = open_video(clip.path)
     except (OSError, ValueError) as error:
         return str(error)
@@ -106,7 +107,7 @@ def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: 
     def problem(field: str, message: str, is_warning: bool = False) -> Problem:
         return Problem(row=clip.row, scene=clip.scene, field=field, message=message, is_warning=is_warning)
 
-    suffix = Path(config.manifest).suffix
+    suffix = manifest_suffix(config)
     if isinstance(video, str):
         return [problem(PATH_FIELD[suffix], video)]
     length = LENGTH_FIELD[suffix]
@@ -125,6 +126,24 @@ def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: 
             unit = " frames" if field == length else ""
             message = f"the manifest says {stated:.6g}{unit}, but the file has {actual:.6g}"
             problems.append(problem(field, message, is_warning=True))
+    return problems
+
+
+def _check_repeats(config: DataConfig, rows: list[list[Clip]]) -> list[Problem]:
+    """Whether a file is listed more than once: in the whole manifest for pre-training, in one row for fine-tuning."""
+    field = PATH_FIELD[manifest_suffix(config)]
+    problems = []
+    listed: dict[str, str] = {}
+    for row in rows:
+        if config.kind == "finetune":
+            listed = {}
+        for clip in row:
+            file = os.path.realpath(clip.path)
+            if file in listed:
+                means = "a sample never takes it twice" if config.kind == "pretrain" else "a sample may show it twice"
+                message = f"is listed twice, first in {listed[file]}; {means}"
+                problems.append(Problem(row=clip.row, scene=clip.scene, field=field, message=message, is_warning=True))
+            listed.setdefault(file, clip.label)
     return problems
 
 

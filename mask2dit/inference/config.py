@@ -12,7 +12,7 @@ CONTEXT_STARTS = ("center", "random")
 @dataclass(kw_only=True)
 class LoRAConfig:
     path: str | None = None
-    """A LoRA file or folder in diffusers' format."""
+    """A LoRA of CogVideoX, file or folder, as diffusers, PEFT, ComfyUI, kohya or VideoX-Fun write it."""
     scale: float = 1.0
 
     def __post_init__(self):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mask2dit.device import choose_device
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
-from mask2dit.models.loading import weight_files, weight_shapes
+from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
@@ -130,7 +130,7 @@ def check(config: InferenceConfig, device: torch.device) -> InferenceConfig:
     if config.vae_tiling:
         enable_vae_tiling(skeleton.vae)
     if config.lora.path:
-        _check_lora(config.lora.path, skeleton)
+        check_lora(config.lora.path, skeleton.transformer)
     height, width, num_frames = skeleton.fill_size(config.height, config.width, config.num_frames)
     config = dataclasses.replace(config, height=height, width=width, num_frames=num_frames)
     num_given = len(config.context_videos)
@@ -210,19 +210,6 @@ def _check_attention_backend(name: str, device: torch.device) -> None:
         _check_attention_backend_requirements(AttentionBackendName(name))
     except RuntimeError as error:
         raise ValueError(f"attention_backend={name} cannot be used here: {error}") from error
-
-
-def _check_lora(path: str, skeleton: Mask2DiTPipeline) -> None:
-    """Raises `FileNotFoundError` or `ValueError` if there is no LoRA, or none for this transformer."""
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no LoRA {path!r}: name a .safetensors file or the folder of one")
-    files = weight_files(Path(path)) if Path(path).is_dir() else [Path(path)]
-    modules = {name for name, _ in skeleton.transformer.named_modules()}
-    names = [name.removeprefix("transformer.").split(".lora")[0] for file in files for name in weight_shapes(file)]
-    if not modules & set(names):
-        raise ValueError(
-            f"the LoRA {path!r} has weights for {names[0] if names else 'nothing'}, not for this transformer"
-        )
 
 
 @contextmanager

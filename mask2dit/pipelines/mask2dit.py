@@ -35,9 +35,11 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from mask2dit.config import check_between, check_finite
 from mask2dit.models.loading import (
+    check_dtype,
     check_text_encoder,
     check_weights,
     empty_model,
+    has_variant,
     load_model,
     load_scheduler,
     load_text_encoder,
@@ -45,6 +47,7 @@ from mask2dit.models.loading import (
     model_folder,
     weight_files,
 )
+from mask2dit.models.lora import load_lora
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.memory import check_vae_tiles
 from mask2dit.video.reading import read_scene
@@ -69,6 +72,7 @@ VAE_REMEDY = "the VAE overflows, or its weights are damaged; use dtype bfloat16 
 SAMPLING_REMEDY = (
     "use dtype bfloat16 or float32 and a smaller guidance_scale, and look for NaN in the weights and the LoRA"
 )
+MODEL_NAMES = ("text_encoder", "vae", "transformer")  # components with weights
 QUOTED = 300  # characters of a prompt that a warning quotes at most
 
 
@@ -121,7 +125,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         mask_variant: str | None = None,
-        torch_dtype: torch.dtype = torch.float32,
+        torch_dtype: torch.dtype | dict[str, torch.dtype] = torch.float32,
+        variant: str | None = None,
         **components,
     ) -> "Mask2DiTPipeline":
         """Reads a folder in diffusers' layout: trained here, released by the authors, or plain CogVideoX.
@@ -132,32 +137,44 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             pretrained_model_name_or_path: a local folder with `tokenizer/`, `text_encoder/`, `vae/`, `transformer/` and
                 `scheduler/`.
             mask_variant: as for `Mask2DiTTransformer3DModel.from_pretrained`.
-            torch_dtype: of all weights.
+            torch_dtype: of all weights, or of each component, as in `{"transformer": torch.bfloat16, "default":
+                torch.float32}`; components that it does not name take "default" or, without one, float32.
+            variant: which weights to take where a component has several, "fp16" for
+                `diffusion_pytorch_model.fp16.safetensors`. Components without this variant load their plain weights.
             **components: components that are already loaded, by name, in place of the folder's.
 
         Raises:
-            FileNotFoundError: if the folder or a part of it is missing.
-            ValueError: if a file is corrupt or weights do not fit.
+            FileNotFoundError: if the folder or a part of it is missing, or no component has the variant.
+            ValueError: if a file is corrupt, weights do not fit, or `torch_dtype` does not name dtypes of components.
             TypeError: for a keyword that is no component.
         """
         names = ("tokenizer", "text_encoder", "vae", "transformer", "scheduler")
+        dtypes = _component_dtypes(torch_dtype)
         for name in components:
             if name not in names:
                 raise TypeError(f"{name!r} is no component of {cls.__name__}: its components are {', '.join(names)}")
         folder = Path(pretrained_model_name_or_path)
+        variants = _component_variants(folder, variant, components)
         loaders = {
             "tokenizer": lambda: load_tokenizer(folder / "tokenizer"),
             "scheduler": lambda: load_scheduler(folder / "scheduler"),
             "transformer": lambda: Mask2DiTTransformer3DModel.from_pretrained(
-                folder, subfolder="transformer", mask_variant=mask_variant, torch_dtype=torch_dtype
+                folder,
+                subfolder="transformer",
+                mask_variant=mask_variant,
+                torch_dtype=dtypes["transformer"],
+                variant=variants["transformer"],
             ),
             "vae": lambda: load_model(
                 AutoencoderKLCogVideoX,
                 AutoencoderKLCogVideoX.from_pretrained,
                 model_folder(folder, "vae"),
-                torch_dtype=torch_dtype,
+                variant=variants["vae"],
+                torch_dtype=dtypes["vae"],
             ),
-            "text_encoder": lambda: load_text_encoder(folder / "text_encoder", torch_dtype),
+            "text_encoder": lambda: load_text_encoder(
+                folder / "text_encoder", dtypes["text_encoder"], variants["text_encoder"]
+            ),
         }
         pipeline = cls(**{name: components[name] if name in components else load() for name, load in loaders.items()})
         pipeline.register_to_config(_name_or_path=str(folder))
@@ -189,6 +206,31 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             tokenizer=None if configs_only else load_tokenizer(folder / "tokenizer"),
             text_encoder=None,
             scheduler=load_scheduler(folder / "scheduler"),
+        )
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        low_cpu_mem_usage: bool = True,
+        **kwargs,
+    ) -> None:
+        """As in diffusers, for the forms in which diffusers, PEFT, ComfyUI, kohya and VideoX-Fun write LoRAs of CogVideoX.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if the LoRA was made for another transformer, or a key cannot be converted. Nothing is loaded then.
+        """
+        state_dict, metadata = load_lora(pretrained_model_name_or_path_or_dict, self.transformer, **kwargs)
+        self.load_lora_into_transformer(
+            state_dict,
+            transformer=self.transformer,
+            adapter_name=adapter_name,
+            metadata=metadata,
+            _pipeline=self,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            hotswap=hotswap,
         )
 
     @torch.no_grad()
@@ -747,6 +789,29 @@ def require_finite(what: str, values: torch.Tensor, remedy: str) -> None:
     """Raises `FloatingPointError` if there is an infinity or NaN."""
     if not values.isfinite().all():
         raise FloatingPointError(f"{what} are not finite numbers: {remedy}")
+
+
+def _component_dtypes(torch_dtype: torch.dtype | dict[str, torch.dtype]) -> dict[str, torch.dtype]:
+    """The dtype of each component with weights. Raises `ValueError` for names and values that mean nothing."""
+    if not isinstance(torch_dtype, dict):
+        torch_dtype = {"default": torch_dtype}
+    names = (*MODEL_NAMES, "default")
+    for name, dtype in torch_dtype.items():
+        if name not in names:
+            raise ValueError(f"torch_dtype names {name!r}, which is not one of {', '.join(names)}")
+        check_dtype(dtype)
+    default = torch_dtype.get("default") or torch.float32
+    return {name: torch_dtype.get(name) or default for name in MODEL_NAMES}
+
+
+def _component_variants(folder: Path, variant: str | None, components: dict) -> dict[str, str | None]:
+    """The variant of the weights that each component is loaded from. Raises `FileNotFoundError` if none has it."""
+    if variant is None:
+        return dict.fromkeys(MODEL_NAMES)
+    variants = {name: variant if has_variant(folder / name, variant) else None for name in MODEL_NAMES}
+    if not any(variants[name] for name in MODEL_NAMES if name not in components):
+        raise FileNotFoundError(f"no component in {str(folder)!r} has weights of the variant {variant!r}")
+    return variants
 
 
 def count_given_scenes(context_latents: torch.Tensor, latent_frames: Sequence[int]) -> int:

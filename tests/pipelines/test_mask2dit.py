@@ -30,6 +30,7 @@ from diffusers.callbacks import (
 )
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
+from safetensors.torch import save_file
 
 from mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.mask2dit import SCHEDULERS
@@ -689,6 +690,114 @@ def test_a_lora_is_saved_loaded_scaled_and_removed(make_pipeline, embeds, tmp_pa
     assert (full - plain).abs().max() > 1e-3
     assert 1e-4 < (half - plain).abs().mean() < (full - plain).abs().mean()
     assert torch.equal(pipe(**embeds(), **FAST, generator=seeded()).frames, plain)
+
+
+LORA_FORMS = {
+    "diffusers": lambda name: (f"transformer.{name}", "lora_A", "lora_B"),
+    "PEFT": lambda name: (f"base_model.model.{name}", "lora_A", "lora_B"),
+    "ComfyUI": lambda name: (f"diffusion_model.{name}", "lora_A", "lora_B"),
+    "VideoX-Fun": lambda name: (f"lora_unet__{name.replace('.', '_')}", "lora_down", "lora_up"),
+}
+
+
+def test_one_lora_in_every_form_gives_the_same_video_with_its_alphas(make_pipeline, embeds, tmp_path):
+    modules = {"transformer_blocks.0.attn1.to_q": 4, "transformer_blocks.1.attn1.to_out.0": 2}  # and their alphas
+    weights = {
+        name: (torch.randn(2, 32, generator=seeded(1)), torch.randn(32, 2, generator=seeded(2))) for name in modules
+    }
+
+    def run(form, alphas):
+        state = {}
+        for name, (down, up) in weights.items():
+            prefix, down_name, up_name = LORA_FORMS[form](name)
+            state |= {f"{prefix}.{down_name}.weight": down, f"{prefix}.{up_name}.weight": up}
+            if alphas:
+                state[f"{prefix}.alpha"] = torch.tensor(float(modules[name]))
+        save_file(state, tmp_path / "lora.safetensors")
+        pipe = make_pipeline()
+        pipe.load_lora_weights(tmp_path / "lora.safetensors", adapter_name="style")
+        return pipe(**embeds(), **FAST, generator=seeded()).frames
+
+    merged = make_pipeline()
+    for name, alpha in modules.items():
+        down, up = weights[name]
+        merged.transformer.get_submodule(name).weight.data += alpha / 2 * up @ down
+    expected = merged(**embeds(), **FAST, generator=seeded()).frames
+    plain = run("diffusers", alphas=False)
+    assert (plain - expected).abs().max() > 1e-2
+    for form in LORA_FORMS:
+        torch.testing.assert_close(run(form, alphas=True), expected, atol=1e-4, rtol=1e-4)
+        assert torch.equal(run(form, alphas=False), plain)
+
+
+def test_a_lora_that_does_not_fit_leaves_the_pipeline_as_it_was(make_pipeline):
+    pipe = make_pipeline()
+    module = "transformer.transformer_blocks.9.attn1.to_q"
+    with pytest.raises(ValueError, match="10 layers"):
+        pipe.load_lora_weights(
+            {f"{module}.lora_A.weight": torch.ones(2, 32), f"{module}.lora_B.weight": torch.ones(32, 2)}
+        )
+    assert not pipe.get_list_adapters()
+
+
+# --- Dtypes and variants of components --------------------------------------------------------------------------------
+
+
+def test_a_dictionary_gives_each_component_its_dtype(small_model):
+    dtypes = {"transformer": torch.bfloat16, "default": torch.float16, "text_encoder": torch.float32}
+    pipe = Mask2DiTPipeline.from_pretrained(small_model, torch_dtype=dtypes)
+    assert (pipe.transformer.dtype, pipe.vae.dtype, pipe.text_encoder.dtype) == (
+        torch.bfloat16,
+        torch.float16,
+        torch.float32,
+    )
+    assert Mask2DiTPipeline.from_pretrained(small_model, torch_dtype={"vae": torch.float16}).transformer.dtype == (
+        torch.float32
+    )
+
+
+@pytest.mark.parametrize(
+    "dtype, message",
+    [
+        ("bfloat16", "'bfloat16'"),
+        ({"transformer": "bfloat16"}, "'bfloat16'"),
+        ({"transfomer": torch.bfloat16}, "'transfomer'.* text_encoder, vae, transformer, default"),
+    ],
+)
+def test_what_names_no_dtype_is_refused_and_does_not_become_float32(small_model, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        Mask2DiTPipeline.from_pretrained(small_model, torch_dtype=dtype)
+
+
+@pytest.mark.parametrize("shard_size", ["10GB", "40KB"])
+def test_a_folder_of_a_variant_and_one_that_holds_both_load_what_is_asked_for(small_model, tmp_path, shard_size):
+    pipe = Mask2DiTPipeline.from_pretrained(small_model)
+    plain = pipe.transformer.proj_out.bias.detach().clone()
+    pipe.save_pretrained(tmp_path / "both", max_shard_size=shard_size)
+    for component in (pipe.transformer, pipe.vae, pipe.text_encoder):
+        component.half()
+    torch.nn.init.constant_(pipe.transformer.proj_out.bias, 2.0)
+    torch.nn.init.constant_(pipe.text_encoder.encoder.final_layer_norm.weight, 2.0)
+    for name in ("both", "variant"):
+        pipe.save_pretrained(tmp_path / name, variant="fp16", max_shard_size=shard_size)
+
+    for folder, variant, is_plain in (("both", None, True), ("both", "fp16", False), ("variant", "fp16", False)):
+        read = Mask2DiTPipeline.from_pretrained(tmp_path / folder, variant=variant)
+        assert torch.equal(read.transformer.proj_out.bias, plain if is_plain else torch.full_like(plain, 2.0))
+        assert bool((read.text_encoder.encoder.final_layer_norm.weight == 2).all()) != is_plain
+    Mask2DiTPipeline.skeleton(tmp_path / "both")
+    Mask2DiTPipeline.skeleton(tmp_path / "variant")
+    with pytest.raises(FileNotFoundError, match="'bf16'"):
+        Mask2DiTPipeline.from_pretrained(tmp_path / "both", variant="bf16")
+
+
+def test_components_without_the_variant_load_their_plain_weights(small_model, tmp_path):
+    pipe = Mask2DiTPipeline.from_pretrained(small_model)
+    pipe.save_pretrained(tmp_path)
+    torch.nn.init.constant_(pipe.transformer.proj_out.bias, 2.0)
+    pipe.transformer.save_pretrained(tmp_path / "transformer", variant="ema")
+    read = Mask2DiTPipeline.from_pretrained(tmp_path, variant="ema")
+    assert (read.transformer.proj_out.bias == 2).all()
 
 
 def test_the_vae_is_let_go_between_encoding_context_and_denoising(make_pipeline, embeds, video, monkeypatch):
