@@ -91,15 +91,17 @@ def load_lora(
         FileNotFoundError: if there is none.
         ValueError: if a file is corrupt, its keys cannot be converted, or its weights do not fit the transformer.
     """
-    name, file = "(given as weights)", None
-    if not isinstance(source, Mapping):
-        name = str(source)
-        if Path(source).exists():
-            file = lora_file(source, kwargs.pop("weight_name", None), kwargs.pop("subfolder", None))
-            source, name = str(file), str(file)
-            _parse(weight_shapes(file), transformer, name)
+    name, file = str(source), None
+    if isinstance(source, Mapping):
+        name = "given as weights"
+        _parse(_shapes(source), transformer, name)
+    elif Path(source).exists():
+        file = lora_file(source, kwargs.pop("weight_name", None), kwargs.pop("subfolder", None))
+        source = name = str(file)
+        _parse(weight_shapes(file), transformer, name)
+    # Checked before as well, since diffusers leaves out what it cannot convert.
     weights, metadata = CogVideoXLoraLoaderMixin.lora_state_dict(source, return_lora_metadata=True, **kwargs)
-    keys = _parse({key: tuple(weight.shape) for key, weight in weights.items()}, transformer, name)
+    keys = _parse(_shapes(weights), transformer, name)
     parts = {keys[key]: weight for key, weight in weights.items()}
     if metadata is None and file is not None:
         metadata = _peft_config(file)
@@ -111,6 +113,10 @@ def load_lora(
         if part != "alpha":
             converted[f"transformer.{module}.{part}"] = weight
     return converted, metadata
+
+
+def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(torch.as_tensor(weight).shape) for key, weight in weights.items()}  # an alpha may be a number
 
 
 def _peft_config(file: Path) -> dict | None:
@@ -149,7 +155,13 @@ def _parse(shapes: Mapping[str, tuple[int, ...]], transformer: nn.Module, source
             f"the LoRA {source!r} has {len(foreign)} weights that cannot be converted to diffusers' form, for instance "
             f"{foreign[0]!r}"
         )
-    _check({keys[key]: (key, shape) for key, shape in shapes.items()}, modules, transformer.config, source)
+    parts = {keys[key]: (key, shape) for key, shape in shapes.items()}
+    twice = [key for key in shapes if parts[keys[key]][0] != key]
+    if twice:
+        raise ValueError(
+            f"the LoRA {source!r} holds {twice[0]!r} again as {parts[keys[twice[0]]][0]!r}: keep one of them"
+        )
+    _check(parts, modules, transformer.config, source)
     return keys
 
 

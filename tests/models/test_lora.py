@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mask2dit.models.lora import check_lora, load_lora, lora_file
 
@@ -135,6 +135,8 @@ def test_what_cannot_be_converted_is_refused_with_an_example(make_transformer, t
     for read in (check_lora, load_lora):
         with pytest.raises(ValueError, match=rf"lora\.safetensors.*{message}"):
             read(path, make_transformer())
+    with pytest.raises(ValueError, match=message):
+        load_lora(load_file(path), make_transformer())
 
 
 def test_weights_of_another_shape_are_named_with_both(make_transformer):
@@ -142,6 +144,12 @@ def test_weights_of_another_shape_are_named_with_both(make_transformer):
     with pytest.raises(
         ValueError, match=r"\(2, 32\) and \(64, 2\) for proj_out, which needs \(rank, 32\) and \(16, rank\)"
     ):
+        load_lora(weights, make_transformer())
+
+
+def test_one_weight_in_two_forms_is_refused(make_transformer):
+    weights = written("diffusers", lora()) | written("kohya", lora())
+    with pytest.raises(ValueError, match=r"'transformer\..* again as 'lora_unet_"):
         load_lora(weights, make_transformer())
 
 

@@ -28,7 +28,7 @@ from diffusers.callbacks import (
     SD3CFGCutoffCallback,
     SDCFGCutoffCallback,
 )
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -728,6 +728,23 @@ def test_one_lora_in_every_form_gives_the_same_video_with_its_alphas(make_pipeli
     for form in LORA_FORMS:
         torch.testing.assert_close(run(form, alphas=True), expected, atol=1e-4, rtol=1e-4)
         assert torch.equal(run(form, alphas=False), plain)
+
+
+def test_a_lora_that_peft_saved_keeps_the_alphas_of_its_config(make_pipeline, embeds, tmp_path):
+    config = LoraConfig(
+        r=2, lora_alpha=8, target_modules=["to_q", "to_k"], alpha_pattern={"to_k": 1}, init_lora_weights=False
+    )
+    model = get_peft_model(make_pipeline().transformer, config)
+    model.save_pretrained(tmp_path)
+    merged = make_pipeline(model.merge_and_unload())
+    pipe = make_pipeline()
+    pipe.load_lora_weights(tmp_path)
+    torch.testing.assert_close(
+        pipe(**embeds(), **FAST, generator=seeded()).frames,
+        merged(**embeds(), **FAST, generator=seeded()).frames,
+        atol=1e-4,
+        rtol=1e-4,
+    )
 
 
 def test_a_lora_that_does_not_fit_leaves_the_pipeline_as_it_was(make_pipeline):
