@@ -1,7 +1,7 @@
 """Reads a whole manifest before training: `python -m mask2dit.data.check MANIFEST [key=value …]`.
 
-The keys are those of `DataConfig`, as in training. Every video is opened and its first frame decoded; damage further inside a
-file shows only in training or when the cache is made.
+The keys are those of `DataConfig`, as in training. Of every video, all frames are decoded that training may read with these
+keys: those of its windows if `num_windows` is set, else all frames from which windows are taken.
 """
 
 import dataclasses
@@ -11,15 +11,24 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from tqdm import tqdm
 
 from mask2dit.config import load_config
-from mask2dit.data.clips import Clip, describe_required_frames, is_long_enough, required_frames, scene_windows
+from mask2dit.data.clips import (
+    Clip,
+    describe_required_frames,
+    frames_to_read,
+    is_long_enough,
+    required_frames,
+    scene_windows,
+)
 from mask2dit.data.config import DataConfig
 from mask2dit.data.manifests import LENGTH_FIELD, PATH_FIELD, Problem, manifest_suffix, parse_manifest
-from mask2dit.video.reading import open_video
+from mask2dit.video.reading import FileReader
 
+FRAMES_AT_ONCE = 16
 FPS_TOLERANCE = 0.01  # 23.98 stands for 24000/1001
 KEYS = ", ".join(field.name for field in dataclasses.fields(DataConfig))
 USAGE = f"usage: python -m mask2dit.data.check MANIFEST [key=value ...]\n\nkeys: {KEYS}"
@@ -56,16 +65,18 @@ class Report:
 
 
 def check_manifest(config: DataConfig) -> Report:
-    """Checks every row and opens every video of a manifest.
+    """Checks every row of a manifest and decodes its videos.
 
     Raises:
         FileNotFoundError, ValueError: if the manifest cannot be read at all.
     """
     rows, problems = parse_manifest(config)
     clips = [clip for row in rows for clip in row]
-    # Most of it is waiting for files, and decord decodes outside Python's lock.
+    # FFmpeg decodes outside Python's lock.
     with ThreadPoolExecutor() as pool:
-        videos = list(tqdm(pool.map(_open, clips), total=len(clips), desc="clips", unit="clip", disable=None))
+        videos = list(
+            tqdm(pool.map(partial(_decode, config), clips), total=len(clips), desc="clips", unit="clip", disable=None)
+        )
     of_clip = dict(zip(clips, videos))
     faulty = {problem.row for problem in problems}
     for number, row in enumerate(rows, start=1):
@@ -88,17 +99,22 @@ class _Video:
     fps: float
     width: int
     height: int
+    warnings: tuple[str, ...]
 
 
-def _open(clip: Clip) -> _Video | str:
-    """The video of a clip, or why there is none."""
+def _decode(config: DataConfig, clip: Clip) -> _Video | str:
+    """The video of a clip, of which every frame could be decoded that training may read, or why there is none."""
     try:
         if not clip.path.exists():
             return f"there is no file {clip.path}"
-        reader = open_video(clip.path)
+        reader = FileReader(clip.path)
+        if reader.num_frames >= required_frames(config):
+            indices = frames_to_read(config, clip.name, reader.num_frames)
+            for start in range(0, len(indices), FRAMES_AT_ONCE):
+                reader.read(indices[start : start + FRAMES_AT_ONCE])
     except (OSError, ValueError) as error:
         return str(error)
-    return _Video(reader.num_frames, reader.fps, reader.width, reader.height)
+    return _Video(reader.num_frames, reader.fps, reader.width, reader.height, reader.warnings)
 
 
 def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: bool) -> list[Problem]:
@@ -111,7 +127,7 @@ def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: 
     if isinstance(video, str):
         return [problem(PATH_FIELD[suffix], video)]
     length = LENGTH_FIELD[suffix]
-    problems = []
+    problems = [problem(PATH_FIELD[suffix], warning, is_warning=True) for warning in video.warnings]
     if video.num_frames < required_frames(config):
         is_left_out = avoidable and not is_long_enough(clip, config)
         message = f"the file has {video.num_frames} frames, but {describe_required_frames(config)}"

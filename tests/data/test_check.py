@@ -3,9 +3,14 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from imageio_ffmpeg import get_ffmpeg_exe
 
 from mask2dit.data.check import main
+from mask2dit.data.clips import choose_window
+from mask2dit.data.config import DataConfig
+from mask2dit.video import write_video
 
 TINY = ["num_frames=9", "max_stride=2"]
 
@@ -102,6 +107,34 @@ def test_a_json_with_one_of_each_fault_is_told_scene_by_scene(run, tmp_path, num
     ]
     status, lines = run(manifest, "kind=finetune", *TINY)
     assert ["row 2", "values", "error", "the row has 2 scenes, but a sample takes 3"] in lines
+
+
+@pytest.mark.parametrize(
+    "kind, num_windows, is_seen", [("pretrain", None, True), ("finetune", None, True), ("finetune", 1, False)]
+)
+def test_damage_is_found_wherever_training_may_read(kind, num_windows, is_seen, run, tmp_path, write_csv, write_json):
+    noise = np.random.default_rng(0).integers(256, size=(90, 32, 64, 3), dtype=np.uint8)
+    write_video(tmp_path / "noise.mp4", noise, 12)
+    data = bytearray((tmp_path / "noise.mp4").read_bytes())
+    data[len(data) * 3 // 4 : len(data) * 3 // 4 + 3000] = bytes(3000)
+    (tmp_path / "noise.mp4").write_bytes(data)
+    manifest = write_csv([("noise.mp4", "a", 90)]) if kind == "pretrain" else write_json([[("noise.mp4", "a", 90)]])
+    options = [f"kind={kind}", "num_scenes=1", f"num_windows={num_windows or 'null'}"]
+    status, lines = run(manifest, *TINY, *options)
+    if is_seen:
+        assert status == 1 and f"video {tmp_path}/noise.mp4 cannot be decoded at or near frames" in lines[2][3]
+    else:  # its one window lies elsewhere
+        assert max(choose_window(DataConfig(kind=kind, num_frames=9, max_stride=2), "noise.mp4", 90, 0)) < 60
+        assert status == 0
+
+
+def test_a_frame_rate_that_varies_is_warned_of_row_by_row(run, tmp_path, write_csv):
+    source = "-f lavfi -i testsrc2=s=64x32:r=12:d=5 -vf setpts='if(lt(N\\,30)\\,N\\,30+(N-30)*4)/12/TB' -fps_mode vfr"
+    command = [get_ffmpeg_exe(), "-v", "error", *source.split(), "-c:v", "libx264", "varies.mkv"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    status, lines = run(write_csv([("varies.mkv", "a", 60)]), *TINY)
+    assert status == 0
+    assert lines[2][:3] == ["row 1", "path", "warning"] and "frame rate varies" in lines[2][3]
 
 
 def test_a_good_manifest_ends_with_status_0(run, clips, write_csv):
