@@ -1,7 +1,8 @@
 """Reads a whole manifest before training: `python -m mask2dit.data.check MANIFEST [key=value …]`.
 
-The keys are those of `DataConfig`, as in training. Every video is opened and its first frame decoded; damage further inside a
-file shows only in training or when the cache is made.
+The keys are those of `DataConfig`, as in training, and `model`, the model folder, to report captions that its text window
+cuts. Every video is opened and its first frame decoded; damage further inside a file shows only in training or when the cache
+is made.
 """
 
 import dataclasses
@@ -14,15 +15,32 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mask2dit.command import split_arguments
 from mask2dit.config import load_config
 from mask2dit.data.clips import Clip, describe_required_frames, is_long_enough, required_frames, scene_windows
 from mask2dit.data.config import DataConfig
 from mask2dit.data.manifests import LENGTH_FIELD, PATH_FIELD, Problem, parse_manifest
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.video.reading import open_video
 
 FPS_TOLERANCE = 0.01  # 23.98 stands for 24000/1001
-KEYS = ", ".join(field.name for field in dataclasses.fields(DataConfig))
-USAGE = f"usage: python -m mask2dit.data.check MANIFEST [key=value ...]\n\nkeys: {KEYS}"
+
+
+@dataclass(kw_only=True)
+class CheckConfig(DataConfig):
+    """What `python -m mask2dit.data.check` checks."""
+
+    model: str | None = None
+    """The model folder that will be trained: its tokenizer finds captions longer than the text window. null: captions are
+    not measured."""
+
+
+KEYS = ", ".join(field.name for field in dataclasses.fields(CheckConfig))
+USAGE = f"""usage: python -m mask2dit.data.check MANIFEST [key=value ...]
+
+keys: {KEYS}
+
+model=FOLDER names the model that will be trained; captions that its text window cuts are then reported, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +73,13 @@ class Report:
         return "\n".join([*lines, summary])
 
 
-def check_manifest(config: DataConfig) -> Report:
+def check_manifest(config: CheckConfig) -> Report:
     """Checks every row and opens every video of a manifest.
 
     Raises:
-        FileNotFoundError, ValueError: if the manifest cannot be read at all.
+        FileNotFoundError, ValueError: if the manifest or the model cannot be read at all.
     """
+    pipe = Mask2DiTPipeline.skeleton(config.model) if config.model is not None else None
     rows, problems = parse_manifest(config)
     clips = [clip for row in rows for clip in row]
     # Most of it is waiting for files, and decord decodes outside Python's lock.
@@ -72,6 +91,7 @@ def check_manifest(config: DataConfig) -> Report:
         # Fine-tuning steps around scenes of which the manifest itself says that they are too short.
         avoidable = config.kind == "finetune" and bool(scene_windows(row, config))
         for clip in row:
+            problems += _check_caption(pipe, clip) if pipe else []
             problems += _check_clip(config, clip, of_clip[clip], avoidable)
         if config.kind == "finetune" and number not in faulty:
             problems += _check_row(config, number, row, [of_clip[clip] for clip in row])
@@ -128,6 +148,14 @@ def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: 
     return problems
 
 
+def _check_caption(pipe: Mask2DiTPipeline, clip: Clip) -> list[Problem]:
+    """Whether the text window holds the caption."""
+    message = pipe.describe_cut(clip.caption)
+    if message is None:
+        return []
+    return [Problem(row=clip.row, scene=clip.scene, field="caption", message=message, is_warning=True)]
+
+
 def _check_row(config: DataConfig, number: int, row: list[Clip], videos: list[_Video | str]) -> list[Problem]:
     """Whether the row has enough scenes, and whether these are alike."""
     problems = []
@@ -153,14 +181,20 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0 if arguments else 2
-    manifest, *overrides = arguments
     try:
-        config = dataclasses.replace(load_config(DataConfig, None, overrides), manifest=manifest)
+        manifest, overrides = split_arguments(arguments)
+        if manifest is not None:
+            overrides.append(f"manifest={manifest}")
+        elif not any(override.startswith("manifest=") for override in overrides):
+            raise ValueError(f"name the manifest to check beside {' '.join(overrides)}")
+        config = load_config(CheckConfig, None, overrides)
         report = check_manifest(config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{manifest} for kind={config.kind}: samples of {config.num_scenes} scenes, {config.num_frames} frames each")
+    print(
+        f"{config.manifest} for kind={config.kind}: samples of {config.num_scenes} scenes, {config.num_frames} frames each"
+    )
     print(report)
     return 1 if report.unusable_rows else 0
 

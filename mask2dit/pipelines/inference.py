@@ -18,6 +18,7 @@ from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 from tqdm import tqdm
 
+from mask2dit.config import missing_model
 from mask2dit.models.loading import fingerprint, weight_files, weight_shapes
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.inference_config import InferenceConfig
@@ -113,10 +114,7 @@ def check(config: InferenceConfig, device: torch.device) -> None:
         cross_scene(config.mask_variant)
     if not (Path(config.model) / "transformer").is_dir():
         small = "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml"
-        raise FileNotFoundError(
-            f"there is no model in {str(Path(config.model).resolve())!r}: put the weights there (models/README.md says "
-            f"which), or run the small world's model with configs/inference/{small}, which comes with the repository"
-        )
+        raise FileNotFoundError(missing_model(config.model, f"configs/inference/{small}"))
     if config.attention_backend is not None:
         _check_attention_backend(config.attention_backend, device)
     check_prompts(config.model, config.prompts, config.window)

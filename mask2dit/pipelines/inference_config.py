@@ -90,6 +90,8 @@ class InferenceConfig:
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("context_start", self.context_start, CONTEXT_STARTS)
+        if self.negative_prompt is None:  # negative_prompt= on the command line
+            self.negative_prompt = ""
         texts = [self.negative_prompt] if isinstance(self.negative_prompt, str) else self.negative_prompt
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"negative_prompt has to be a text or a list of texts, but is {self.negative_prompt!r}")

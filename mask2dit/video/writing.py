@@ -206,9 +206,10 @@ def _encode(
     height, width = shape[:2]
     command = [get_ffmpeg_exe(), "-v", "error", "-y"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-", "-an"]
-    # ffmpeg converts RGB by BT.601 and does not say so; players then guess by size, and large videos change colour.
-    command += ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"]
-    command += ["-color_primaries", "bt709", "-color_trc", "bt709"]
+    # ffmpeg converts RGB by BT.601 and does not say so; players then guess by size, and large videos change colour. The
+    # tags are set on the frames: the encoder takes theirs, whatever its own options say.
+    tags = "colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+    command += ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,setparams={tags}"]
     command += ["-c:v", "libx264", "-crf", str(CRF), "-pix_fmt", "yuv444p" if full_chroma else "yuv420p", *output]
 
     sent = 0
