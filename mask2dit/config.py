@@ -35,7 +35,7 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for a key that the schema lacks, a value of the wrong type, or anything that is no YAML mapping. The
-            message begins with the file or the override that is to blame.
+            message begins with the file, the key or the override that is to blame.
     """
     config = OmegaConf.structured(schema)
     source = path
@@ -192,7 +192,8 @@ def _fields(group: Any) -> dict[str, Any]:
 
 
 def _culprit(schema: type, from_file, overrides: Sequence[str], message: str) -> str | None:
-    """The override without which a configuration would not be refused with this message; one that it names, if any."""
+    """The key of the override without which a configuration would not be refused with this message, preferably a key that
+    it names. Its value may be a secret, and stays out of messages."""
     culprits = []
     for index, override in enumerate(overrides):
         others = [*overrides[:index], *overrides[index + 1 :]]
@@ -201,9 +202,9 @@ def _culprit(schema: type, from_file, overrides: Sequence[str], message: str) ->
         except ValueError as error:
             if str(error) == message:
                 continue
-        culprits.append(override)
+        culprits.append(override.partition("=")[0])
     words = re.findall(r"\w+", message)
-    culprits.sort(key=lambda override: override.partition("=")[0].split(".")[-1] not in words)
+    culprits.sort(key=lambda key: key.split(".")[-1] not in words)
     return culprits[0] if culprits else None
 
 

@@ -143,9 +143,11 @@ def test_a_text_in_quotes_or_null_or_empty_on_the_command_line():
     "overrides, culprit",
     [
         (["seed=7", "num_inference_steps=0", "fps=4"], "num_inference_steps=0"),
-        (["prompts=[b, '']", "seed=1"], "prompts=[b, '']"),
+        (["prompts=[b, '']", "seed=1"], "prompts has to hold"),
         (["compile=true", "memory=fp8"], "compile=true"),
-        (["negative_prompt=[b, c]"], "negative_prompt=[b, c]"),
+        (["negative_prompt=[b, c]"], "negative_prompt has 2 entries"),
+        (["prompts=[b, c]", "negative_prompt=[d]"], "negative_prompt has 1 entries"),
+        (["lora.path=x", "prompts=[]"], "prompts has to hold"),
         (["name=???"], "name=???"),
         (["seed=${x}"], "seed=${x}: seed: Value '${x}'"),
         (["prompts={a: b}"], "prompts={a: b}: a list is written"),

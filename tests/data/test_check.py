@@ -119,7 +119,7 @@ def test_warnings_alone_end_with_status_0(run, clips, write_csv):
     "arguments, message",
     [
         (["nowhere.csv"], "error: there is no manifest 'nowhere.csv'"),
-        (["nowhere.csv", "kind=sft"], "error: kind=sft: kind has to be one of pretrain, finetune"),
+        (["nowhere.csv", "kind=sft"], "error: kind has to be one of pretrain, finetune"),
         (["nowhere.csv", "knd=finetune"], "there is no key 'knd'; did you mean 'kind'?"),
         (["kind=finetune"], "error: name the manifest to check"),
         (["nowhere.csv", "finetune"], "only one argument can be a file, but there are 2: 'nowhere.csv', 'finetune'"),
