@@ -204,8 +204,8 @@ def _culprit(schema: type, from_file, overrides: Sequence[str], message: str) ->
                 continue
         culprits.append(override.partition("=")[0])
     words = re.findall(r"\w+", message)
-    culprits.sort(key=lambda key: key.split(".")[-1] not in words)
-    return culprits[0] if culprits else None
+    named = [key for word in words for key in culprits if key.split(".")[-1] == word]
+    return next(iter(named + culprits), None)
 
 
 def _explain(error: Exception, config) -> str:

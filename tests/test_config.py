@@ -149,7 +149,7 @@ def test_a_text_in_quotes_or_null_or_empty_on_the_command_line():
         (["prompts=[b, c]", "negative_prompt=[d]"], "negative_prompt has 1 entries"),
         (["lora.path=x", "prompts=[]"], "prompts has to hold"),
         (["name=???"], "name=???"),
-        (["seed=${x}"], "seed=${x}: seed: Value '${x}'"),
+        (["seed=${x}"], "seed: Value '${x}'"),
         (["prompts={a: b}"], "prompts={a: b}: a list is written"),
         (["prompts=[a, null]"], "prompts=[a, null]: prompts[1] needs a value"),
     ],
