@@ -54,6 +54,15 @@ def run_command(schema: type, task: str, default_config: str | Path, arguments: 
         is_sentence = isinstance(error, OSError) and error.strerror and not error.filename
         print(f"error: {error.strerror if is_sentence else error}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        reason = next(iter(str(error).splitlines()), "out of memory")
+        print(
+            f"error: the memory does not suffice: choose smaller sizes or another memory mode ({reason})",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

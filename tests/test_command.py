@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from mask2dit.command import run_command, split_arguments
 from mask2dit.storyworld.films import FilmsConfig
@@ -82,3 +83,23 @@ def test_a_default_configuration_is_found_from_any_directory(tmp_path, monkeypat
     told.clear()
     assert run_command(FilmsConfig, f"{__name__}:note", "configs/storyworld/films.yaml", ["num_clips=7"]) == 0
     assert told == [FilmsConfig(num_clips=7)]
+
+
+def take_memory(settings: Settings) -> None:
+    if settings.text == "python":
+        raise MemoryError
+    if settings.text == "torch":
+        torch.empty(10**15)
+    raise RuntimeError("a defect")
+
+
+@pytest.mark.parametrize("by", ["python", "torch"])
+def test_too_little_memory_is_told_in_one_sentence(tmp_path, capsys, by):
+    assert run_command(Settings, f"{__name__}:take_memory", None, [f"text={by}"]) == 1
+    error = capsys.readouterr().err
+    assert "memory does not suffice" in error and error.count("\n") == 1
+
+
+def test_another_runtime_error_keeps_its_trace():
+    with pytest.raises(RuntimeError, match="a defect"):
+        run_command(Settings, f"{__name__}:take_memory", None, [])

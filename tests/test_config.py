@@ -77,6 +77,8 @@ def test_overrides_win_and_take_their_keys_type(tmp_path):
         ("prompts: [a]\nnegative_prompt: [b, c]", [], "negative_prompt has 2 entries for 1 prompts"),
         ("prompts: [a]\ncompile: true\nmemory: fp8", [], "compile=true cannot be used with memory=fp8"),
         ("prompts: [a]\nnum_inference_steps: 0", [], "num_inference_steps=0"),
+        ("prompts: [a]\nfps: 1000000", [], "fps=1000000"),
+        ("prompts: [a]\nseed: 99999999999999999999", [], "seed=99999999999999999999"),
         ("prompts: [a]\nname: a/b", [], "put a folder into save_path"),
     ],
 )

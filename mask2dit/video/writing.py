@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -260,6 +260,7 @@ def contact_sheet(
     columns: int = 6,
     thumb_width: int = 240,
     title: str | None = None,
+    given: Collection[int] = (),
 ) -> Image.Image:
     """A story at a glance: one row a scene, with evenly spaced frames from its first to its last.
 
@@ -271,6 +272,7 @@ def contact_sheet(
         columns: frames in a row, or fewer where a scene has fewer.
         thumb_width: width of a frame on the sheet in pixels; small frames are enlarged to it.
         title: a line above everything.
+        given: indices of scenes that were given and not generated, which are marked so.
 
     Raises:
         ValueError: if there is no scene, a scene is not uint8 (F, H, W, 3), the number of captions is not the number
@@ -297,7 +299,7 @@ def contact_sheet(
         texts.append((y, _wrap(title, title_font, inner_width, 1)[0], title_font, INK))
         y += TITLE_SIZE + MARGIN
     for k, row in enumerate(rows):
-        texts.append((y, f"Scene {k + 1}", label_font, INK))
+        texts.append((y, f"Scene {k + 1} (given)" if k in given else f"Scene {k + 1}", label_font, INK))
         y += LABEL_SIZE + GAP
         if captions is not None and captions[k].strip():
             for line in _wrap(captions[k], caption_font, inner_width, CAPTION_LINES):

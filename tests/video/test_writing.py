@@ -368,6 +368,11 @@ def test_scenes_are_numbered_and_captioned_below_the_title(drawn):
     assert [text for text, _ in drawn] == ["The fox", "Scene 1", "A fox wakes.", "Scene 2", "It runs."]
 
 
+def test_given_scenes_are_marked(drawn):
+    contact_sheet([grey_scene(4)] * 3, given=[0, 2])
+    assert [text for text, _ in drawn] == ["Scene 1 (given)", "Scene 2", "Scene 3 (given)"]
+
+
 def test_long_captions_are_cut_to_two_lines_inside_the_sheet(drawn):
     caption = " ".join(f"word{k}" for k in range(60))
     sheet = contact_sheet([grey_scene(4)], [caption], columns=3, thumb_width=100)
