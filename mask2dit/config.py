@@ -144,7 +144,7 @@ def _parse_override(schema: type, override: str):
         node = literal
     is_scalar = isinstance(node, yaml.ScalarNode)
     if is_text:
-        is_literal = node.tag != NULL or (not text and hint is str)
+        is_literal = node.tag != NULL
     else:  # a comment, a colon or an anchor is part of a text
         is_literal = not is_list and (node.tag == STRING or not is_scalar)
     if is_literal and not (is_scalar and node.style in ("'", '"')):
