@@ -1,11 +1,13 @@
 """Configuration files: a YAML for each task, read into the dataclass that gives every key its type and its meaning."""
 
-import dataclasses
 import difflib
 import io
-import json
+import math
 import re
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from numbers import Real
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -13,6 +15,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from mask2dit.texts import parse_json, read_text
 
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -56,7 +60,7 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
             config = OmegaConf.merge(config, _parse_override(schema, override))
         source = path
         try:
-            return OmegaConf.to_object(config)
+            return _build(config)
         except ValueError as error:
             source = _culprit(schema, from_file, overrides, str(error)) or path
             raise
@@ -90,16 +94,43 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} has to be one of {', '.join(choices)}, but is {value!r}")
 
 
+def check_finite(name: str, value: float) -> None:
+    """Raises `ValueError`, which names the key, for an infinity, NaN, or anything else that is not a number."""
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}={value} has to be a finite number")
+
+
 def check_at_least(name: str, value: float, least: float) -> None:
-    """Raises `ValueError`, which names the key, for a value below the least, or one that is no number."""
-    if not value >= least:
+    """Raises `ValueError`, which names the key, for a value below the least, or one that is not finite."""
+    check_finite(name, value)
+    if value < least:
         raise ValueError(f"{name}={value} has to be at least {least}")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raises `ValueError`, which names the key, for a value that is not more than 0."""
-    if not value > 0:
+    """Raises `ValueError`, which names the key, for a value that is not more than 0, or not finite."""
+    check_finite(name, value)
+    if value <= 0:
         raise ValueError(f"{name}={value} has to be more than 0")
+
+
+def check_between(name: str, value: float, least: float, most: float) -> None:
+    """Raises `ValueError`, which names the key, for a value outside [least, most], or one that is not finite."""
+    check_finite(name, value)
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value} has to lie between {least} and {most}")
+
+
+def check_file_name(name: str, value: str, suffix: str) -> None:
+    """Raises `ValueError`, which names the key, unless `value + suffix` is a plain file name."""
+    is_control = [unicodedata.category(character) in ("Cc", "Cs") for character in value]
+    if not value.strip() or value.startswith(".") or {"/", "\\"} & set(value) or any(is_control):
+        raise ValueError(
+            f"{name}={value!r} has to be a file name without suffix, which does not begin with a dot and has no slash or "
+            "control character: put a folder into save_path"
+        )
+    if len(f"{value}{suffix}".encode()) > 255:
+        raise ValueError(f"{name}={value[:20]}… has {len(value)} characters, too many for a file name")
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
@@ -116,12 +147,12 @@ def parse_shard(shard: str) -> tuple[int, int]:
 
 def _read(schema: type, path: Path):
     """The keys and values of a YAML file, or of the configuration in a JSON record."""
-    with path.open(encoding="utf-8-sig") as file:
-        if path.suffix.lower() == ".json":
-            given = json.load(file)
-            given = given["config"] if isinstance(given, dict) and "config" in given else given
-            node = yaml.compose(yaml.safe_dump(given), yaml.SafeLoader)
-        else:
+    if path.suffix.lower() == ".json":  # not by a YAML parser, which takes an escaped emoji for two characters
+        given = parse_json(read_text(path, "configuration file"))
+        given = given["config"] if isinstance(given, dict) and "config" in given else given
+        node = yaml.compose(yaml.safe_dump(given), yaml.SafeLoader)
+    else:
+        with path.open(encoding="utf-8-sig") as file:
             node = yaml.compose(file, yaml.SafeLoader)
     if not isinstance(node, yaml.MappingNode | None):
         raise ValueError("it has to hold keys and values")
@@ -143,10 +174,8 @@ def _parse_override(schema: type, override: str):
             raise
         node = literal
     is_scalar = isinstance(node, yaml.ScalarNode)
-    if is_text:
-        is_literal = node.tag != NULL
-    else:  # a comment, a colon or an anchor is part of a text
-        is_literal = not is_list and (node.tag == STRING or not is_scalar)
+    # A comment, a colon or an anchor is part of a text.
+    is_literal = node.tag != NULL if is_text else not is_list and (node.tag == STRING or not is_scalar)
     if is_literal and not (is_scalar and node.style in ("'", '"')):
         node = literal
     return OmegaConf.from_dotlist([f"{key}={_literal(node, hint)}"])
@@ -188,7 +217,7 @@ def _alternatives(hint: Any) -> tuple:
 
 
 def _fields(group: Any) -> dict[str, Any]:
-    return get_type_hints(group) if dataclasses.is_dataclass(group) else {}
+    return get_type_hints(group) if is_dataclass(group) else {}
 
 
 def _culprit(schema: type, from_file, overrides: Sequence[str], message: str) -> str | None:
@@ -198,7 +227,7 @@ def _culprit(schema: type, from_file, overrides: Sequence[str], message: str) ->
     for index, override in enumerate(overrides):
         others = [*overrides[:index], *overrides[index + 1 :]]
         try:
-            OmegaConf.to_object(OmegaConf.merge(from_file, *(_parse_override(schema, other) for other in others)))
+            _build(OmegaConf.merge(from_file, *(_parse_override(schema, other) for other in others)))
         except ValueError as error:
             if str(error) == message:
                 continue
@@ -206,6 +235,25 @@ def _culprit(schema: type, from_file, overrides: Sequence[str], message: str) ->
     words = re.findall(r"\w+", message)
     named = [key for word in words for key in culprits if key.split(".")[-1] == word]
     return next(iter(named + culprits), None)
+
+
+def _build(config) -> Any:
+    """The dataclass, which checks itself, of a configuration."""
+    built = OmegaConf.to_object(config)
+    _check_all_finite(built)
+    return built
+
+
+def _check_all_finite(value: Any, key: str = "") -> None:
+    """Raises `ValueError`, which names the key, for an infinity or NaN anywhere in a configuration."""
+    if is_dataclass(value):
+        for field in fields(value):
+            _check_all_finite(getattr(value, field.name), f"{key}.{field.name}".removeprefix("."))
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_all_finite(item, key)
+    elif isinstance(value, float):
+        check_finite(key, value)
 
 
 def _explain(error: Exception, config) -> str:

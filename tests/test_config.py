@@ -7,7 +7,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from mask2dit.config import REPOSITORY, check_at_least, check_positive, load_config, missing_model, parse_shard
-from mask2dit.pipelines.inference_config import InferenceConfig, LoRAConfig
+from mask2dit.curation.config import CurationConfig
+from mask2dit.evaluation.config import EvaluationConfig
+from mask2dit.inference.config import InferenceConfig, LoRAConfig
+from mask2dit.storyworld.films import FilmsConfig
+from mask2dit.training.config import TrainConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/inference").glob("*.yaml"))
 
@@ -174,6 +178,16 @@ def test_the_record_of_a_run_is_a_configuration(tmp_path):
     assert load_config(InferenceConfig, path, ["fps=4"]) == InferenceConfig(prompts=["a"], seed=7, fps=4)
 
 
+def test_a_record_is_read_as_json(tmp_path):
+    path = tmp_path / "00001.JSON"
+    path.write_text(json.dumps({"config": {"prompts": ["a cake 🎂"]}}))
+    assert load_config(InferenceConfig, path).prompts == ["a cake 🎂"]
+    for text in ('{"config": ', "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="00001"):
+            load_config(InferenceConfig, path)
+
+
 def test_a_missing_file_or_a_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml' does not exist"):
         load_config(InferenceConfig, tmp_path / "nowhere.yaml")
@@ -208,6 +222,33 @@ def test_a_part_of_the_work_is_two_numbers():
 def test_no_number_passes_no_limit():
     for check in (lambda value: check_at_least("limit", value, 1), lambda value: check_positive("limit", value)):
         check(1)
-        for value in (0, float("nan")):
+        for value in (0, float("nan"), float("inf")):
             with pytest.raises(ValueError, match=f"limit={value} has to be"):
                 check(value)
+
+
+def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(tmp_path):
+    for schema, key in (
+        (InferenceConfig, "guidance_scale"),
+        (InferenceConfig, "lora.scale"),
+        (TrainConfig, "validation.guidance_scale"),
+        (TrainConfig, "adam_beta1"),
+        (TrainConfig, "weight_decay"),
+        (CurationConfig, "split.content_threshold"),
+        (EvaluationConfig, "cuts.threshold"),
+        (FilmsConfig, "thresholds"),
+    ):
+        for value in (".nan", ".inf", "-.inf"):
+            given = f"[{value}]" if key == "thresholds" else value
+            with pytest.raises(ValueError, match=key):
+                load_config(schema, None, ["prompts=[a]"] * (schema is InferenceConfig) + [f"{key}={given}"])
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a\0b", "a\nb", "\ud800", "x" * 251, "é" * 126]
+)
+def test_what_is_no_file_name_is_refused(name):
+    with pytest.raises(ValueError, match="name="):
+        InferenceConfig(prompts=["a"], name=name)
+    for good in ("a", "take 2", "v1.2", "é", "x" * 250):
+        assert InferenceConfig(prompts=["a"], name=good).name == good

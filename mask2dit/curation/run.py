@@ -23,11 +23,12 @@ from mask2dit.curation.review import DECISIONS, read_decisions, write_review
 from mask2dit.curation.score import Scores, apply_filters, score, score_settings
 from mask2dit.curation.split import Scene, load_detector, split
 from mask2dit.curation.stand_in import stand_in
-from mask2dit.curation.store import Dropped, Workspace, digest, kept
+from mask2dit.curation.store import Dropped, Workspace, kept
 from mask2dit.curation.verify import Verified, verify
 from mask2dit.curation.write import Clip, write
 from mask2dit.data.config import DataConfig
-from mask2dit.pipelines.inference import choose_device
+from mask2dit.device import choose_device
+from mask2dit.hashing import digest
 from mask2dit.video.writing import check_writable, write_text
 
 logger = logging.getLogger(__name__)

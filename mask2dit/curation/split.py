@@ -12,7 +12,7 @@ from mask2dit.curation.config import SplitConfig
 from mask2dit.curation.optional import import_optional
 from mask2dit.curation.probe import Film
 from mask2dit.curation.store import Dropped, Entry
-from mask2dit.evaluation.cuts import detect_cuts, run_detector
+from mask2dit.video.cuts import detect_cuts, run_detector
 from mask2dit.video.reading import VideoReader, open_video
 
 DETECTION_WIDTH = 256  # pixels; cuts show in small pictures as well, in a fraction of the time

@@ -6,7 +6,6 @@ calls it with the entries whose results are not in the stage's file yet, and wri
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections import Counter
@@ -18,6 +17,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from mask2dit.config import parse_shard
+from mask2dit.hashing import digest
 from mask2dit.video.writing import check_writable
 
 
@@ -156,11 +156,6 @@ class Workspace:
 def kept(entries: Iterable[T | Dropped]) -> list[T]:
     """Without those that were dropped."""
     return [entry for entry in entries if not isinstance(entry, Dropped)]
-
-
-def digest(content: object) -> str:
-    """A hash of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _fields(result: Entry) -> dict:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from mask2dit.curation.config import WriteConfig
 from mask2dit.curation.split import Scene
-from mask2dit.curation.store import Dropped, Entry, digest
+from mask2dit.curation.store import Dropped, Entry
+from mask2dit.hashing import digest
 from mask2dit.video.reading import VideoReader, open_video
 from mask2dit.video.writing import write_video
 

@@ -7,11 +7,11 @@ is made.
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -19,7 +19,7 @@ from mask2dit.command import split_arguments
 from mask2dit.config import load_config
 from mask2dit.data.clips import Clip, describe_required_frames, is_long_enough, required_frames, scene_windows
 from mask2dit.data.config import DataConfig
-from mask2dit.data.manifests import LENGTH_FIELD, PATH_FIELD, Problem, parse_manifest
+from mask2dit.data.manifests import LENGTH_FIELD, PATH_FIELD, Problem, manifest_suffix, parse_manifest
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.video.reading import open_video
 
@@ -95,6 +95,7 @@ def check_manifest(config: CheckConfig) -> Report:
             problems += _check_clip(config, clip, of_clip[clip], avoidable)
         if config.kind == "finetune" and number not in faulty:
             problems += _check_row(config, number, row, [of_clip[clip] for clip in row])
+    problems += _check_repeats(config, rows)
     problems.sort(key=lambda problem: (problem.row, problem.scene or 0))
     return Report(num_rows=len(rows), num_clips=len(clips), problems=problems)
 
@@ -111,9 +112,9 @@ class _Video:
 
 def _open(clip: Clip) -> _Video | str:
     """The video of a clip, or why there is none."""
-    if not clip.path.exists():
-        return f"there is no file {clip.path}"
     try:
+        if not clip.path.exists():
+            return f"there is no file {clip.path}"
         reader = open_video(clip.path)
     except (OSError, ValueError) as error:
         return str(error)
@@ -126,7 +127,7 @@ def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: 
     def problem(field: str, message: str, is_warning: bool = False) -> Problem:
         return Problem(row=clip.row, scene=clip.scene, field=field, message=message, is_warning=is_warning)
 
-    suffix = Path(config.manifest).suffix
+    suffix = manifest_suffix(config)
     if isinstance(video, str):
         return [problem(PATH_FIELD[suffix], video)]
     length = LENGTH_FIELD[suffix]
@@ -154,6 +155,24 @@ def _check_caption(pipe: Mask2DiTPipeline, clip: Clip) -> list[Problem]:
     if message is None:
         return []
     return [Problem(row=clip.row, scene=clip.scene, field="caption", message=message, is_warning=True)]
+
+
+def _check_repeats(config: DataConfig, rows: list[list[Clip]]) -> list[Problem]:
+    """Whether a file is listed more than once: in the whole manifest for pre-training, in one row for fine-tuning."""
+    field = PATH_FIELD[manifest_suffix(config)]
+    problems = []
+    listed: dict[str, str] = {}
+    for row in rows:
+        if config.kind == "finetune":
+            listed = {}
+        for clip in row:
+            file = os.path.realpath(clip.path)
+            if file in listed:
+                means = "a sample never takes it twice" if config.kind == "pretrain" else "a sample may show it twice"
+                message = f"is listed twice, first in {listed[file]}; {means}"
+                problems.append(Problem(row=clip.row, scene=clip.scene, field=field, message=message, is_warning=True))
+            listed.setdefault(file, clip.label)
+    return problems
 
 
 def _check_row(config: DataConfig, number: int, row: list[Clip], videos: list[_Video | str]) -> list[Problem]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mask2dit.data.config import DataConfig
-from mask2dit.data.randomness import generator_for
+from mask2dit.randomness import generator_for
 from mask2dit.video.frames import choose_frames, resize_and_crop
 from mask2dit.video.reading import open_video
 

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -34,7 +35,7 @@ def test_a_csv_with_one_of_each_fault_is_told_row_by_row(run, tmp_path, numbered
         "12,64,32,too short,short.mp4,19\n"
         "12,64,32,,good.mp4,40\n"
         "12,64,wide,wrong type,good.mp4,40\n"
-        "24,48,30,another than it says,good.mp4,41\n"
+        "24,48,30,another than it says,./good.mp4,41\n"
         "12,64,32,commas, not in quotes,good.mp4,40\n"
     )
     status, lines = run(manifest, *TINY)
@@ -57,8 +58,9 @@ def test_a_csv_with_one_of_each_fault_is_told_row_by_row(run, tmp_path, numbered
         ["row 7", "fps", "warning", "the manifest says 24, but the file has 12"],
         ["row 7", "width", "warning", "the manifest says 48, but the file has 64"],
         ["row 7", "height", "warning", "the manifest says 30, but the file has 32"],
+        ["row 7", "path", "warning", "is listed twice, first in row 1; a sample never takes it twice"],
         ["row 8", "columns", "error", columns],
-        ["8 rows, 5 clips; errors: 6, warnings: 4, unusable rows: 6"],
+        ["8 rows, 5 clips; errors: 6, warnings: 5, unusable rows: 6"],
     ]
 
 
@@ -67,7 +69,10 @@ def test_a_json_with_one_of_each_fault_is_told_scene_by_scene(run, tmp_path, num
     numbered_video(tmp_path / "short.mp4", 8)
     numbered_video(tmp_path / "other.mp4", 40, size=(48, 64), fps=24)
 
-    def scene(url="good.mp4", seconds=40 / 12, **values):
+    def scene(url=None, seconds=40 / 12, **values):
+        if url is None:  # another file for each scene
+            url = f"good {len(list(tmp_path.iterdir()))}.mp4"
+            os.link(tmp_path / "good.mp4", tmp_path / url)
         return {"url": url, "caption": "a", "fps": 12, "width": 64, "height": 32, "duration": seconds} | values
 
     rows = [
@@ -156,3 +161,25 @@ def test_the_command_works_as_a_module(clips, write_csv):
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert "1 rows, 1 clips" in result.stdout
+
+
+def test_one_file_that_cannot_be_reached_does_not_hide_the_other_rows(run, tmp_path, numbered_video):
+    numbered_video(tmp_path / "good.mp4", 8)
+    manifest = tmp_path / "long.csv"
+    manifest.write_text(f"path,caption\n{'c' * 300}.mp4,a\ngood.mp4,b\n")
+    status, lines = run(manifest, *TINY)
+    assert status == 1 and [line[:2] for line in lines[2:4]] == [["row 1", "path"], ["row 2", "num_frame"]]
+
+
+def test_a_file_listed_twice_under_any_path_is_a_warning(run, tmp_path, numbered_video):
+    numbered_video(tmp_path / "good.mp4", 40)
+    (tmp_path / "link.mp4").symlink_to("good.mp4")
+    manifest = tmp_path / "twice.csv"
+    manifest.write_text("path,caption\ngood.mp4,a\n./good.mp4,b\nlink.mp4,c\n")
+    status, lines = run(manifest, *TINY)
+    assert status == 0 and [line[:3] for line in lines[2:4]] == [[f"row {i}", "path", "warning"] for i in (2, 3)]
+    scenes = [{"url": url, "caption": "a"} for url in ("good.mp4", "./good.mp4")]
+    manifest = tmp_path / "twice.json"
+    manifest.write_text(json.dumps([{"values": scenes}, {"values": scenes[:1]}]))
+    _, lines = run(manifest, "kind=finetune", "num_scenes=1", *TINY)
+    assert lines[2][:3] == ["row 1 scene 2", "url", "warning"] and len(lines) == 4
