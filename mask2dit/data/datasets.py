@@ -24,7 +24,7 @@ from mask2dit.data.clips import (
     window_variant,
 )
 from mask2dit.data.config import DataConfig
-from mask2dit.data.manifests import read_manifest
+from mask2dit.data.manifests import check_command, read_manifest
 from mask2dit.data.order import Position, sample_order
 from mask2dit.data.quarantine import Quarantine
 from mask2dit.randomness import generator_for
@@ -247,10 +247,11 @@ def _draw(count: int, generator: torch.Generator) -> int:
 def _log_left_out(what: str, reason: str, listed: int, kept: int, config: DataConfig) -> None:
     if kept < listed:
         logger.warning(
-            "%s: %d of %d %s are left out, since by the manifest's account %s; python -m mask2dit.data.check lists them",
+            "%s: %d of %d %s are left out, since by the manifest's account %s; %s lists them",
             config.manifest,
             listed - kept,
             listed,
             what,
             reason,
+            check_command(config),
         )

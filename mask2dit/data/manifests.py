@@ -1,8 +1,10 @@
 """Manifests: lists of clips with their captions, as CSV (one clip a row) or JSON (consecutive scenes a row)."""
 
 import csv
+import dataclasses
 import io
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +46,19 @@ def read_manifest(config: DataConfig) -> list[list[Clip]]:
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
         raise ValueError(
             f"{config.manifest}, {first.label}, {first.field}: {first.message}{more}; "
-            f"python -m mask2dit.data.check {config.manifest} kind={config.kind} lists everything that is wrong"
+            f"{check_command(config)} lists everything that is wrong"
         )
     return rows
+
+
+def check_command(config: DataConfig) -> str:
+    """The command that checks a manifest as it is used here."""
+    changed = [
+        f"{field.name}={getattr(config, field.name)}"
+        for field in dataclasses.fields(config)
+        if field.name not in ("manifest", "cache") and getattr(config, field.name) != field.default
+    ]
+    return shlex.join(["python", "-m", "mask2dit.data.check", config.manifest, *changed])
 
 
 def parse_manifest(config: DataConfig) -> tuple[list[list[Clip]], list[Problem]]:

@@ -39,7 +39,8 @@ class InferenceConfig:
     negative_prompt: Any = ""
     """One text for every scene, or a list with one for each."""
     context_videos: list[str] = field(default_factory=list)
-    """Video files of the first scenes, from which the others are generated."""
+    """Video files of the first scenes, from which the others are generated. A file is one scene, unless it was generated here
+    and its record (.json) lies beside it: then it is all scenes that the record names."""
     context_start: str = "center"
     """Which part of a longer context video is taken: center or random (as published)."""
     sample_context: bool = False
@@ -94,6 +95,8 @@ class InferenceConfig:
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("context_start", self.context_start, CONTEXT_STARTS)
+        if self.negative_prompt is None:  # negative_prompt= on the command line
+            self.negative_prompt = ""
         texts = [self.negative_prompt] if isinstance(self.negative_prompt, str) else self.negative_prompt
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"negative_prompt has to be a text or a list of texts, but is {self.negative_prompt!r}")
@@ -106,6 +109,10 @@ class InferenceConfig:
             raise ValueError(f"num_frames has to be a number or a list of numbers, but is {self.num_frames!r}")
         for name in ("num_inference_steps", "fps"):
             check_at_least(name, getattr(self, name), 1)
+        if self.fps > 1000:
+            raise ValueError(f"fps={self.fps} has to be at most 1000 frames per second")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed={self.seed} has to fit into 64 bits, as torch's generators need it")
         check_finite("guidance_scale", self.guidance_scale)
         if self.name is not None:
             check_file_name("name", self.name, ".json")

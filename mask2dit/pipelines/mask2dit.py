@@ -74,6 +74,7 @@ SAMPLING_REMEDY = (
 )
 MODEL_NAMES = ("text_encoder", "vae", "transformer")  # components with weights
 QUOTED = 300  # characters of a prompt that a warning quotes at most
+CUTS_WARNED_OF: set[str] = set()  # in this process: training embeds the same captions again and again
 
 
 def _leaves_hooks_clean(method: Callable) -> Callable:
@@ -470,7 +471,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     def encode_prompt(self, prompts: list[list[str]]) -> torch.Tensor:
         """Embeds the prompt of each scene by itself.
 
-        A prompt longer than the text window is cut, with a warning that quotes what is lost.
+        A prompt longer than the text window is cut, with a warning that quotes what is lost, once per process.
 
         Args:
             prompts: B lists of S texts.
@@ -481,19 +482,27 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         window = self.transformer.config.max_text_seq_length
         texts = list(dict.fromkeys(text for story in prompts for text in story))  # repeated ones are embedded once
         for text in texts:
-            token_ids = self.tokenizer(text).input_ids
-            if len(token_ids) > window:
-                lost = self.tokenizer.decode(token_ids[window - 1 : -1])
-                logger.warning(
-                    "a prompt of %d tokens is longer than the text window of %d; this part is cut off: %r",
-                    len(token_ids),
-                    window,
-                    lost if len(lost) <= QUOTED else f"{lost[: QUOTED // 2]} … {lost[-QUOTED // 2 :]}",
-                )
+            cut = self.describe_cut(text)
+            if cut is not None and cut not in CUTS_WARNED_OF:
+                CUTS_WARNED_OF.add(cut)
+                logger.warning("%s", cut)
         tokens = self.tokenizer(texts, padding="max_length", max_length=window, truncation=True, return_tensors="pt")
         embeds = self.text_encoder(tokens.input_ids.to(self._execution_device))[0]  # (texts, L, D)
         by_text = dict(zip(texts, embeds))
         return torch.stack([torch.stack([by_text[text] for text in story]) for story in prompts])
+
+    def describe_cut(self, prompt: str) -> str | None:
+        """Which part of a prompt the text window cuts off; None if it holds all of it. Needs no weights."""
+        window = self.transformer.config.max_text_seq_length
+        token_ids = self.tokenizer(prompt).input_ids
+        if len(token_ids) <= window:
+            return None
+        lost = self.tokenizer.decode(token_ids[window - 1 : -1])
+        quoted = lost if len(lost) <= QUOTED else f"{lost[: QUOTED // 2]} … {lost[-QUOTED // 2 :]}"
+        return (
+            f"a prompt of {len(token_ids)} tokens is longer than the text window of {window}; this part is cut off: "
+            f"{quoted!r}"
+        )
 
     @torch.no_grad()
     @_leaves_hooks_clean  # under model offload the VAE would stay on the device until decoding

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from mask2dit.config import check_between
+from mask2dit.config import check_between, missing_model
 from mask2dit.data.datasets import StoryDataset, build_dataset
 from mask2dit.data.encoding import load_encoders
 from mask2dit.models.masks import cross_scene
@@ -80,7 +80,7 @@ def check(config: TrainConfig) -> Mask2DiTPipeline:
         ValueError, FileNotFoundError, FileExistsError, PermissionError: with what is wrong and what would be right.
     """
     if not Path(config.model).is_dir():
-        raise FileNotFoundError(f"there is no model in {config.model!r}: put the weights there (models/README.md)")
+        raise FileNotFoundError(missing_model(config.model))
     if config.mask_variant is not None:
         cross_scene(config.mask_variant)
     accumulation_steps(config, world_size())

@@ -159,14 +159,33 @@ def test_warnings_alone_end_with_status_0(run, clips, write_csv):
         (["nowhere.csv"], "error: there is no manifest 'nowhere.csv'"),
         (["nowhere.csv", "kind=sft"], "error: kind has to be one of pretrain, finetune"),
         (["nowhere.csv", "knd=finetune"], "there is no key 'knd'; did you mean 'kind'?"),
-        (["kind=finetune"], "error: a manifest is a .csv or a .json file, but this one is 'kind=finetune'"),
-        (["nowhere.csv", "finetune"], "overrides have the form key=value"),
+        (["kind=finetune"], "error: name the manifest to check"),
+        (["nowhere.csv", "finetune"], "only one argument can be a file, but there are 2: 'nowhere.csv', 'finetune'"),
     ],
 )
 def test_a_command_that_cannot_be_carried_out_is_told_in_one_sentence(capsys, arguments, message):
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_manifest_and_keys_come_in_any_order(run, clips, write_csv):
+    manifest = write_csv([("1.mp4", "a", 41)])
+    expected = run(manifest, *TINY, f"data_root={clips}")
+    assert expected[0] == 0
+    assert run(*TINY, manifest, f"data_root={clips}") == expected
+    assert run(*TINY, f"data_root={clips}", f"manifest={manifest}") == expected
+
+
+def test_captions_beyond_the_text_window_are_told_where_the_model_is_named(run, clips, write_csv, small_model):
+    long = "a red fox walks " * 300 + "past the lighthouse"
+    manifest = write_csv([("1.mp4", "a fox", 41), ("2.mp4", long, 42)])
+    status, lines = run(manifest, *TINY, f"data_root={clips}", f"model={small_model}")
+    (row, field, level, message) = lines[2]
+    assert (status, row, field, level) == (0, "row 2", "caption", "warning")
+    assert "lighthouse" in message
+    assert len(lines) == 4
+    assert len(run(manifest, *TINY, f"data_root={clips}")[1]) == 2
 
 
 def test_the_command_works_as_a_module(clips, write_csv):

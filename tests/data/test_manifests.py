@@ -1,9 +1,12 @@
 import json
+import shlex
 
 import pytest
 
+from mask2dit.command import split_arguments
+from mask2dit.config import load_config
 from mask2dit.data.config import DataConfig
-from mask2dit.data.manifests import parse_manifest, read_manifest
+from mask2dit.data.manifests import check_command, parse_manifest, read_manifest
 
 
 def write(tmp_path, name, text):
@@ -103,6 +106,13 @@ def test_a_fault_is_told_with_row_and_field(tmp_path, name, text, message):
 def test_a_missing_manifest_is_named():
     with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
         read_manifest(DataConfig(manifest="nowhere.csv"))
+
+
+def test_the_command_that_a_message_names_checks_what_is_used_here(tmp_path):
+    config = DataConfig(kind="finetune", manifest=str(tmp_path / "my scenes.json"), data_root="/videos", num_windows=2)
+    _, _, _, *arguments = shlex.split(check_command(config))
+    manifest, overrides = split_arguments(arguments)
+    assert load_config(DataConfig, None, [*overrides, f"manifest={manifest}"]) == config
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "cp1251", "shift-jis"])

@@ -33,6 +33,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mask2dit import Mask2DiTPipeline
+from mask2dit.pipelines import mask2dit
 from mask2dit.pipelines.mask2dit import SCHEDULERS
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import write_video
@@ -519,7 +520,8 @@ def test_a_negative_prompt_is_shared_or_one_a_scene_or_one_a_scene_of_each_story
     assert torch.equal(run(None), run(""))
 
 
-def test_a_prompt_beyond_the_text_window_warns_and_quotes_what_is_cut_off(small_pipeline, caplog):
+def test_a_prompt_beyond_the_text_window_warns_and_quotes_what_is_cut_off(small_pipeline, caplog, monkeypatch):
+    monkeypatch.setattr(mask2dit, "CUTS_WARNED_OF", set())
     window = small_pipeline.transformer.config.max_text_seq_length
     long = "a red fox walks " * window + "past the lighthouse"
     embeds = small_pipeline.encode_prompt([[long]])
@@ -530,6 +532,15 @@ def test_a_prompt_beyond_the_text_window_warns_and_quotes_what_is_cut_off(small_
     caplog.clear()
     small_pipeline.encode_prompt([["a red fox"]])
     assert not caplog.records
+
+
+def test_a_long_prompt_is_warned_of_once_whichever_pipeline_embeds_it(small_pipeline, caplog, monkeypatch):
+    monkeypatch.setattr(mask2dit, "CUTS_WARNED_OF", set())
+    other = Mask2DiTPipeline(**small_pipeline.components)
+    long = "a red fox walks " * small_pipeline.transformer.config.max_text_seq_length
+    for pipe in (small_pipeline, small_pipeline, other):
+        pipe.encode_prompt([[long, f"{long} home"]])
+    assert len(caplog.records) == 2
 
 
 # --- Bad input ------------------------------------------------------------------------------------------------------

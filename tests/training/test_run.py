@@ -172,7 +172,7 @@ def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, r
 def test_the_launcher_ends_with_the_status_of_what_it_launched(config, launch):
     result = launch(config(model="nowhere"), processes=2)
     assert result.returncode == 1
-    assert "error: there is no model in 'nowhere'" in result.stderr and "Traceback" not in result.stderr
+    assert "error: there is no model in" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_only_so_many_checkpoints_are_kept(config, run):
@@ -366,7 +366,7 @@ def test_a_run_stores_what_it_was_made_with(config, run):
 
 
 BAD = {
-    "no model": ({"model": "nowhere"}, "no model in 'nowhere'"),
+    "no model": ({"model": "nowhere"}, "no model in '.*nowhere'"),
     "no manifest": ({"data__manifest": "nowhere.csv"}, "nowhere.csv"),
     "too many scenes": ({"data__num_scenes": 9}, "num_scenes=9"),
     "bad frames": ({"data__num_frames": 10}, "num_frames=10 .* 9 or 13"),
