@@ -8,11 +8,10 @@ from pathlib import Path
 
 from mask2dit.curation.store import Dropped, Entry, Workspace
 from mask2dit.hashing import digest
+from mask2dit.video.files import VIDEO_SUFFIXES, is_video, list_files
 from mask2dit.video.reading import FileReader
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = {".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +29,25 @@ class Film(Entry):
 
 
 def find_films(folder: Path, workspace: Workspace) -> list[Entry]:
-    """The video files of this process's part, by their suffixes, sorted.
+    """The video files of this process's part, as `list_videos` finds them.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if there is no video in it.
+        ValueError: if there is no video in it, or one lies in the folder of the run.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder of films {str(folder)!r}")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    films = [path for path in files if path.suffix.lower() in SUFFIXES]
+    files = list_files(folder)
+    films = [path for path in files if is_video(path)]
     if not films:
-        raise ValueError(f"there is no video in {str(folder)!r}; looked at are {', '.join(sorted(SUFFIXES))}")
-    if others := Counter(path.suffix for path in files if path.suffix.lower() not in SUFFIXES):
+        raise ValueError(f"there is no video in {str(folder)!r}; looked at are {', '.join(sorted(VIDEO_SUFFIXES))}")
+    output = workspace.folder.resolve()
+    for path in films:
+        if path.resolve().is_relative_to(output):
+            raise ValueError(
+                f"{path} links into output={str(workspace.folder)!r}, whose clips are not films: remove the link"
+            )
+    if others := Counter(path.suffix for path in files if not is_video(path)):
         listed = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in others.most_common())
         logger.info("Files that are not videos by their suffix: %s", listed)
     entries = []

@@ -301,12 +301,44 @@ def read_scene(
         ValueError: if the video cannot be read or is too short; the message names the path.
     """
     reader = open_video(source)
-    try:
-        indices = choose_frames(reader.num_frames, num_frames, max_stride, start, generator)
-    except ValueError as error:
-        name = source if isinstance(source, str | os.PathLike) else "the array"
-        raise ValueError(f"no scene can be taken from {name}: {error}") from error
+    name = str(source) if isinstance(source, str | os.PathLike) else "the array"
+    indices = choose_scene(range(reader.num_frames), name, num_frames, max_stride, start, generator)
     return resize_and_crop(reader.read(indices), height, width)
+
+
+def choose_scene(
+    available: range,
+    name: str,
+    num_frames: int,
+    max_stride: int = 3,
+    start: Literal["center", "random"] = "center",
+    generator: torch.Generator | None = None,
+) -> list[int]:
+    """Indices of one scene's frames among the available ones, with a warning if a further scene would fit beside it.
+
+    Args:
+        available: indices of the frames that the scene may take.
+        name: of the video, for messages.
+        num_frames, max_stride, start, generator: see `choose_frames`.
+
+    Raises:
+        ValueError: if there are too few frames; the message names the video.
+    """
+    try:
+        indices = choose_frames(len(available), num_frames, max_stride, start, generator)
+    except ValueError as error:
+        raise ValueError(f"no scene can be taken from {name}: {error}") from error
+    if len(available) - (indices[-1] - indices[0] + 1) >= num_frames:
+        logger.warning(
+            "%s is longer than a scene: of its frames %d to %d, only %d to %d are used. If it holds several scenes, cut it "
+            "into one video per scene.",
+            name,
+            available[0],
+            available[-1],
+            available[indices[0]],
+            available[indices[-1]],
+        )
+    return [available[index] for index in indices]
 
 
 def _orientation(frame: "av.VideoFrame", path: Path) -> tuple[bool, bool, bool]:

@@ -82,6 +82,18 @@ def test_a_folder_without_films_is_an_error(tmp_path, workspace):
         find_films(tmp_path / "empty", workspace)
 
 
+def test_films_lie_in_linked_folders_too_but_not_in_the_folder_of_the_run(tmp_path, workspace):
+    for name in ("films/a.M4V", "films/._a.mp4", "elsewhere/b.mp4", "out/clips/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"0")
+    (tmp_path / "films/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "films/again").symlink_to(".")
+    assert [film.id for film in find_films(tmp_path / "films", workspace)] == ["a.M4V", "more/b.mp4"]
+    (tmp_path / "films/clips").symlink_to(tmp_path / "out/clips")
+    with pytest.raises(ValueError, match=r"clips/c\.mp4 links into output="):
+        find_films(tmp_path / "films", workspace)
+
+
 def test_films_are_cut_exactly_where_their_scenes_meet(probed, films, drawing):
     for film, results in split(kept(probed), films, SplitConfig(), min_frames=1):
         assert [(scene.start, scene.stop) for scene in results] == bounds(drawing, film.id)

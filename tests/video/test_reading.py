@@ -185,3 +185,9 @@ def test_a_video_too_short_is_named_with_its_length_and_what_is_needed(clip):
 
 def ffmpeg(*arguments):
     subprocess.run([get_ffmpeg_exe(), "-v", "error", *map(str, arguments)], check=True)
+
+
+@pytest.mark.parametrize("total, warned", [(25, False), (33, False), (34, True)])
+def test_a_video_with_room_for_a_further_scene_is_warned_of(caplog, total, warned):
+    read_scene(numbered_frames(total), 9, 32, 48)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warned

@@ -2,8 +2,10 @@ import errno
 import os
 import re
 
+import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange, Colorspace
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image, ImageDraw
 
@@ -52,6 +54,23 @@ def test_a_video_keeps_its_frames_size_rate_and_colours(tmp_path, fps, as_array)
     assert reader.fps == pytest.approx(fps, abs=1e-3)
     centres = reader.read([0, 4])[:, 24, 12::24].int().numpy()
     assert np.abs(centres - frames[[0, 4], 24, 12::24].astype(int)).max() <= 4
+
+
+@pytest.mark.parametrize("write", [write_video, lambda path, clip, *rest: write_clips([path], [clip], *rest)])
+@pytest.mark.parametrize("full_chroma", [False, True])
+@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)])
+def test_colours_are_converted_as_the_tags_of_stream_and_frame_say(tmp_path, write, full_chroma, colour):
+    path = tmp_path / "colour.mp4"
+    write(path, np.full((3, 64, 96, 3), colour, np.uint8), 8, full_chroma)
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        frame = next(container.decode(stream))
+        for tagged in (stream.codec_context, frame):  # the container's tags, and the bitstream's
+            assert (tagged.colorspace, tagged.color_range) == (Colorspace.ITU709, ColorRange.MPEG)
+            assert (tagged.color_primaries, tagged.color_trc) == (1, 1)  # BT.709
+    luma = 16 + 219 / 255 * np.dot((0.2126, 0.7152, 0.0722), colour)  # by BT.709, in 16 … 235
+    assert bytes(frame.planes[0])[0] == pytest.approx(luma, abs=1.5)
+    assert np.abs(frame.to_ndarray(format="rgb24")[32, 48].astype(int) - colour).max() <= 3
 
 
 def test_full_chroma_keeps_the_colour_of_single_pixels(tmp_path):
@@ -347,6 +366,11 @@ def drawn(monkeypatch):
 def test_scenes_are_numbered_and_captioned_below_the_title(drawn):
     contact_sheet([grey_scene(4)] * 2, ["A fox wakes.", "It runs."], title="The fox")
     assert [text for text, _ in drawn] == ["The fox", "Scene 1", "A fox wakes.", "Scene 2", "It runs."]
+
+
+def test_given_scenes_are_marked(drawn):
+    contact_sheet([grey_scene(4)] * 3, given=[0, 2])
+    assert [text for text, _ in drawn] == ["Scene 1 (given)", "Scene 2", "Scene 3 (given)"]
 
 
 def test_long_captions_are_cut_to_two_lines_inside_the_sheet(drawn):
