@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from mask2dit.texts import find_encoding_fault, parse_json, read_text
 from mask2dit.video.writing import write_text
 
 ACTOR = re.compile(r"\bActor[1-9][0-9]*\b")  # the only grammar of actors' names: Actor1, Actor2, …, Actor10, …
@@ -36,6 +37,8 @@ class Story:
     def __post_init__(self):
         if not isinstance(self.title, str) or not re.search(r"[A-Za-z0-9]", self.title):
             raise ValueError(f"a story needs a title with letters or digits, but has {self.title!r}")
+        if wrong := find_encoding_fault(self.title):
+            raise ValueError(f"story {self.title!r}: the title {wrong}")
         if not self.prompts:
             raise ValueError(f"story {self.title!r} has no scenes")
         for actor, description in self.cast.items():
@@ -43,10 +46,14 @@ class Story:
                 raise ValueError(f"story {self.title!r}: the cast has {actor!r}, but actors are Actor1, Actor2, …")
             if not isinstance(description, str) or not description.strip():
                 raise ValueError(f"story {self.title!r}: {actor} has no description")
+            if wrong := find_encoding_fault(description):
+                raise ValueError(f"story {self.title!r}: the description of {actor} {wrong}")
         for number, (prompt, duration) in enumerate(zip(self.prompts, self.durations), start=1):
             where = f"story {self.title!r}, scene {number}"
             if not isinstance(prompt, str) or not prompt.strip():
                 raise ValueError(f"{where}: the prompt is missing")
+            if wrong := find_encoding_fault(prompt):
+                raise ValueError(f"{where}: the prompt {wrong}")
             if duration is not None and not (isinstance(duration, int | float) and 0 < duration < float("inf")):
                 raise ValueError(f"{where}: the duration has to be a positive number of seconds, but is {duration!r}")
             self._check_actors(where, prompt)
@@ -75,21 +82,26 @@ class Story:
 
 
 def read_stories(path: str | os.PathLike) -> list[Story]:
-    """The stories of a YAML file with the key `stories`: each has `title`, `cast` and `scenes`, and each scene a `prompt` and
-    optionally a `duration` in seconds. Or those of a manifest of fine-tuning, such as `sft.json`: a story's captions are its
-    prompts, and its prefix is its title.
+    """The stories of a YAML or JSON file with the key `stories`: each has `title`, `cast` and `scenes`, and each scene a
+    `prompt` and optionally a `duration` in seconds. Or those of a manifest of fine-tuning, such as `sft.json`: a story's
+    captions are its prompts, and its prefix is its title.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError, IsADirectoryError: if there is no such file.
         ValueError: if it is not such a file, a story is faulty, or two stories have one name.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of stories {str(path)!r}")
+    text = read_text(path, "file of stories")
+    is_json = path.suffix.lower() == ".json"
+    if not is_json and (wrong := find_encoding_fault(text)):
+        raise ValueError(f"{path}: it {wrong}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: this is not YAML: {' '.join(str(error).split())}") from error
+        # A YAML parser reads some JSON otherwise than it is meant: "\ud83c\udf82" as two halves of a character.
+        content = parse_json(text) if is_json else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date such as 2024-13-01
+        raise ValueError(
+            f"{path}: this is not {'JSON' if is_json else 'YAML'}: {' '.join(str(error).split())}"
+        ) from error
     is_manifest = isinstance(content, list)
     records = content if is_manifest else content.get("stories") if isinstance(content, dict) else None
     if not isinstance(records, list) or not records:
@@ -160,7 +172,9 @@ def _story_from_manifest(record: object) -> Story:
 def describe_actors(prompt: str, cast: Mapping[str, str]) -> str:
     """Writes the description behind the first mention of each actor, as the method's prompts have it."""
     for actor, description in cast.items():
-        prompt = re.sub(rf"\b{actor}\b", lambda match, text=description: f"{match[0]} ({text})", prompt, count=1)
+        prompt = re.sub(
+            rf"\b{re.escape(actor)}\b", lambda match, text=description: f"{match[0]} ({text})", prompt, count=1
+        )
     return prompt
 
 

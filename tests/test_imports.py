@@ -12,7 +12,7 @@ import mask2dit
 # From the ground up. A name is a package or a module at the root; those on one floor may import each other.
 FLOORS = (
     ("scenes",),
-    ("config", "command", "device", "files", "hashing", "provenance", "randomness", "endpoint"),
+    ("config", "command", "device", "files", "hashing", "provenance", "randomness", "endpoint", "texts"),
     ("reporting",),
     ("video",),
     ("stories",),

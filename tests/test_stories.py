@@ -5,6 +5,8 @@ import pytest
 import yaml
 
 from mask2dit.curation.answers import check_captions
+from mask2dit.data.config import DataConfig
+from mask2dit.data.manifests import read_manifest
 from mask2dit.stories import describe_actors, read_stories, story_from, write_stories
 
 SHIPPED = Path(__file__).parents[1] / "datasets/evaluation/stories.yaml"
@@ -103,6 +105,33 @@ def test_descriptions_stand_behind_first_mentions_only():
     cast = {"Actor1": "a fox", "Actor2": r"an owl \1"}
     text = describe_actors("Actor2 sees Actor1. Actor1 and Actor2 run.", cast)
     assert text == r"Actor2 (an owl \1) sees Actor1 (a fox). Actor1 and Actor2 run."
+
+
+@pytest.mark.parametrize("name", ["stories.json", "STORIES.JSON"])
+def test_training_and_evaluation_read_the_same_texts(tmp_path, name):
+    captions = ["a cake 🎂", "tab\tand \\/ slash", "née: yes"]
+    scenes = [{"url": "a.mp4", "caption": caption} for caption in captions]
+    (tmp_path / name).write_text(json.dumps([{"prefix": "a", "values": scenes}]).replace("/ slash", "\\/ slash"))
+    (story,) = read_stories(tmp_path / name)
+    [row] = read_manifest(DataConfig(kind="finetune", manifest=str(tmp_path / name)))
+    assert story.prompts == tuple(clip.caption for clip in row) == tuple(captions)
+
+
+def test_texts_that_no_file_can_hold_are_told_with_story_and_scene(tmp_path):
+    for name, content, message in (
+        ("a.json", b'[{"prefix": "a", "values": [{"caption": "x \\ud83d"}]}]', "story 1: .*scene 1: .*surrogate"),
+        ("a.yaml", b'stories: [{title: a, scenes: ["x \\ud83d"]}]', "story 1: .*scene 1: .*surrogate"),
+        ("a.yaml", b"stories: [{title: a, scenes: [caf\xe9]}]", "UTF-8"),
+        ("a.json", b'[{"prefix": "a", "values": [{"caption": "caf\xe9"}]}]', "story 1: .*scene 1: .*UTF-8"),
+        ("a.json", b"[" * 100_000, "nested too deeply"),
+        ("a.yaml", b"[" * 10_000, "not YAML"),
+        ("a.yaml", b"stories: 2024-13-45", "not YAML"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_stories(tmp_path / name)
+    with pytest.raises(OSError, match="is a folder"):
+        read_stories(tmp_path)
 
 
 def test_stories_and_captions_share_one_grammar_of_actors():

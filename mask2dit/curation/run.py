@@ -34,7 +34,7 @@ from mask2dit.video.writing import check_writable, write_text
 logger = logging.getLogger(__name__)
 
 # Of the extra, by the stage that imports it.
-PACKAGES = {"probe": "av", "split": "scenedetect", "score": "cv2", "caption": "openai"}
+PACKAGES = {"split": "scenedetect", "score": "cv2", "caption": "openai"}
 
 
 def curate(config: CurationConfig) -> int:
@@ -110,9 +110,9 @@ def _make_clips(
 
     found = find_films(folder_of_films, workspace)
     films = run("probe", Film, found, settings["probe"], partial(probe, folder=folder_of_films))
-    for film in films:
-        if isinstance(film, Dropped):
-            logger.warning("%s is left out: %s", film.id, film.why)
+    for film in kept(films):
+        for warning in film.warnings:
+            logger.warning("%s: %s", film.id, warning)
 
     process = partial(split, folder=folder_of_films, config=config.split, min_frames=_min_frames(config))
     scenes = run("split", Scene, kept(films), settings["split"], process)

@@ -57,7 +57,7 @@ def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfi
         name = f"{start}-{stop}-{digest([scene.key, settings])[:8]}.mp4"
         path = folder / "clips" / Path(scene.source).with_suffix("") / name
         try:
-            if scene.source != source or reader is None:
+            if scene.source != source:
                 reader = open_video(films / scene.source)
                 crop = film_crop(reader, config)
                 source = scene.source
@@ -66,7 +66,6 @@ def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfi
             write_video(path, frames, reader.fps)
             clip = open_video(path)
         except ValueError as error:
-            reader = None  # decord's stays broken after an error
             yield scene, [Dropped(id=scene.id, source=scene.source, rule="unreadable", why=str(error))]
             continue
         made = Clip(

@@ -119,6 +119,12 @@ class JudgeConfig:
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable that holds the key."""
     frames_per_scene: int = 3
+    max_attempts: int = 3
+    """How often a story is judged while answers are not valid."""
+
+    def __post_init__(self):
+        for name in ("frames_per_scene", "max_attempts"):
+            check_at_least(f"judge.{name}", getattr(self, name), 1)
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from mask2dit.config import DTYPES, check_at_least, check_choice
+from mask2dit.config import DTYPES, check_at_least, check_choice, check_file_name, check_finite
 
 SAMPLERS = ("ddim", "dpm")
 CONTEXT_STARTS = ("center", "random")
@@ -14,6 +14,9 @@ class LoRAConfig:
     path: str | None = None
     """A LoRA of CogVideoX, file or folder, as diffusers, PEFT, ComfyUI, kohya or VideoX-Fun write it."""
     scale: float = 1.0
+
+    def __post_init__(self):
+        check_finite("lora.scale", self.scale)
 
 
 @dataclass(kw_only=True)
@@ -36,7 +39,8 @@ class InferenceConfig:
     negative_prompt: Any = ""
     """One text for every scene, or a list with one for each."""
     context_videos: list[str] = field(default_factory=list)
-    """Video files of the first scenes, from which the others are generated."""
+    """Video files of the first scenes, from which the others are generated. A file is one scene, unless it was generated here
+    and its record (.json) lies beside it: then it is all scenes that the record names."""
     context_start: str = "center"
     """Which part of a longer context video is taken: center or random (as published)."""
     sample_context: bool = False
@@ -45,10 +49,11 @@ class InferenceConfig:
     """Noise the context at timestep 0, as the published pipeline does; in training it is clean."""
     window: int | None = None
     """Scenes generated together; a longer story slides this window over them. null: all at once."""
-    height: int = 480
-    width: int = 720
-    num_frames: Any = 49
-    """Frames of a scene: one number for all, or a list with one for each."""
+    height: int | None = None
+    """In pixels, as the width. null: the model's, 480x720 for Mask²DiT-5B."""
+    width: int | None = None
+    num_frames: Any = None
+    """Frames of a scene: one number for all, or a list with one for each. null: the model's, 49 for Mask²DiT-5B."""
 
     # Sampling
     sampler: str = "ddim"
@@ -90,6 +95,8 @@ class InferenceConfig:
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("context_start", self.context_start, CONTEXT_STARTS)
+        if self.negative_prompt is None:  # negative_prompt= on the command line
+            self.negative_prompt = ""
         texts = [self.negative_prompt] if isinstance(self.negative_prompt, str) else self.negative_prompt
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"negative_prompt has to be a text or a list of texts, but is {self.negative_prompt!r}")
@@ -98,9 +105,14 @@ class InferenceConfig:
         if self.compile and self.memory in ("group_offload", "sequential_offload", "fp8"):
             raise ValueError(f"compile=true cannot be used with memory={self.memory}: use full or model_offload")
         counts = self.num_frames if isinstance(self.num_frames, list) else [self.num_frames]
-        if not all(type(count) is int for count in counts):
+        if self.num_frames is not None and not all(type(count) is int for count in counts):
             raise ValueError(f"num_frames has to be a number or a list of numbers, but is {self.num_frames!r}")
         for name in ("num_inference_steps", "fps"):
             check_at_least(name, getattr(self, name), 1)
-        if self.name is not None and (not self.name or "/" in self.name):
-            raise ValueError(f"name={self.name!r} has to be a file name: put a folder into save_path")
+        if self.fps > 1000:
+            raise ValueError(f"fps={self.fps} has to be at most 1000 frames per second")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed={self.seed} has to fit into 64 bits, as torch's generators need it")
+        check_finite("guidance_scale", self.guidance_scale)
+        if self.name is not None:
+            check_file_name("name", self.name, ".json")

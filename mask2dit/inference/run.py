@@ -1,6 +1,7 @@
 """From a configuration to a video file with its contact sheet and its record: what the example scripts run."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import re
@@ -18,19 +19,21 @@ from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 from tqdm import tqdm
 
+from mask2dit.config import missing_model
 from mask2dit.device import choose_device
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
-from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode
+from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
 from mask2dit.pipelines.story import SceneStore, check_story, generate_story
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import git_commit, versions
 from mask2dit.storyworld.prompts import check_prompts
-from mask2dit.video.frames import to_uint8
-from mask2dit.video.reading import read_scene
+from mask2dit.texts import parse_json, read_text
+from mask2dit.video.frames import resize_and_crop, to_uint8
+from mask2dit.video.reading import choose_scene, open_video
 from mask2dit.video.writing import check_writable, contact_sheet, write_image, write_text, write_video
 
 logger = logging.getLogger(__name__)
@@ -53,17 +56,17 @@ def generate(config: InferenceConfig) -> Path:
     device = choose_device(config.device)
     if config.build_untrained and Path(config.model).name.startswith("untrained"):
         build_untrained_model(config.model)
-    check(config, device)
+    config, given = check(config, device)
     untrained = is_untrained(config.model)
     if untrained:
         logger.warning("The model in %s is untrained: its pictures are noise and mean nothing.", config.model)
 
     for i, prompt in enumerate(config.prompts):
-        logger.info("Scene %d%s: %s", i + 1, " (given)" if i < len(config.context_videos) else "", prompt)
+        logger.info("Scene %d%s: %s", i + 1, f" (given, {given[i]})" if i < len(given) else "", prompt)
     pipe = load_pipeline(config, device)
     identity = weights_identity(config)
     store = SceneStore(Path(config.save_path) / "scenes", identity)
-    context_latents = _context(config, pipe, store) if config.context_videos else None
+    context_latents = _context(config, pipe, store, given) if given else None
     scenes = list(
         generate_story(
             pipe,
@@ -86,8 +89,11 @@ def generate(config: InferenceConfig) -> Path:
     sheet_rows, scene_frames = [], []
 
     def frames() -> Iterator[np.ndarray]:
-        for latents in tqdm(scenes, desc="decoding", unit="scene"):
-            video = to_uint8(pipe.decode_latents(latents.to(device), [latents.shape[1]])[0])
+        for i, latents in enumerate(tqdm(scenes, desc="decoding", unit="scene")):
+            if i < len(given):  # its own pixels, not the VAE's copy of them
+                video = given[i].frames
+            else:
+                video = to_uint8(pipe.decode_latents(latents.to(device), [latents.shape[1]])[0])
             shown = np.linspace(0, len(video) - 1, min(SHEET_COLUMNS, len(video))).round().astype(int)
             sheet_rows.append(video[shown])
             scene_frames.append(len(video))
@@ -96,16 +102,33 @@ def generate(config: InferenceConfig) -> Path:
     with _reserved_output(config) as output:
         write_video(output, frames(), config.fps)
     title = "untrained weights: these pictures mean nothing" if untrained else None
-    sheet = contact_sheet(sheet_rows, config.prompts, columns=SHEET_COLUMNS, title=title)
+    sheet = contact_sheet(sheet_rows, config.prompts, columns=SHEET_COLUMNS, title=title, given=range(len(given)))
     write_image(output.with_suffix(".png"), sheet)
-    record = _record(config, pipe, identity, scene_frames, device, time.time() - started)
+    record = _record(config, pipe, identity, given, scene_frames, device, time.time() - started)
     write_text(output.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     logger.info("Wrote %s, %s and %s", output, output.with_suffix(".png").name, output.with_suffix(".json").name)
     return output
 
 
-def check(config: InferenceConfig, device: torch.device) -> None:
+@dataclasses.dataclass(frozen=True)
+class GivenScene:
+    """A scene that a context video gives."""
+
+    path: str
+    indices: list[int]
+    """Of the frames in the file."""
+    frames: np.ndarray
+    """As the model sees them: uint8 (num_frames, height, width, 3), resized and centre-cropped."""
+
+    def __str__(self) -> str:
+        return f"frames {self.indices[0]} to {self.indices[-1]} of {self.path}"
+
+
+def check(config: InferenceConfig, device: torch.device) -> tuple[InferenceConfig, list[GivenScene]]:
     """Everything that can be found wrong without reading weights, found before reading them.
+
+    Returns:
+        The configuration with the model's size where it names none, and the given scenes.
 
     Raises:
         ValueError, FileNotFoundError, PermissionError: with what is wrong and what would be right.
@@ -115,29 +138,55 @@ def check(config: InferenceConfig, device: torch.device) -> None:
         cross_scene(config.mask_variant)
     if not (Path(config.model) / "transformer").is_dir():
         small = "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml"
-        raise FileNotFoundError(
-            f"there is no model in {str(Path(config.model).resolve())!r}: put the weights there (models/README.md says "
-            f"which), or run the small world's model with configs/inference/{small}, which comes with the repository"
-        )
+        raise FileNotFoundError(missing_model(config.model, f"configs/inference/{small}"))
     if config.attention_backend is not None:
         _check_attention_backend(config.attention_backend, device)
     check_prompts(config.model, config.prompts, config.window)
     skeleton = Mask2DiTPipeline.skeleton(config.model)
     skeleton.check_steps(config.num_inference_steps)
+    if config.vae_tiling:
+        enable_vae_tiling(skeleton.vae)
     if config.lora.path:
         check_lora(config.lora.path, skeleton.transformer)
-    num_given = len(config.context_videos)
-    check_story(
-        skeleton, len(config.prompts), num_given, config.window, config.height, config.width, config.num_frames
-    )
+    size = skeleton.fill_size(config.height, config.width, config.num_frames)
+    config = dataclasses.replace(config, **dict(zip(("height", "width", "num_frames"), size)))
+    check_story(skeleton, len(config.prompts), len(config.context_videos), config.window, *size)
     if config.name is not None and (Path(config.save_path) / f"{config.name}.mp4").exists():
         raise FileExistsError(
             f"{config.name}.mp4 is in {config.save_path!r} already: choose another name, or leave name out"
         )
-    frames, _, _ = skeleton.check_size(config.height, config.width, config.num_frames, len(config.prompts))
-    for video, num_frames in zip(config.context_videos, frames):
-        read_scene(video, num_frames, config.height, config.width)
+    readers = [(video, open_video(video)) for video in config.context_videos]
+    sources = [(video, reader, scene) for video, reader in readers for scene in _scenes_of(video, reader.num_frames)]
+    if len(sources) > len(config.context_videos):
+        check_story(skeleton, len(config.prompts), len(sources), config.window, *size)
+    frames, _, _ = skeleton.check_size(*size, len(config.prompts))
+    generator = torch.Generator().manual_seed(config.seed)
+    given = []
+    for (video, reader, scene), num_frames in zip(sources, frames):
+        indices = choose_scene(scene, video, num_frames, start=config.context_start, generator=generator)
+        pixels = resize_and_crop(reader.read(indices), config.height, config.width)
+        given.append(
+            GivenScene(video, indices, to_uint8(pixels.add(1).div(2).permute(0, 2, 3, 1).contiguous().numpy()))
+        )
     check_writable(config.save_path)
+    return config, given
+
+
+def _scenes_of(video: str, num_frames: int) -> list[range]:
+    """The frames of each scene in a context video: of all that its record names, if it was written here; else one scene."""
+    record = Path(video).with_suffix(".json")
+    if not record.is_file():
+        return [range(num_frames)]
+    try:
+        scenes = [range(*scene["frames"]) for scene in parse_json(read_text(record, "record"))["scenes"]]
+    except (ValueError, TypeError, KeyError):
+        scenes = []
+    if [frame for scene in scenes for frame in scene] != list(range(num_frames)):
+        logger.warning("%s does not say where the scenes of %s lie, which is taken for one scene", record, video)
+        return [range(num_frames)]
+    if len(scenes) > 1:
+        logger.info("%s holds %d scenes, as %s says: each of them is given", video, len(scenes), record.name)
+    return scenes
 
 
 def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipeline:
@@ -153,26 +202,31 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipe
         pipe.transformer.set_attention_backend(config.attention_backend)
     pipe.vae.enable_slicing()
     if config.vae_tiling:
-        pipe.vae.enable_tiling()
+        enable_vae_tiling(pipe.vae)
     apply_memory_mode(pipe, config.memory, device)
     if config.compile:
         pipe.transformer.compile_repeated_blocks(fullgraph=True)
     return pipe
 
 
-def _context(config: InferenceConfig, pipe: Mask2DiTPipeline, store: SceneStore) -> torch.Tensor:
+def _context(
+    config: InferenceConfig, pipe: Mask2DiTPipeline, store: SceneStore, given: list[GivenScene]
+) -> torch.Tensor:
     """Latents of the given scenes. They are kept like generated ones, since encoding on a GPU may differ in the last bit
     from run to run, and what continues from them would then not be found again."""
-    frames, _, _ = pipe.check_size(config.height, config.width, config.num_frames, len(config.prompts))
-    frames = frames[: len(config.context_videos)]
-    files = [fingerprint(video) for video in config.context_videos]
-    how = {"start": config.context_start, "sample_posterior": config.sample_context}
-    key = store.key(files, frames, config.height, config.width, how, config.seed, config.dtype)
-    latents = store.load(key)
+    digests = [hashlib.sha256(scene.frames).hexdigest() for scene in given]
+    frames = [len(scene.frames) for scene in given]
+    _, latent_frames, frame_shape = pipe.check_size(config.height, config.width, frames, len(frames))
+    key = store.key(digests, frames, config.height, config.width, config.sample_context, config.seed, config.dtype)
+    latents = store.load(key, (1, sum(latent_frames), *frame_shape))
     if latents is None:
-        generator = torch.Generator().manual_seed(config.seed)
         latents = pipe.encode_context(
-            [config.context_videos], frames, config.height, config.width, generator=generator, **how
+            [[scene.frames for scene in given]],
+            frames,
+            config.height,
+            config.width,
+            sample_posterior=config.sample_context,
+            generator=torch.Generator().manual_seed(config.seed),
         ).cpu()
         store.save(key, latents)
     return latents
@@ -225,7 +279,7 @@ def _next_number(folder: Path) -> str:
     return f"{max(taken, default=0) + 1:05d}"
 
 
-def _record(config, pipe, identity, scene_frames, device, seconds) -> dict:
+def _record(config, pipe, identity, given, scene_frames, device, seconds) -> dict:
     """What made a video: the resolved configuration, its scenes, and the versions and device it was made with."""
     stops = np.cumsum(scene_frames).tolist()
     return {
@@ -238,9 +292,10 @@ def _record(config, pipe, identity, scene_frames, device, seconds) -> dict:
             {
                 "prompt": prompt,
                 "frames": [stop - count, stop],
-                "context": video and {"path": video, "fingerprint": fingerprint(video)},
+                "context": scene
+                and {"path": scene.path, "fingerprint": fingerprint(scene.path), "indices": scene.indices},
             }
-            for prompt, count, stop, video in zip_longest(config.prompts, scene_frames, stops, config.context_videos)
+            for prompt, count, stop, scene in zip_longest(config.prompts, scene_frames, stops, given)
         ],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "versions": versions(),

@@ -116,12 +116,21 @@ def test_columns_without_values_are_shown_as_such():
 
 
 def test_runs_are_compared_story_by_story():
-    ours, other = make_results([70.0, 90.0] * 3), make_results([69.0, 89.0] * 3)
+    ours, other = make_results([70.0, 90.0] * 8), make_results([69.0, 89.0] * 8)
     _, rows = comparison_table(ours, other)
-    assert rows[0] == ["Visual ↑", "+1.00", "+1.00 … +1.00", "6", "better"]
-    assert rows[1] == ["Semantic ↑", "+0.00", "+0.00 … +0.00", "6", "no clear difference"]
-    assert comparison_table(make_results([70.0]), other)[1][0][-2:] == ["1", "too few stories"]
+    assert rows[0] == ["Visual ↑", "+1.00", "+1.00 … +1.00", "16", "better"]
+    assert rows[1] == ["Semantic ↑", "+0.00", "+0.00 … +0.00", "16", "no clear difference"]
+    assert comparison_table(make_results([70.0, 90.0] * 7), other)[1][0][-2:] == ["14", "too few stories"]
     assert comparison_table(other, ours)[1][0][-1] == "worse"
+
+
+def test_untrained_scores_get_no_verdict(tmp_path):
+    ours, other = make_results([70.0, 90.0] * 8, untrained=["visual"]), make_results([69.0, 89.0] * 8)
+    for first, second in ((ours, other), (other, ours)):
+        verdicts = [row[-1] for row in comparison_table(first, second)[1]]
+        assert verdicts[0] == "untrained" and "untrained" not in verdicts[1:]
+    ours.write(tmp_path)
+    assert Results.read(tmp_path).untrained == ["visual"]
 
 
 def test_what_was_measured_in_another_way_or_of_other_texts_is_not_compared():

@@ -31,6 +31,7 @@ def test_videos_are_scored_and_reported(config):
     assert scores["cut_prompts"] == 3  # of letters as tokens, no prompt fits 32
     assert np.shape(results.stories[0].details["consistency"]["similarity"]) == (3, 3)
     assert results.notes == ["ViCLIP is untrained: its scores mean nothing."]
+    assert "visual" in results.untrained and "shot_cut_accuracy" not in results.untrained
 
 
 def test_a_second_run_finds_everything_done(config, monkeypatch):

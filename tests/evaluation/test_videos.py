@@ -57,6 +57,21 @@ def test_boundaries_are_given_equal_or_detected(story_video, tmp_path):
     assert equal_boundaries(49, 3) == [16, 33]
 
 
+def test_a_video_is_found_by_its_name_with_any_suffix_of_videos(story_video, tmp_path):
+    story, config = story_video.story, EvaluationConfig(videos=str(tmp_path), boundaries="equal")
+    (tmp_path / "the-fox.txt").write_text("not a video")
+    (tmp_path / "the-fox.old.mp4").write_text("another video")
+    story_video.path.rename(tmp_path / "the-fox.M4V")
+    assert find_video(config, story).path.name == "the-fox.M4V"
+    shutil.copy(tmp_path / "the-fox.M4V", tmp_path / "the-fox.mov")
+    with pytest.raises(ValueError, match=r"the-fox\.M4V and the-fox\.mov"):
+        find_video(config, story)
+    for suffix in ("M4V", "mov"):
+        (tmp_path / f"the-fox.{suffix}").unlink()
+    with pytest.raises(FileNotFoundError, match=r"the-fox\.mp4"):
+        find_video(config, story)
+
+
 @pytest.fixture
 def generator(small_model, tmp_path):
     (tmp_path / "out" / "videos").mkdir(parents=True)

@@ -93,6 +93,54 @@ def test_a_story_continues_from_videos_and_records_them(config, clip, monkeypatc
     assert generate(story).read_bytes() == output.read_bytes()
 
 
+def test_given_scenes_come_back_as_the_frames_that_the_model_saw(config, tmp_path):
+    rng = np.random.default_rng(0)
+    frames = np.kron(rng.integers(256, size=(9, 8, 12, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+    write_video(tmp_path / "given.mp4", frames, fps=8)
+    output = generate(config(context_videos=[str(tmp_path / "given.mp4")]))
+    shown, source = (
+        open_video(output).read(range(9)).float(),
+        open_video(tmp_path / "given.mp4").read(range(9)).float(),
+    )
+    assert (shown - source).abs().mean() < 3  # what H.264 loses twice; the random VAE's copy is unlike it altogether
+    record = json.loads(output.with_suffix(".json").read_text())
+    assert record["scenes"][0]["context"]["indices"] == list(range(9))
+
+
+def test_given_scenes_are_marked_in_the_contact_sheet(config, clip, monkeypatch):
+    sheets = []
+    draw = run.contact_sheet
+    monkeypatch.setattr(run, "contact_sheet", lambda *args, **kw: sheets.append(kw) or draw(*args, **kw))
+    generate(config(context_videos=[clip]))
+    assert list(sheets[0]["given"]) == [0]
+
+
+def test_a_video_that_was_generated_here_gives_all_scenes_of_its_record(config):
+    first = generate(config())
+    output = generate(config(prompts=["a fox", "a lake", "a hut"], context_videos=[str(first)], window=3))
+    record = json.loads(output.with_suffix(".json").read_text())
+    contexts = [scene["context"] and scene["context"]["indices"] for scene in record["scenes"]]
+    assert contexts == [list(range(9)), list(range(9, 18)), None]
+    shown, source = open_video(output).read(range(18)).float(), open_video(first).read(range(18)).float()
+    assert (shown - source).abs().mean() < 6
+    with pytest.raises(ValueError, match="2 context scenes leave nothing"):
+        generate(config(context_videos=[str(first)]))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"scenes": [{"frames": [0, 4]}]}', '{"scenes": "none"}'])
+def test_a_file_beside_a_context_video_that_is_not_its_record_is_told(config, clip, caplog, text):
+    Path(clip).with_suffix(".json").write_text(text)
+    generate(config(context_videos=[clip]))
+    assert any("clip.json" in record.getMessage() for record in caplog.records)
+
+
+def test_a_context_video_in_which_further_scenes_may_be_is_warned_of(config, tmp_path, caplog):
+    write_video(tmp_path / "long.mp4", np.full((34, 64, 96, 3), 90, dtype=np.uint8), fps=8)
+    generate(config(context_videos=[str(tmp_path / "long.mp4")]))
+    (warning,) = [r.getMessage() for r in caplog.records if "long.mp4" in r.getMessage() and r.levelname == "WARNING"]
+    assert "0 to 33" in warning and "4 to 28" in warning
+
+
 def test_sampler_and_lora_change_the_video(config, tmp_path):
     pipe = run.load_pipeline(config(), "cpu")
     pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
@@ -125,6 +173,26 @@ def test_a_trained_model_is_not_called_untrained(config, small_model, tmp_path, 
 def test_scenes_are_not_taken_from_a_run_that_computed_otherwise(config):
     first, second = generate(config()), generate(config(memory="fp8"))
     assert first.read_bytes() != second.read_bytes()
+
+
+def test_tiling_changes_no_size_of_the_small_worlds_model(tmp_path):
+    prompts = [
+        f"Actor1 (green square, wearing a scarf) {action} on the beach." for action in ("jumps", "stands still")
+    ]
+    config = InferenceConfig(
+        model=str(ROOT / "models/storyworld"),
+        prompts=prompts,
+        context_videos=[str(ROOT / "datasets/extension/small_1.mp4")],
+        num_inference_steps=1,
+        dtype="float32",
+        device="cpu",
+        vae_tiling=True,
+        save_path=str(tmp_path),
+    )
+    output = generate(config)
+    video = open_video(output)
+    assert (video.num_frames, video.height, video.width) == (18, 64, 64)  # the model's, as none is named
+    assert json.loads(output.with_suffix(".json").read_text())["config"]["height"] == 64
 
 
 def truncated(path):

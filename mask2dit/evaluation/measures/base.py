@@ -38,6 +38,8 @@ class Measure:
     columns: Sequence[Column]
     identity: str
     """What scores depend on besides the video: weights and settings. Scores with another identity are computed again."""
+    is_untrained: bool = False
+    """True if the weights are random, so that scores mean nothing."""
 
     def reason_against(self, story: Story) -> str | None:
         """Why this measure has nothing to say of a story, which is no fault; None if it has."""

@@ -7,6 +7,7 @@ import torch
 
 from mask2dit.encoders.clip_tokenizer import ViCLIPTokenizer, load_clip_tokenizer
 from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.encoders.untrained import UNTRAINED
 from mask2dit.encoders.viclip import load_viclip, preprocess
 from mask2dit.evaluation import consistency
 from mask2dit.evaluation.measures.base import Column, Measure, Scores
@@ -42,6 +43,7 @@ class ConsistencyMeasure(Measure):
             )
         self.preprocessing = config.preprocessing
         self.device = device
+        self.is_untrained = weights.name.startswith(UNTRAINED)
         self.identity = f"viclip {fingerprint(weights)} {config.preprocessing}"
 
     @torch.inference_mode()

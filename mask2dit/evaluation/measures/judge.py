@@ -1,12 +1,9 @@
 """A vision-language model as a judge, with a rubric that is published here and in docs/evaluation.md."""
 
-import json
-import re
-
 import numpy as np
 from PIL import Image
 
-from mask2dit.endpoint import Endpoint, EndpointError, image_part
+from mask2dit.endpoint import Endpoint, ask_until_valid, find_json, image_part
 from mask2dit.evaluation.config import JudgeConfig
 from mask2dit.evaluation.measures.base import Column, Measure, Scores
 from mask2dit.evaluation.videos import StoryVideo
@@ -40,7 +37,7 @@ class JudgeMeasure(Measure):
         if not config.model:
             raise ValueError("judge.model has to name the model that judges")
         self.config = config
-        self.endpoint = Endpoint(config.base_url, config.model, config.api_key_env)
+        self.endpoint = Endpoint(config.base_url, config.model, config.api_key_env, section="judge.")
         self.identity = f"{config.model} {config.frames_per_scene} {rubric()}"
 
     def score(self, video: StoryVideo) -> Scores:
@@ -49,11 +46,13 @@ class JudgeMeasure(Measure):
             content.append({"type": "text", "text": f"Scene {number}: {prompt}"})
             frames = video.frames(middle_frames(*scene, self.config.frames_per_scene)).numpy()
             content += [image_part(_scaled(frame)) for frame in frames]
-        try:
-            answer = self.endpoint.ask([{"role": "user", "content": content}], temperature=0).text
-        except EndpointError as error:
-            raise ValueError(f"the judge at {self.config.base_url} failed: {error}") from error
-        return Scores({f"judge_{key}": mark for key, mark in parse_marks(answer).items()}, {"answer": answer})
+        marks, replies = ask_until_valid(
+            lambda messages: self.endpoint.ask(messages, temperature=0),
+            [{"role": "user", "content": content}],
+            parse_marks,
+            self.config.max_attempts,
+        )
+        return Scores({f"judge_{key}": mark for key, mark in marks.items()}, {"answer": replies[-1].text})
 
 
 def rubric() -> str:
@@ -64,20 +63,28 @@ def rubric() -> str:
 
 
 def parse_marks(answer: str) -> dict[str, float]:
-    """The marks in an answer, which may stand in a block of code.
+    """The marks in an answer, found by `find_json`.
 
     Raises:
         ValueError: if a mark is missing or is not a number from 1 to 5.
     """
-    found = re.search(r"\{.*\}", answer, re.DOTALL)
     try:
-        marks = {key: json.loads(found[0])[key]["mark"] for key in QUESTIONS}
-    except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"the judge did not answer with the rubric's JSON, but with {answer[:200]!r}") from error
-    for key, mark in marks.items():
+        return find_json(answer, _marks_from)
+    except ValueError as error:
+        raise ValueError(
+            f"the judge did not answer with the rubric's JSON, but with {answer[:200]!r}: {error}"
+        ) from error
+
+
+def _marks_from(record: dict) -> dict[str, float]:
+    marks = {}
+    for key in QUESTIONS:
+        judged = record.get(key)
+        mark = judged.get("mark") if isinstance(judged, dict) else None
         if isinstance(mark, bool) or not isinstance(mark, int | float) or not 1 <= mark <= 5:
-            raise ValueError(f"the judge's mark for {key} has to lie between 1 and 5, but is {mark!r}")
-    return {key: float(mark) for key, mark in marks.items()}
+            raise ValueError(f"the mark for {key} has to lie between 1 and 5, but is {mark!r}")
+        marks[key] = float(mark)
+    return marks
 
 
 def _scaled(frame: np.ndarray) -> Image.Image:
