@@ -11,14 +11,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mask2dit.curation.config import EmbedConfig
-from mask2dit.curation.store import Entry, digest
+from mask2dit.curation.store import Entry
 from mask2dit.curation.write import Clip
-from mask2dit.evaluation.config import ViCLIPConfig
-from mask2dit.evaluation.consistency import normalise
-from mask2dit.evaluation.tokenizer import ViCLIPTokenizer, load_clip_tokenizer
-from mask2dit.evaluation.untrained import UNTRAINED, build_untrained_viclip
-from mask2dit.evaluation.viclip import load_viclip, middle_frames, preprocess
-from mask2dit.models.loading import fingerprint
+from mask2dit.encoders.clip_tokenizer import ViCLIPTokenizer, load_clip_tokenizer
+from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.encoders.features import normalise
+from mask2dit.encoders.untrained import UNTRAINED, build_untrained_viclip
+from mask2dit.encoders.viclip import load_viclip, preprocess
+from mask2dit.hashing import digest, fingerprint
+from mask2dit.video.frames import middle_frames
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import atomic_path
 

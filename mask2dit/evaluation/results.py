@@ -5,11 +5,11 @@ import dataclasses
 import io
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from mask2dit.evaluation.bootstrap import Interval, mean_interval
-from mask2dit.evaluation.measures import Column
+from mask2dit.evaluation.measures.base import Column
+from mask2dit.reporting.bootstrap import Interval, mean_interval
 from mask2dit.video.writing import write_text
 
 
@@ -56,6 +56,8 @@ class Results:
     """What a reader has to know before reading any number."""
     settings: dict
     versions: dict
+    untrained: list[str] = field(default_factory=list)
+    """The keys of columns that say nothing, since random weights made or scored the videos."""
 
     def values(self, key: str) -> dict[str, float]:
         """One column by the stories' names, without those that lack it."""
@@ -72,9 +74,7 @@ class Results:
         folder = Path(folder)
         lines = [json.dumps(dataclasses.asdict(story), ensure_ascii=False) for story in self.stories]
         write_text(folder / "results.jsonl", "".join(f"{line}\n" for line in lines))
-        summary = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "stories"
-        }
+        summary = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "stories"}
         summary["columns"] = [dataclasses.asdict(column) for column in self.columns]
         summary["faults"] = [dataclasses.asdict(fault) for fault in self.faults]
         intervals = {column.key: self.interval(column.key) for column in self.columns}

@@ -20,7 +20,7 @@ from mask2dit.command import run_command
 from mask2dit.models.loading import load_model, load_text_encoder, load_tokenizer, model_folder
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
-from mask2dit.pipelines.untrained import SPIECE, published_scheduler, save_pipeline
+from mask2dit.pipelines.saving import SPIECE, published_scheduler, save_pipeline
 from mask2dit.storyworld.prompts import MARKER
 from mask2dit.video.writing import write_text
 

@@ -19,10 +19,9 @@ import torch
 from tqdm import tqdm
 
 from mask2dit.command import run_command
-from mask2dit.config import DTYPES, check_at_least, check_choice
-from mask2dit.data.randomness import generator_for
-from mask2dit.pipelines.inference_config import SAMPLERS
+from mask2dit.config import DTYPES, SAMPLERS, check_at_least, check_choice
 from mask2dit.provenance import git_commit, versions
+from mask2dit.randomness import generator_for
 from mask2dit.storyworld.render import render_scene
 from mask2dit.storyworld.world import SPLITS, Story, caption, sample_story
 from mask2dit.video.frames import to_uint8
@@ -112,7 +111,8 @@ def run_trial(config: TrialConfig) -> None:
         FileNotFoundError, ValueError, FileExistsError: before weights are read, for a missing or unfit model, or a folder
             that holds another trial.
     """
-    from mask2dit.pipelines.inference import SCHEDULERS
+    import diffusers
+
     from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
     task, folder = TASKS[config.task], Path(config.output_dir)
@@ -127,7 +127,7 @@ def run_trial(config: TrialConfig) -> None:
     pipe = Mask2DiTPipeline.from_pretrained(
         config.model, mask_variant=config.mask_variant, torch_dtype=getattr(torch, config.dtype)
     )
-    pipe.scheduler = SCHEDULERS[config.sampler].from_config(pipe.scheduler.config)
+    pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
     for first in tqdm(range(0, len(missing), config.batch_size), unit="batch"):
