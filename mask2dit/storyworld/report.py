@@ -81,7 +81,7 @@ class ReportConfig:
     """Where trials are, and where the page is."""
 
     trials: str = "outputs/storyworld/trials"
-    """A folder per split and in it one per trial, named as in `SPLITS` and `TRIALS`."""
+    """A folder per split and in it one per trial, named as in `SPLITS` and `TRIALS`; those in `steps` compare samplers."""
     ablations: str = "outputs/storyworld/ablations"
     """A folder a run, named as in `ABLATIONS`, with its trials in `trials/fixed` and `trials/extension`."""
     page: str = "docs/storyworld.md"
@@ -116,6 +116,7 @@ def write_report(config: ReportConfig) -> None:
     text = page.read_text(encoding="utf-8")
     text = _replace(text, "trials", trials_table(summaries))
     text = _replace(text, "kinds", kinds_table(summaries))
+    text = _replace(text, "steps", steps_table(summaries))
     for name, rows in ABLATIONS.items():
         text = _replace(text, name, ablation_table(summaries, rows))
     sliding = {label: summaries.get(f"trials/{split}/sliding") for label, split in SPLITS}
@@ -209,16 +210,17 @@ def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
 def trials_table(summaries: dict) -> str:
     """What the model does, in Markdown."""
     lines = [
-        "| task | split | stories | scenes all right | last scene all right | visual consistency | first to last "
+        "| task | split | stories | steps | scenes all right | last scene all right | visual consistency | first to last "
         "| cuts right |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (label, name), (split, key) in product(TRIALS, SPLITS):
         found = summaries.get(f"trials/{key}/{name}")
-        columns = [NOT_RUN] * 6
+        columns = [NOT_RUN] * 7
         if found:
             columns = [
                 f"{found['stories']} {found['range']}",
+                str(found["num_inference_steps"]),
                 _percent(found["right"]),
                 _percent(found["last_right"]),
                 _number(found["consistency"]),
@@ -226,6 +228,16 @@ def trials_table(summaries: dict) -> str:
                 f"{100 * found['cuts']:.0f}%",
             ]
         lines.append(f"| {label} | {split} | {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def steps_table(summaries: dict) -> str:
+    """What samplers reach in how many steps, in Markdown."""
+    lines = ["| sampler | steps | stories | scenes all right | visual consistency |", "|---|---|---|---|---|"]
+    found = [summary for name, summary in summaries.items() if name.startswith("trials/steps/")]
+    for of in sorted(found, key=lambda of: (of["sampler"], of["num_inference_steps"])):
+        columns = [of["sampler"], of["num_inference_steps"], f"{of['stories']} {of['range']}"]
+        lines.append(f"| {' | '.join(map(str, columns))} | {_percent(of['right'])} | {_number(of['consistency'])} |")
     return "\n".join(lines)
 
 
