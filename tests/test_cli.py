@@ -116,6 +116,8 @@ def test_a_recipe_differs_from_the_defaults_only_where_it_is_meant_to(name):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """The wheel that a copy of the repository gives."""
+    pytest.importorskip("pip")
+    pytest.importorskip("setuptools", "77")  # as pyproject.toml requires for a build
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         (folder / name).write_bytes((ROOT / name).read_bytes())
@@ -155,8 +157,6 @@ def test_a_wheel_generates_a_video_outside_the_repository(wheel, tmp_path):
 
     result = run("generate", "--help")
     assert result.stdout.startswith("usage: mask2dit generate"), result.stderr
-    result = run("generate", "model=nowhere", "prompts=[a, b]")
-    assert result.returncode == 1 and "nowhere" in result.stderr and str(tmp_path / "site") not in result.stderr
     settings = ["dtype=float32", "device=cpu", "num_inference_steps=1", "save_path=made", "name=video"]
     prompts = "prompts=[Actor1 (red circle) jumps in the desert., Actor1 (red circle) stands still in the desert.]"
     result = run("generate", f"model={ROOT / 'models/storyworld'}", prompts, *settings)
