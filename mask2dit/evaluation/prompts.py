@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from mask2dit.video.writing import write_text
+from mask2dit.files import write_text
 
 ACTOR = re.compile(r"\bActor[1-9]\b")
 STORY_KEYS = {"title", "cast", "scenes"}

@@ -15,8 +15,8 @@ from mask2dit.evaluation.bootstrap import Interval, paired_difference, rank_corr
 from mask2dit.evaluation.measures import Column
 from mask2dit.evaluation.plots import heat_map, interval_plot, scatter_plot
 from mask2dit.evaluation.results import Results, StoryResult
+from mask2dit.files import write_text
 from mask2dit.video.reading import open_video
-from mask2dit.video.writing import write_text
 
 logger = logging.getLogger(__name__)
 

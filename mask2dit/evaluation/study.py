@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 
 from mask2dit.command import run_command
-from mask2dit.video.writing import check_writable, write_text
+from mask2dit.files import check_writable, read_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -148,10 +148,7 @@ def _question(story: str, question: str, text: str, count: int) -> str:
 def _read_json(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    content = read_json(path, "save the answers again" if path.name != "key.json" else "make the study again")
     if not isinstance(content, dict):
         raise ValueError(f"{path} has to hold an object")
     return content

@@ -16,6 +16,7 @@ import torch
 from mask2dit.evaluation.config import EvaluationConfig
 from mask2dit.evaluation.cuts import detect_cuts
 from mask2dit.evaluation.prompts import Story
+from mask2dit.files import write_text
 from mask2dit.models.loading import fingerprint
 from mask2dit.pipelines import inference
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
@@ -26,7 +27,7 @@ from mask2dit.scenes import spans
 from mask2dit.storyworld.prompts import check_prompts
 from mask2dit.video.frames import to_uint8
 from mask2dit.video.reading import VideoReader, open_video
-from mask2dit.video.writing import write_text, write_video
+from mask2dit.video.writing import write_video
 
 logger = logging.getLogger(__name__)
 

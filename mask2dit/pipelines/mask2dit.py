@@ -29,6 +29,7 @@ from diffusers.video_processor import VideoProcessor
 from transformers import T5EncoderModel, T5Tokenizer
 
 from mask2dit.models.loading import (
+    check_links,
     check_text_encoder,
     check_weights,
     empty_model,
@@ -45,6 +46,7 @@ from mask2dit.video.reading import read_scene
 logger = logging.getLogger(__name__)
 
 Video = str | os.PathLike | np.ndarray  # a file, or (frames, H, W, 3) uint8
+COMPONENTS = ("tokenizer", "text_encoder", "vae", "transformer", "scheduler")
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 QUOTED = 300  # characters of a prompt that a warning quotes at most
 
@@ -102,11 +104,13 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             ValueError: if a file is corrupt or weights do not fit.
             TypeError: for a keyword that is no component.
         """
-        names = ("tokenizer", "text_encoder", "vae", "transformer", "scheduler")
         for name in components:
-            if name not in names:
-                raise TypeError(f"{name!r} is no component of {cls.__name__}: its components are {', '.join(names)}")
+            if name not in COMPONENTS:
+                raise TypeError(
+                    f"{name!r} is no component of {cls.__name__}: its components are {', '.join(COMPONENTS)}"
+                )
         folder = Path(pretrained_model_name_or_path)
+        check_links(folder, set(COMPONENTS) - components.keys())
         loaders = {
             "tokenizer": lambda: load_tokenizer(folder / "tokenizer"),
             "scheduler": lambda: load_scheduler(folder / "scheduler"),
@@ -134,6 +138,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             ValueError: if a file is corrupt or weights do not fit.
         """
         folder = Path(folder)
+        check_links(folder, COMPONENTS)
         empty = {}
         for name, model_class in (("transformer", Mask2DiTTransformer3DModel), ("vae", AutoencoderKLCogVideoX)):
             path = model_folder(folder, name)

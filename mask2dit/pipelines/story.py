@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mask2dit.files import atomic_path
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, check_shape, count_given_scenes
-from mask2dit.video.writing import atomic_path
 
 logger = logging.getLogger(__name__)
 

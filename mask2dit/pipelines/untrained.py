@@ -20,6 +20,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
+from mask2dit.files import apply_umask, write_errors
 from mask2dit.models.loading import load_tokenizer
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
@@ -116,7 +117,7 @@ def build_untrained_model(folder: str | os.PathLike, seed: int = 0) -> Path:
             f"{str(folder)!r} is already there and holds no complete model: name another folder, or remove this one"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+    with write_errors(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         written = Path(temporary) / "model"  # the temporary folder itself is private to its user
         _write_model(written, seed)
         try:
@@ -168,6 +169,7 @@ def save_pipeline(pipe: Mask2DiTPipeline, folder: Path, spiece: Path) -> None:
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2) + "\n")
+    apply_umask(folder)
 
 
 def sentencepiece_model(sentences: Iterable[str], vocab_size: int, **options) -> bytes:
