@@ -181,14 +181,15 @@ def open_tensors(path: str | os.PathLike, remedy: str, framework: str = "pt") ->
     """Opens a safetensors file.
 
     Raises:
-        ValueError: if it is missing or damaged, naming the file and, by `remedy`, what to do.
+        FileNotFoundError, ValueError: if it is missing or damaged, naming the file and, by `remedy`, what to do.
     """
     try:
         with safe_open(path, framework=framework) as file:
             yield file
-    except (FileNotFoundError, SafetensorError) as error:
-        state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-        raise ValueError(f"{path} is {state} ({error}): {remedy}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing: {remedy}") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def read_lines(

@@ -47,6 +47,7 @@ def train(config: TrainConfig) -> int:
     Raises:
         ValueError, FileNotFoundError, FileExistsError, PermissionError: before weights are read, for anything that cannot
             be carried out.
+        OSError: if something cannot be written, or another process of the run has ended.
     """
     skeleton, found = check(config)
     if config.dry_run:
@@ -68,7 +69,12 @@ def train(config: TrainConfig) -> int:
     if accelerator.is_main_process:
         remove_leftovers(config)
         write_text(Path(config.output_dir) / "run.json", json.dumps(run_record(config), indent=2))
-    return trainer.train()
+    try:
+        return trainer.train()
+    except RuntimeError as error:
+        if "gloo/transport" in str(error):
+            raise ConnectionError("another process of this run has ended, and its own message says why") from error
+        raise
 
 
 def check(config: TrainConfig) -> tuple[Mask2DiTPipeline, tuple[Path, int] | None]:
