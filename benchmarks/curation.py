@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mask2dit.evaluation.untrained import build_untrained_viclip
+from mask2dit.encoders.untrained import build_untrained_viclip
 from mask2dit.video.writing import write_video
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from mask2dit.evaluation.extractors import FeatureExtractor, VideoMAE
+from mask2dit.encoders.fvd import FeatureExtractor, VideoMAE
 from mask2dit.evaluation.frechet import frechet_distance_of_features
 
 

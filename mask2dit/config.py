@@ -1,20 +1,35 @@
 """Configuration files: a YAML for each task, read into the dataclass that gives every key its type and its meaning."""
 
 import difflib
+import io
+import math
+import re
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from numbers import Real
 from pathlib import Path
-from typing import TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
+
+from mask2dit.texts import parse_json, read_text
 
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
+REPOSITORY = Path(__file__).parents[1]  # where the package is used from a checkout
+NULL, STRING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"  # YAML's tags
 
 
 def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """Reads a YAML file and `key=value` overrides into a dataclass.
+
+    Texts are taken literally: `${x}` is not interpolated, and a key that holds a text takes `007` or `yes` as it is
+    written. An override is a text, too, unless it begins with a bracket or is a number, a boolean or null where its key
+    is not a text; quotes around the whole value are removed.
 
     Args:
         schema: the dataclass; its fields are the known keys, their types what a value is converted to.
@@ -23,28 +38,54 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a key that the schema lacks, a value of the wrong type, or anything that is no YAML mapping.
+        ValueError: for a key that the schema lacks, a value of the wrong type, or anything that is no YAML mapping. The
+            message begins with the file, the key or the override that is to blame.
     """
     config = OmegaConf.structured(schema)
     source = path
     if path is not None and not Path(path).is_file():
-        raise FileNotFoundError(f"there is no configuration file {str(path)!r}")
+        kind = "is a folder" if Path(path).is_dir() else "does not exist"
+        raise FileNotFoundError(
+            f"the configuration file {str(path)!r} {kind}: name a .yaml, or the .json record of a run; settings are "
+            "written key=value"
+        )
     try:
         if path is not None:
-            given = OmegaConf.load(path)
-            if Path(path).suffix == ".json" and "config" in given:
-                given = given.config
-            config = OmegaConf.merge(config, given)
+            config = OmegaConf.merge(config, _read(schema, Path(path)))
+        from_file = config
         for override in overrides:
             if "=" not in override:
-                raise ValueError("overrides have the form key=value, after the configuration file")
+                raise ValueError(f"{override!r} has to be of the form key=value")
             source = override
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+            config = OmegaConf.merge(config, _parse_override(schema, override))
         source = path
-        return OmegaConf.to_object(config)
-    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
-        where = f"{source}: " if source is not None else ""
-        raise ValueError(f"{where}{_explain(error, config)}") from error
+        try:
+            return _build(config)
+        except ValueError as error:
+            source = _culprit(schema, from_file, overrides, str(error)) or path
+            raise
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        message = _explain(error, config)
+        where = "" if source is None or message.startswith(str(source)) else f"{source}: "
+        raise ValueError(f"{where}{message}") from error
+
+
+def missing_model(model: str, small_config: str | None = None) -> str:
+    """What to do about a model folder that is not there, as it is true from the current directory.
+
+    Args:
+        model: the folder as it was given.
+        small_config: the configuration of the repository that does the same with the small world's model, if there is one.
+    """
+    here = f"there is no model in {str(Path(model).resolve())!r}"
+    if (REPOSITORY / model / "transformer").is_dir() and not Path(model).is_absolute():
+        return f"{here}: relative paths resolve against the current directory; change to {str(REPOSITORY)!r}, which has it"
+    is_here = Path.cwd() == REPOSITORY
+    readme = "models/README.md" if is_here else REPOSITORY / "models/README.md"
+    remedy = f"{here}: put the weights there ({readme} says which)"
+    if small_config is None:
+        return remedy
+    return f"{remedy}, or run {small_config} in {'this directory' if is_here else repr(str(REPOSITORY))} as it is"
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -53,16 +94,43 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} has to be one of {', '.join(choices)}, but is {value!r}")
 
 
+def check_finite(name: str, value: float) -> None:
+    """Raises `ValueError`, which names the key, for an infinity, NaN, or anything else that is not a number."""
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}={value} has to be a finite number")
+
+
 def check_at_least(name: str, value: float, least: float) -> None:
-    """Raises `ValueError`, which names the key, for a value below the least, or one that is no number."""
-    if not value >= least:
+    """Raises `ValueError`, which names the key, for a value below the least, or one that is not finite."""
+    check_finite(name, value)
+    if value < least:
         raise ValueError(f"{name}={value} has to be at least {least}")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raises `ValueError`, which names the key, for a value that is not more than 0."""
-    if not value > 0:
+    """Raises `ValueError`, which names the key, for a value that is not more than 0, or not finite."""
+    check_finite(name, value)
+    if value <= 0:
         raise ValueError(f"{name}={value} has to be more than 0")
+
+
+def check_between(name: str, value: float, least: float, most: float) -> None:
+    """Raises `ValueError`, which names the key, for a value outside [least, most], or one that is not finite."""
+    check_finite(name, value)
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value} has to lie between {least} and {most}")
+
+
+def check_file_name(name: str, value: str, suffix: str) -> None:
+    """Raises `ValueError`, which names the key, unless `value + suffix` is a plain file name."""
+    is_control = [unicodedata.category(character) in ("Cc", "Cs") for character in value]
+    if not value.strip() or value.startswith(".") or {"/", "\\"} & set(value) or any(is_control):
+        raise ValueError(
+            f"{name}={value!r} has to be a file name without suffix, which does not begin with a dot and has no slash or "
+            "control character: put a folder into save_path"
+        )
+    if len(f"{value}{suffix}".encode()) > 255:
+        raise ValueError(f"{name}={value[:20]}… has {len(value)} characters, too many for a file name")
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
@@ -77,9 +145,121 @@ def parse_shard(shard: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def _read(schema: type, path: Path):
+    """The keys and values of a YAML file, or of the configuration in a JSON record."""
+    if path.suffix.lower() == ".json":  # not by a YAML parser, which takes an escaped emoji for two characters
+        given = parse_json(read_text(path, "configuration file"))
+        given = given["config"] if isinstance(given, dict) and "config" in given else given
+        node = yaml.compose(yaml.safe_dump(given), yaml.SafeLoader)
+    else:
+        with path.open(encoding="utf-8-sig") as file:
+            node = yaml.compose(file, yaml.SafeLoader)
+    if not isinstance(node, yaml.MappingNode | None):
+        raise ValueError("it has to hold keys and values")
+    return OmegaConf.load(io.StringIO(_literal(node, schema)))
+
+
+def _parse_override(schema: type, override: str):
+    """The key and the value of an override, as a configuration."""
+    key, _, text = override.partition("=")
+    hint = schema
+    for name in key.split("."):
+        hint = next((_fields(group).get(name) for group in _alternatives(hint)), None)
+    is_text, is_list = str in _alternatives(hint), text[:1] in ("[", "{")
+    literal = yaml.ScalarNode(STRING, text)
+    try:
+        node = yaml.compose(text, yaml.SafeLoader) or yaml.ScalarNode(NULL, "null")
+    except yaml.YAMLError:
+        if is_list and not is_text:
+            raise
+        node = literal
+    is_scalar = isinstance(node, yaml.ScalarNode)
+    # A comment, a colon or an anchor is part of a text.
+    is_literal = node.tag != NULL if is_text else not is_list and (node.tag == STRING or not is_scalar)
+    if is_literal and not (is_scalar and node.style in ("'", '"')):
+        node = literal
+    return OmegaConf.from_dotlist([f"{key}={_literal(node, hint)}"])
+
+
+def _literal(node: yaml.Node | None, hint: Any) -> str:
+    """YAML of the same values, in which a text is a text for OmegaConf, too, wherever the type asks for one."""
+    seen = set()
+
+    def visit(node: yaml.Node, hint: Any) -> None:
+        if id(node) in seen:  # an alias
+            return
+        seen.add(id(node))
+        types = _alternatives(hint)
+        if isinstance(node, yaml.MappingNode):
+            fields = {name: kind for group in types for name, kind in _fields(group).items()}
+            for key, value in node.value:
+                visit(value, fields.get(key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            items = [kind for group in types if get_origin(group) is list for kind in get_args(group)]
+            for item in node.value:
+                visit(item, items[0] if items else None)
+        else:
+            if str in types and node.tag != NULL:
+                node.tag = STRING
+            if node.value == "???":
+                raise ValueError("??? stands for a value that is still missing: write it")
+            if node.tag == STRING:  # OmegaConf takes backslashes for escapes only before an interpolation
+                node.value = re.sub(r"(\\*)\$\{", r"\1\1\\${", node.value)
+
+    if node is None:
+        return "{}"
+    visit(node, hint)
+    return yaml.serialize(node, Dumper=yaml.SafeDumper, allow_unicode=True)
+
+
+def _alternatives(hint: Any) -> tuple:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _fields(group: Any) -> dict[str, Any]:
+    return get_type_hints(group) if is_dataclass(group) else {}
+
+
+def _culprit(schema: type, from_file, overrides: Sequence[str], message: str) -> str | None:
+    """The key of the override without which a configuration would not be refused with this message, preferably a key that
+    it names. Its value may be a secret, and stays out of messages."""
+    culprits = []
+    for index, override in enumerate(overrides):
+        others = [*overrides[:index], *overrides[index + 1 :]]
+        try:
+            _build(OmegaConf.merge(from_file, *(_parse_override(schema, other) for other in others)))
+        except ValueError as error:
+            if str(error) == message:
+                continue
+        culprits.append(override.partition("=")[0])
+    words = re.findall(r"\w+", message)
+    named = [key for word in words for key in culprits if key.split(".")[-1] == word]
+    return next(iter(named + culprits), None)
+
+
+def _build(config) -> Any:
+    """The dataclass, which checks itself, of a configuration."""
+    built = OmegaConf.to_object(config)
+    _check_all_finite(built)
+    return built
+
+
+def _check_all_finite(value: Any, key: str = "") -> None:
+    """Raises `ValueError`, which names the key, for an infinity or NaN anywhere in a configuration."""
+    if is_dataclass(value):
+        for field in fields(value):
+            _check_all_finite(getattr(value, field.name), f"{key}.{field.name}".removeprefix("."))
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_all_finite(item, key)
+    elif isinstance(value, float):
+        check_finite(key, value)
+
+
 def _explain(error: Exception, config) -> str:
     """What is wrong, in one line and without OmegaConf's own words; for an unknown key, what it may have meant."""
     message = " ".join(str(error).split("\n    full_key")[0].split())
+    message = re.sub(r"^While dereferencing interpolation '.*?': ", "", message)  # an escaped ${ is one for OmegaConf
     key = getattr(error, "full_key", None)
     if isinstance(error, ConfigKeyError):
         key = key or str(error.key)
@@ -90,10 +270,12 @@ def _explain(error: Exception, config) -> str:
         return f"there is no key {key!r}; {hint}"
     if "is not a ListConfig" in message:
         return f"{key} has to be a list, such as {key}=[…]"
+    if "NoneType is not a subclass of" in message:
+        return f"{key} needs a value"
     if "is not a subclass of" in message:
         return "this is a group of keys, each of which is set by itself, as in lora.path=…"
-    if "Incompatible value 'None'" in message:
+    if "Incompatible value 'None'" in message or "is not Optional" in message:
         return f"{key} needs a value"
     if "incompatible container types" in message or isinstance(error, TypeError):
-        return "it has to hold keys and values"
+        return "a list is written [one, two], and each key of a group is set by itself, as in lora.path=…"
     return f"{key}: {message}" if key else message

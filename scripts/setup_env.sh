@@ -1,25 +1,36 @@
 #!/usr/bin/env bash
-# Creates .venv with what requirements.txt pins and this package in it. Run again, it does nothing.
-# PYTHON names the interpreter, python3.11 unless set.
+# Creates .venv with the packages that requirements.txt pins, and this package in editable mode. Does nothing if .venv is up to date.
+#
+#   PYTHON  the interpreter; by default the first of python3.11, python3.12, python3.13, python3 and python that is 3.11 to 3.13
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-python=${PYTHON:-python3.11}
-if ! command -v "$python" >/dev/null; then
-  echo "error: there is no $python: install Python 3.11, or name another one with PYTHON=..." >&2
+is_supported() {
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+}
+
+candidates=(python3.11 python3.12 python3.13 python3 python)
+[ -n "${PYTHON:-}" ] && candidates=("$PYTHON")
+python=
+for candidate in "${candidates[@]}"; do
+  if is_supported "$candidate"; then
+    python=$candidate
+    break
+  fi
+done
+if [ -z "$python" ]; then
+  echo "error: ${PYTHON:-no python on PATH} is not Python 3.11, 3.12 or 3.13: install one, or name it with PYTHON=..." >&2
   exit 1
 fi
 
-wanted=$(cat requirements.txt setup.py | cksum)
+wanted=$(cat requirements.txt pyproject.toml | cksum)
 if [ "$(cat .venv/.installed 2>/dev/null)" = "$wanted" ]; then
   exit 0
 fi
-echo "Installing into .venv (a few minutes) ..."
+echo "Installing into .venv with $python (a few minutes) ..."
 "$python" -m venv .venv
 # torch by itself and first: a build for the CPU that is at hand is taken, and not replaced by what another package wants.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-# Only the file of CLIP's vocabulary is read from it: with its requirements it would bring another build of torch.
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps open_clip_torch==3.3.0
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 echo "$wanted" >.venv/.installed

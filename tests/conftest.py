@@ -1,10 +1,13 @@
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
 from safetensors import safe_open
+from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
 from mask2dit.pipelines.untrained import build_untrained_model
@@ -36,6 +39,7 @@ SCHEDULER = {
     "snr_shift_scale": 1.0,
     "timestep_spacing": "trailing",
 }
+TINY_ENCODER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 class Parity:
@@ -142,3 +146,113 @@ def small_pipeline(small_model) -> Mask2DiTPipeline:
     pipe = Mask2DiTPipeline.from_pretrained(small_model)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def clip_folder(tmp_path):
+    """A whole CLIP, as published folders hold it."""
+    torch.manual_seed(0)
+    vision = {**TINY_ENCODER, "image_size": 32, "patch_size": 16}
+    config = CLIPConfig(text_config={**TINY_ENCODER, "vocab_size": 10}, vision_config=vision, projection_dim=12)
+    CLIPModel(config).save_pretrained(tmp_path / "clip")
+    return str(tmp_path / "clip")
+
+
+@pytest.fixture
+def dino_folder(tmp_path):
+    torch.manual_seed(0)
+    ViTModel(ViTConfig(**TINY_ENCODER, image_size=32, patch_size=16)).save_pretrained(tmp_path / "dino")
+    return str(tmp_path / "dino")
+
+
+def completion(content: object, **changes) -> dict:
+    """An answer of an OpenAI-compatible endpoint; keywords change its fields."""
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+        **changes,
+    }
+
+
+@pytest.fixture
+def make_completion():
+    return completion
+
+
+@pytest.fixture
+def real_answers():
+    """Answers that real endpoints give, as functions of a text that would be right: those that hold it, those that may pass,
+    those of an address that speaks another protocol, and those that refuse the content."""
+    taken = {
+        "plain": completion,
+        "fenced": lambda text: completion(f"```json\n{text}\n```"),
+        "between sentences": lambda text: completion(f"Here it is:\n{text}\nAnything else?"),
+        "after reasoning": lambda text: completion(f"<think>As asked, {{'actors': [...]}}.</think>\n{text}"),
+        "before braces": lambda text: completion(f"{text}\nI kept the form {{name (appearance)}}."),
+        "in parts": lambda text: completion([{"type": "text", "text": text}]),
+        "uncounted": lambda text: completion(text, usage=None),
+    }
+    return {
+        "taken": {name: lambda text, make=make: (200, make(text), {}) for name, make in taken.items()},
+        "may pass": {
+            "error in 200": lambda text: (200, {"error": {"message": "rate limited upstream", "code": 429}}, {}),
+            "empty": lambda text: (200, "", {}),
+            "overloaded": lambda text: (503, {"error": {"message": "overloaded"}}, {}),
+        },
+        "unusable": {
+            "page": lambda text: (200, "<html>Welcome</html>", {"Content-Type": "text/html"}),
+            "list": lambda text: (200, [], {}),
+            "no key": lambda text: (401, {"error": {"message": "no key"}}, {}),
+        },
+        "refused": {
+            "filter": lambda text: (400, {"error": {"message": "by policy", "code": "content_filter"}}, {}),
+        },
+    }
+
+
+@pytest.fixture
+def chat_server():
+    """Stands in for an OpenAI-compatible endpoint: answers in order, then by "no more", and keeps what it was asked.
+
+    An answer is the text of a completion; or the status, what the body holds (a text as it is, anything else as JSON) and
+    headers.
+    """
+    servers = []
+
+    def start(answers: list, status: int = 200):
+        asked = []
+        answers = list(answers)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                answer = answers.pop(0) if answers else "no more"
+                if isinstance(answer, str):
+                    answer = (status, completion(answer), {})
+                code, body, headers = answer
+                content = (body if isinstance(body, str) else json.dumps(body)).encode()
+                self.send_response(code)
+                headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/v1", asked
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,11 +1,17 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
-from mask2dit.config import check_at_least, check_positive, load_config, parse_shard
-from mask2dit.pipelines.inference_config import InferenceConfig
+from mask2dit.config import REPOSITORY, check_at_least, check_positive, load_config, missing_model, parse_shard
+from mask2dit.curation.config import CurationConfig
+from mask2dit.evaluation.config import EvaluationConfig
+from mask2dit.inference.config import InferenceConfig, LoRAConfig
+from mask2dit.storyworld.films import FilmsConfig
+from mask2dit.training.config import TrainConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/inference").glob("*.yaml"))
 
@@ -57,7 +63,7 @@ def test_overrides_win_and_take_their_keys_type(tmp_path):
         ("prompts: [a]\nseed: many", [], "seed: Value 'many' of type 'str' could not be converted to Integer"),
         ("prompts: [a", [], "config.yaml: "),
         ("just text", [], "config.yaml: "),
-        ("prompts: [a]", ["seed"], "key=value, after the configuration file"),
+        ("prompts: [a]", ["seed"], "'seed' has to be of the form key=value"),
         ("prompts: a", [], "config.yaml: prompts has to be a list, such as prompts=[…]"),
         ("prompts: [a]", ["lora=x"], "lora=x: this is a group of keys"),
         ("prompts: [a]", ["seed="], "seed=: seed needs a value"),
@@ -75,6 +81,8 @@ def test_overrides_win_and_take_their_keys_type(tmp_path):
         ("prompts: [a]\nnegative_prompt: [b, c]", [], "negative_prompt has 2 entries for 1 prompts"),
         ("prompts: [a]\ncompile: true\nmemory: fp8", [], "compile=true cannot be used with memory=fp8"),
         ("prompts: [a]\nnum_inference_steps: 0", [], "num_inference_steps=0"),
+        ("prompts: [a]\nfps: 1000000", [], "fps=1000000"),
+        ("prompts: [a]\nseed: 99999999999999999999", [], "seed=99999999999999999999"),
         ("prompts: [a]\nname: a/b", [], "put a folder into save_path"),
     ],
 )
@@ -85,15 +93,123 @@ def test_a_mistake_is_told_in_one_line_that_names_it(tmp_path, text, overrides, 
     assert "\n" not in str(error.value)
 
 
+TEXTS = [
+    "a price tag of ${x} on a door",
+    "an unclosed ${",
+    r"a back\slash, \${x} and \\${y}",
+    "a red #1 on a shirt",
+    "day: night",
+    "'tis the season",
+    "- a list?",
+    "*star &anchor !tag %percent @at `tick` |pipe >arrow",
+    "007",
+    "yes",
+    "1_000",
+    "2024-01-01",
+    "a fox 🦊 and “quotes”",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_texts_are_taken_literally_from_the_command_line(text):
+    overrides = ["prompts=[a]", f"model={text}", f"lora.path={text}"]
+    config = load_config(InferenceConfig, None, overrides)
+    assert (config.model, config.lora.path) == (text, text)
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_texts_survive_the_way_through_a_file(tmp_path, text, suffix):
+    config = InferenceConfig(
+        prompts=[text, "b"], negative_prompt=text, context_videos=[text], model=text, lora=LoRAConfig(path=text)
+    )
+    path = tmp_path / f"config{suffix}"
+    given = dataclasses.asdict(config)
+    path.write_text(yaml.safe_dump(given) if suffix == ".yaml" else json.dumps({"config": given}))
+    assert load_config(InferenceConfig, path) == config
+
+
+def test_a_text_that_yaml_would_read_as_a_number_stays_as_it_is_written(tmp_path):
+    path = write(
+        tmp_path, "prompts: [1.0, Yes, 007]\nname: 0x10\nsave_path: &folder 2024_01\ncontext_videos: [*folder]\n"
+    )
+    config = load_config(InferenceConfig, path)
+    assert (config.prompts, config.name, config.save_path) == (["1.0", "Yes", "007"], "0x10", "2024_01")
+    assert config.context_videos == ["2024_01"]
+
+
+def test_a_text_in_quotes_or_null_or_empty_on_the_command_line():
+    overrides = ["prompts=['a, b', c]", "negative_prompt=", "save_path='a b'", "name=x", "name=null"]
+    config = load_config(InferenceConfig, None, overrides)
+    assert (config.prompts, config.negative_prompt, config.save_path) == (["a, b", "c"], "", "a b")
+    assert config.name is None
+
+
+@pytest.mark.parametrize(
+    "overrides, culprit",
+    [
+        (["seed=7", "num_inference_steps=0", "fps=4"], "num_inference_steps=0"),
+        (["prompts=[b, '']", "seed=1"], "prompts has to hold"),
+        (["compile=true", "memory=fp8"], "compile=true"),
+        (["negative_prompt=[b, c]"], "negative_prompt has 2 entries"),
+        (["prompts=[b, c]", "negative_prompt=[d]"], "negative_prompt has 1 entries"),
+        (["lora.path=x", "prompts=[]"], "prompts has to hold"),
+        (["name=???"], "name=???"),
+        (["seed=${x}"], "seed: Value '${x}'"),
+        (["prompts={a: b}"], "prompts={a: b}: a list is written"),
+        (["prompts=[a, null]"], "prompts=[a, null]: prompts[1] needs a value"),
+    ],
+)
+def test_a_bad_override_is_blamed_and_not_the_file(tmp_path, overrides, culprit):
+    with pytest.raises(ValueError) as error:
+        load_config(InferenceConfig, write(tmp_path, "prompts: [a]"), overrides)
+    assert str(error.value).startswith(culprit)
+
+
+def test_an_override_is_not_blamed_for_what_the_file_has_wrong(tmp_path):
+    with pytest.raises(ValueError) as error:
+        load_config(InferenceConfig, write(tmp_path, "prompts: [a]\nfps: 0"), ["seed=7", "num_inference_steps=3"])
+    assert str(error.value).startswith(f"{tmp_path}/config.yaml: fps=0")
+
+
 def test_the_record_of_a_run_is_a_configuration(tmp_path):
     path = tmp_path / "00001.json"
     path.write_text('{"config": {"prompts": ["a"], "seed": 7}, "seconds": 3}')
     assert load_config(InferenceConfig, path, ["fps=4"]) == InferenceConfig(prompts=["a"], seed=7, fps=4)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
+def test_a_record_is_read_as_json(tmp_path):
+    path = tmp_path / "00001.JSON"
+    path.write_text(json.dumps({"config": {"prompts": ["a cake 🎂"]}}))
+    assert load_config(InferenceConfig, path).prompts == ["a cake 🎂"]
+    for text in ('{"config": ', "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="00001"):
+            load_config(InferenceConfig, path)
+
+
+def test_a_missing_file_or_a_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml' does not exist"):
         load_config(InferenceConfig, tmp_path / "nowhere.yaml")
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        load_config(InferenceConfig, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, '{"config": [1]}', '"text"', "{"])
+def test_a_damaged_record_is_named(tmp_path, text):
+    path = tmp_path / "00001.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"00001\.json: "):
+        load_config(InferenceConfig, path)
+
+
+def test_the_remedy_for_a_missing_model_holds_in_the_current_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert missing_model("models/storyworld", "small.yaml").endswith(f"change to {str(REPOSITORY)!r}, which has it")
+    assert str(REPOSITORY / "models/README.md") in missing_model("models/nowhere")
+    assert f"run small.yaml in {str(REPOSITORY)!r}" in missing_model("models/nowhere", "small.yaml")
+    monkeypatch.chdir(REPOSITORY)
+    assert "there (models/README.md says" in missing_model("models/nowhere")
 
 
 def test_a_part_of_the_work_is_two_numbers():
@@ -106,6 +222,33 @@ def test_a_part_of_the_work_is_two_numbers():
 def test_no_number_passes_no_limit():
     for check in (lambda value: check_at_least("limit", value, 1), lambda value: check_positive("limit", value)):
         check(1)
-        for value in (0, float("nan")):
+        for value in (0, float("nan"), float("inf")):
             with pytest.raises(ValueError, match=f"limit={value} has to be"):
                 check(value)
+
+
+def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(tmp_path):
+    for schema, key in (
+        (InferenceConfig, "guidance_scale"),
+        (InferenceConfig, "lora.scale"),
+        (TrainConfig, "validation.guidance_scale"),
+        (TrainConfig, "adam_beta1"),
+        (TrainConfig, "weight_decay"),
+        (CurationConfig, "split.content_threshold"),
+        (EvaluationConfig, "cuts.threshold"),
+        (FilmsConfig, "thresholds"),
+    ):
+        for value in (".nan", ".inf", "-.inf"):
+            given = f"[{value}]" if key == "thresholds" else value
+            with pytest.raises(ValueError, match=key):
+                load_config(schema, None, ["prompts=[a]"] * (schema is InferenceConfig) + [f"{key}={given}"])
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a\0b", "a\nb", "\ud800", "x" * 251, "é" * 126]
+)
+def test_what_is_no_file_name_is_refused(name):
+    with pytest.raises(ValueError, match="name="):
+        InferenceConfig(prompts=["a"], name=name)
+    for good in ("a", "take 2", "v1.2", "é", "x" * 250):
+        assert InferenceConfig(prompts=["a"], name=good).name == good

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from mask2dit.command import run_command
-from mask2dit.pipelines.inference_config import InferenceConfig
+from mask2dit.inference.config import InferenceConfig
 
 CONFIG = Path(__file__).parents[2] / "configs/inference/fixed_scene.yaml"
 
 if __name__ == "__main__":
-    sys.exit(run_command(InferenceConfig, "mask2dit.pipelines.inference:generate", CONFIG, sys.argv[1:]))
+    sys.exit(run_command(InferenceConfig, "mask2dit.inference.run:generate", CONFIG, sys.argv[1:]))

@@ -1,10 +1,12 @@
 """What a captioner is asked for, and whether its answer is that: the method's form of captions."""
 
-import json
 import re
 from dataclasses import dataclass
 
-from mask2dit.curation.store import digest
+from mask2dit.endpoint import CORRECTION, find_json
+from mask2dit.hashing import digest
+from mask2dit.stories import ACTOR
+from mask2dit.texts import find_encoding_fault
 
 INSTRUCTIONS = """You write the captions of {scenes} for training a video model. You see frames of each scene in order,
 under its label.
@@ -25,8 +27,6 @@ Then write one caption a scene:
 
 Answer with JSON alone, with {count} under "scenes":
 {{"actors": [{{"name": "Actor1", "appearance": "..."}}], "scenes": [{{"caption": "..."}}]}}"""
-
-CORRECTION = "That cannot be used: {fault}. Answer with the whole corrected JSON alone."
 
 PROMPT_VERSION = f"1-{digest([INSTRUCTIONS, CORRECTION])[:6]}"
 
@@ -56,7 +56,6 @@ SCHEMA = {
     "additionalProperties": False,
 }
 
-ACTOR = re.compile(r"\bActor\d+\b")
 MEDIUM = r"(video|clip|scene|footage|film|frame|image|shot|camera)s?"
 SHOWS = "(shows?|depicts?|features?|captures?|presents?|displays?|follows?|opens?|begins?|starts?|is|pans?|zooms?)"
 INDIRECT = re.compile(
@@ -79,18 +78,15 @@ def instructions(num_scenes: int, max_words: int) -> str:
 
 
 def parse_answer(text: str, num_scenes: int, max_words: int) -> Answer:
-    """The actors and captions of an answer, which may stand in a block of code.
+    """The actors and captions of an answer, found by `find_json`.
 
     Raises:
         ValueError: if it is not the JSON that was asked for, or `check_captions` finds a fault.
     """
-    found = re.search(r"\{.*\}", text, re.DOTALL)
-    if not found:
-        raise ValueError("the answer holds no JSON object")
-    try:
-        record = json.loads(found[0])
-    except ValueError as error:
-        raise ValueError(f"the answer is not valid JSON ({error})") from error
+    return find_json(text, lambda record: _answer_from(record, num_scenes, max_words))
+
+
+def _answer_from(record: dict, num_scenes: int, max_words: int) -> Answer:
     actors, scenes = record.get("actors"), record.get("scenes")
     if not isinstance(actors, list) or not all(_has_texts(actor, "name", "appearance") for actor in actors):
         raise ValueError('"actors" has to be a list of objects with "name" and "appearance"')
@@ -125,6 +121,8 @@ def check_captions(actors: dict[str, str], captions: list[str], max_words: int) 
         where = f"the caption of scene {number}"
         if not caption:
             raise ValueError(f"{where} is empty")
+        if wrong := find_encoding_fault(caption):
+            raise ValueError(f"{where} {wrong}")
         if indirect := INDIRECT.match(caption):
             raise ValueError(f"{where} begins with {indirect[0]!r}, but has to begin directly with what is there")
         if caption[-1] not in ".!?\"'”":
@@ -142,8 +140,8 @@ def check_captions(actors: dict[str, str], captions: list[str], max_words: int) 
             if rest.startswith(" (") and not rest.startswith(phrase):
                 raise ValueError(f"{where} describes {name} in other words than {actors[name]!r}")
             described.add(name)
-    text = " ".join(captions)
-    if absent := [name for name in actors if not re.search(rf"\b{name}\b", text)]:
+    mentioned = ACTOR.findall(" ".join(captions))
+    if absent := [name for name in actors if name not in mentioned]:
         raise ValueError(f"{absent[0]} is declared, but is in no caption")
 
 

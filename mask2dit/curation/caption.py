@@ -8,13 +8,21 @@ from pathlib import Path
 
 from PIL import Image
 
-from mask2dit.curation.answers import CORRECTION, PROMPT_VERSION, instructions, parse_answer
-from mask2dit.curation.captioners import Captioner, CaptionerError
+from mask2dit.curation.answers import PROMPT_VERSION, instructions, parse_answer
+from mask2dit.curation.captioners import Captioner
 from mask2dit.curation.config import CaptionConfig
 from mask2dit.curation.group import Group
 from mask2dit.curation.store import Dropped, Entry
 from mask2dit.curation.write import Clip
-from mask2dit.evaluation.viclip import middle_frames
+from mask2dit.endpoint import (
+    EndpointError,
+    InvalidAnswersError,
+    RefusedRequestError,
+    Reply,
+    UnusableEndpointError,
+    ask_until_valid,
+)
+from mask2dit.video.frames import middle_frames
 from mask2dit.video.reading import open_video
 
 logger = logging.getLogger(__name__)
@@ -23,6 +31,7 @@ logger = logging.getLogger(__name__)
 CHARACTERS_A_TOKEN = 4
 TOKENS_A_CAPTION = 160
 MAX_FAILURES = 5  # requests in a row, after which the run stops
+MAX_REFUSALS = 20  # requests before the first answer, after which the run stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +58,25 @@ def caption_settings(config: CaptionConfig) -> dict:
 
 
 def has_attempts_left(result: Captions | Dropped, config: CaptionConfig) -> bool:
-    """Whether a group was dropped after fewer attempts than it has by now."""
-    return isinstance(result, Dropped) and len(result.details["faults"]) < config.max_attempts
+    """Whether a group was dropped after fewer attempts than it has by now. One that was refused has none left."""
+    return (
+        isinstance(result, Dropped)
+        and result.rule == "invalid_captions"
+        and len(result.details["faults"]) < config.max_attempts
+    )
 
 
 def caption(
     groups: Iterable[Group], clips: Mapping[str, Clip], folder: Path, config: CaptionConfig, captioner: Captioner
 ) -> Iterator:
-    """Captions groups, several at once, and drops those whose answers stay faulty.
+    """Captions groups, several at once, and drops those whose answers stay faulty and those that the endpoint refuses.
 
-    A request that fails is not recorded, so that a later run sends it again.
+    A request that fails otherwise is not recorded, so that a later run sends it again. Nor is a refusal that does not name
+    the content as its reason, while nothing has been answered: the settings of all requests may be the reason.
 
     Raises:
         ValueError: if no request can succeed, or the estimate or the cost exceeds `max_cost`.
-        OSError: if `MAX_FAILURES` requests in a row failed.
+        OSError: if `MAX_FAILURES` requests in a row failed, or the first `MAX_REFUSALS` were refused.
     """
     groups = list(groups)
     input_tokens, output_tokens = estimate_tokens(groups, config)
@@ -78,24 +92,40 @@ def caption(
         raise ValueError(f"the captions would cost about {price:.2f}, more than caption.max_cost={config.max_cost}")
 
     used_in = used_out = failures = left = 0
+    refused: list[tuple[Group, Dropped]] = []
+    has_answered = False
     with ThreadPoolExecutor(config.concurrency) as pool:
         futures = {pool.submit(caption_group, group, clips, folder, config, captioner): group for group in groups}
         try:
             for future in as_completed(futures):
+                group = futures[future]
                 try:
                     result, tokens_in, tokens_out = future.result()
-                except CaptionerError as error:
-                    failures, left = failures + 1, left + 1
-                    logger.warning("%s: %s", futures[future].id, error.args[-1])
-                    if failures >= MAX_FAILURES:
+                except UnusableEndpointError:
+                    raise
+                except EndpointError as error:
+                    logger.warning("%s: %s", group.id, error)
+                    if isinstance(error, RefusedRequestError):
+                        dropped = Dropped(id=group.id, source=group.source, rule="refused", why=str(error))
+                        if error.is_filtered or has_answered:
+                            yield group, [dropped]
+                            continue
+                        refused.append((group, dropped))
+                    else:
+                        failures, left = failures + 1, left + 1
+                    if failures >= MAX_FAILURES or len(refused) >= MAX_REFUSALS:
                         raise OSError(
-                            f"{failures} requests in a row failed, the last because {error.args[-1]}. Run again when the "
-                            "endpoint answers: captions so far are kept"
+                            f"{max(failures, len(refused))} requests in a row failed, the last because {error}. Run again "
+                            "when the endpoint answers: captions so far are kept"
                         ) from None
                     continue
+                has_answered = True
+                for group_before, dropped in refused:
+                    yield group_before, [dropped]
+                refused.clear()
                 failures = 0
                 used_in, used_out = used_in + tokens_in, used_out + tokens_out
-                yield futures[future], [result]
+                yield group, [result]
                 price = _price(used_in, used_out, config)
                 if config.max_cost is not None and price > config.max_cost:
                     raise ValueError(
@@ -108,7 +138,7 @@ def caption(
             price = _price(used_in, used_out, config)
             cost = "" if price is None else f", which cost {price:.2f}"
             logger.info("%d tokens in and %d out%s", used_in, used_out, cost)
-    if left:
+    if left := left + len(refused):
         logger.warning("%d requests failed: run again to send them again", left)
 
 
@@ -128,38 +158,32 @@ def caption_group(
             image = Image.fromarray(frame)
             image.thumbnail((config.longest_side, config.longest_side))
             content.append({"type": "image", "image": image})
-    messages = [{"role": "user", "content": content}]
-    tokens_in = tokens_out = 0
-    faults = []
-    for attempt in range(1, config.max_attempts + 1):
-        reply = captioner.ask(messages)
-        tokens_in, tokens_out = tokens_in + reply.input_tokens, tokens_out + reply.output_tokens
-        try:
-            answer = parse_answer(reply.text, len(group.clips), config.max_words)
-        except ValueError as fault:
-            faults.append(str(fault))
-            messages += [
-                # Endpoints refuse an empty text, as a model that declines may give.
-                {"role": "assistant", "content": [{"type": "text", "text": reply.text or "(no answer)"}]},
-                {"role": "user", "content": [{"type": "text", "text": CORRECTION.format(fault=fault)}]},
-            ]
-            continue
-        captions = Captions(
-            id=group.id,
-            source=group.source,
-            clips=group.clips,
-            actors=answer.actors,
-            captions=answer.captions,
-            model=config.model,
-            prompt_version=PROMPT_VERSION,
-            attempts=attempt,
-            input_tokens=tokens_in,
-            output_tokens=tokens_out,
+    try:
+        answer, replies = ask_until_valid(
+            captioner.ask,
+            [{"role": "user", "content": content}],
+            lambda text: parse_answer(text, len(group.clips), config.max_words),
+            config.max_attempts,
         )
-        return captions, tokens_in, tokens_out
-    details = {"faults": faults, "answer": reply.text}
-    dropped = Dropped(id=group.id, source=group.source, rule="invalid_captions", why=faults[-1], details=details)
-    return dropped, tokens_in, tokens_out
+    except InvalidAnswersError as error:
+        replies = error.replies
+        details = {"faults": error.faults, "answer": replies[-1].text}
+        dropped = Dropped(id=group.id, source=group.source, rule="invalid_captions", why=str(error), details=details)
+        return dropped, *_tokens(replies)
+    input_tokens, output_tokens = _tokens(replies)
+    captions = Captions(
+        id=group.id,
+        source=group.source,
+        clips=group.clips,
+        actors=answer.actors,
+        captions=answer.captions,
+        model=config.model,
+        prompt_version=PROMPT_VERSION,
+        attempts=len(replies),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+    )
+    return captions, input_tokens, output_tokens
 
 
 def estimate_tokens(groups: Sequence[Group], config: CaptionConfig) -> tuple[int, int]:
@@ -167,6 +191,11 @@ def estimate_tokens(groups: Sequence[Group], config: CaptionConfig) -> tuple[int
     num_scenes = sum(len(group.clips) for group in groups)
     text = sum(len(instructions(len(group.clips), config.max_words)) // CHARACTERS_A_TOKEN for group in groups)
     return text + num_scenes * config.frames_per_scene * config.tokens_per_image, num_scenes * TOKENS_A_CAPTION
+
+
+def _tokens(replies: Sequence[Reply]) -> tuple[int, int]:
+    """Tokens that went in and came out."""
+    return sum(reply.input_tokens for reply in replies), sum(reply.output_tokens for reply in replies)
 
 
 def _price(input_tokens: int, output_tokens: int, config: CaptionConfig) -> float | None:

@@ -13,11 +13,7 @@ import torch
 
 from mask2dit.curation.answers import SCHEMA
 from mask2dit.curation.config import CaptionConfig
-from mask2dit.endpoint import Endpoint, EndpointError, Reply, image_part
-
-
-class CaptionerError(OSError):
-    """One request failed, which may pass: the endpoint was not reached, did not answer in time, or was overloaded."""
+from mask2dit.endpoint import Endpoint, RefusedRequestError, Reply, image_part
 
 
 class Captioner(Protocol):
@@ -25,8 +21,7 @@ class Captioner(Protocol):
         """The model's answer. Several threads may ask at once.
 
         Raises:
-            CaptionerError: if this request failed.
-            ValueError: if none can succeed, as without a valid key.
+            EndpointError: if this request failed; as one of its subclasses, if it is refused or none can succeed.
         """
         ...
 
@@ -36,7 +31,9 @@ class OpenAICaptioner:
 
     def __init__(self, config: CaptionConfig):
         self.config = config
-        self.endpoint = Endpoint(config.base_url, config.model, config.api_key_env, config.timeout, config.max_retries)
+        self.endpoint = Endpoint(
+            config.base_url, config.model, config.api_key_env, config.timeout, config.max_retries, "caption."
+        )
         self.rate = RateLimit(config.requests_per_minute)
 
     def ask(self, messages: list[dict]) -> Reply:
@@ -49,14 +46,11 @@ class OpenAICaptioner:
             return self.endpoint.ask(
                 [_encoded(message) for message in messages], temperature=self.config.temperature, **extra
             )
-        except EndpointError as error:
-            message = f"the endpoint {self.config.base_url} failed: {error}"
-            if error.status in (401, 403, 404):
-                remedy = f"check caption.base_url, caption.model and the key in {self.config.api_key_env}"
-                raise ValueError(f"{message}; {remedy}") from None
-            if error.status == 400 and self.config.json_schema:
-                message += "; caption.json_schema=false is for endpoints that cannot hold answers to a schema"
-            raise CaptionerError(message) from None
+        except RefusedRequestError as error:
+            if error.is_filtered or not self.config.json_schema:
+                raise
+            hint = "caption.json_schema=false is for endpoints that cannot hold answers to a schema"
+            raise RefusedRequestError(f"{error}; {hint}", error.status) from None
 
 
 class RateLimit:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from mask2dit.config import DTYPES, check_at_least, check_choice, check_positive, parse_shard
-from mask2dit.evaluation.config import ViCLIPConfig
+from mask2dit.encoders.config import ViCLIPConfig
 
 STAGES = ("probe", "split", "write", "score", "filter", "embed", "group", "single", "caption", "verify", "export")
 BACKENDS = ("openai", "transformers", "stand_in")

@@ -10,12 +10,13 @@ from pathlib import Path
 from mask2dit.curation.caption import Captions
 from mask2dit.curation.config import CurationConfig
 from mask2dit.curation.review import Decision
-from mask2dit.curation.store import Dropped, Entry, digest
+from mask2dit.curation.store import Dropped, Entry
 from mask2dit.curation.write import Clip
 from mask2dit.data.clips import required_frames
 from mask2dit.data.config import DataConfig
 from mask2dit.data.manifests import read_manifest
 from mask2dit.files import check_writable, write_text
+from mask2dit.hashing import digest
 
 CSV_FIELDS = ("fps", "width", "height", "caption", "path", "num_frame")
 

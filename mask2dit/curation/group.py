@@ -7,10 +7,11 @@ from pathlib import Path
 
 from mask2dit.curation.config import GroupConfig
 from mask2dit.curation.embed import Features, read_features
-from mask2dit.curation.store import Dropped, Entry, digest
+from mask2dit.curation.store import Dropped, Entry
 from mask2dit.curation.write import Clip
 from mask2dit.data.clips import describe_required_frames, required_frames
 from mask2dit.data.config import DataConfig
+from mask2dit.hashing import digest
 
 
 @dataclass(frozen=True, kw_only=True)

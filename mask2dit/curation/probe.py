@@ -1,4 +1,4 @@
-"""Films and what their files say of themselves, by PyAV."""
+"""Films and what their files say of themselves."""
 
 import logging
 from collections import Counter
@@ -6,42 +6,48 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mask2dit.curation.optional import import_optional
-from mask2dit.curation.store import Dropped, Entry, Workspace, digest
+from mask2dit.curation.store import Dropped, Entry, Workspace
+from mask2dit.hashing import digest
+from mask2dit.video.files import VIDEO_SUFFIXES, is_video, list_files
+from mask2dit.video.reading import FileReader
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = {".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Film(Entry):
-    """A video file that plays. Sizes are as shown: a rotation is applied."""
+    """A video file that plays. Sizes are as shown: upright, in square pixels."""
 
     width: int
     height: int
     fps: float
-    seconds: float | None
-    """None where the file does not say."""
+    """The average, where it varies."""
+    seconds: float
     codec: str
-    rotation: int
-    """Degrees, by which a player turns the stored picture."""
+    warnings: list[str]
+    """What its frames do not show as a player would; see `FileReader`."""
 
 
 def find_films(folder: Path, workspace: Workspace) -> list[Entry]:
-    """The video files of this process's part, by their suffixes, sorted.
+    """The video files of this process's part, as `list_videos` finds them.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if there is no video in it.
+        ValueError: if there is no video in it, or one lies in the folder of the run.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder of films {str(folder)!r}")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    films = [path for path in files if path.suffix.lower() in SUFFIXES]
+    files = list_files(folder)
+    films = [path for path in files if is_video(path)]
     if not films:
-        raise ValueError(f"there is no video in {str(folder)!r}; looked at are {', '.join(sorted(SUFFIXES))}")
-    if others := Counter(path.suffix for path in files if path.suffix.lower() not in SUFFIXES):
+        raise ValueError(f"there is no video in {str(folder)!r}; looked at are {', '.join(sorted(VIDEO_SUFFIXES))}")
+    output = workspace.folder.resolve()
+    for path in films:
+        if path.resolve().is_relative_to(output):
+            raise ValueError(
+                f"{path} links into output={str(workspace.folder)!r}, whose clips are not films: remove the link"
+            )
+    if others := Counter(path.suffix for path in files if not is_video(path)):
         listed = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in others.most_common())
         logger.info("Files that are not videos by their suffix: %s", listed)
     entries = []
@@ -53,35 +59,25 @@ def find_films(folder: Path, workspace: Workspace) -> list[Entry]:
 
 
 def probe(entries: Iterable[Entry], folder: Path) -> Iterator[tuple[Entry, list[Film | Dropped]]]:
-    """Opens each file and decodes its first frame. What cannot be read is dropped with the reason."""
-    av = import_optional("av")
+    """Opens each file as later stages do. What cannot be read is dropped with the reason."""
     for entry in entries:
         if any("\ud800" <= character <= "\udfff" for character in entry.id):
             why = "its name is not UTF-8, which manifests are written in: rename it"
             yield entry, [Dropped(id=entry.id, source=entry.source, rule="unreadable", why=why)]
             continue
         try:
-            # Absolute, or FFmpeg takes a folder with a colon in its name for a protocol.
-            with av.open(str((folder / entry.id).absolute())) as container:
-                stream = container.streams.video[0]
-                frame = next(container.decode(stream))
-                seconds = stream.duration * stream.time_base if stream.duration else None
-                if seconds is None and container.duration:
-                    seconds = container.duration / av.time_base
-                turned = frame.rotation % 180 != 0
-                film = Film(
-                    id=entry.id,
-                    source=entry.source,
-                    width=frame.height if turned else frame.width,
-                    height=frame.width if turned else frame.height,
-                    fps=float(stream.average_rate),
-                    seconds=None if seconds is None else round(float(seconds), 3),
-                    codec=stream.codec_context.name,
-                    rotation=frame.rotation,
-                )
-            yield entry, [film]
-        except (av.FFmpegError, OSError, IndexError, StopIteration, TypeError) as error:
-            # IndexError: no video stream; StopIteration: no frame; TypeError: no frame rate.
-            reasons = {IndexError: "no video in it", StopIteration: "no frame in it", TypeError: "no frame rate"}
-            why = reasons.get(type(error)) or getattr(error, "strerror", None) or str(error)
-            yield entry, [Dropped(id=entry.id, source=entry.source, rule="unreadable", why=why)]
+            reader = FileReader(folder / entry.id)
+        except (OSError, ValueError) as error:
+            yield entry, [Dropped(id=entry.id, source=entry.source, rule="unreadable", why=str(error))]
+            continue
+        film = Film(
+            id=entry.id,
+            source=entry.source,
+            width=reader.width,
+            height=reader.height,
+            fps=reader.fps,
+            seconds=round(reader.num_frames / reader.fps, 3),
+            codec=reader.codec,
+            warnings=list(reader.warnings),
+        )
+        yield entry, [film]

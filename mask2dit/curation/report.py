@@ -1,7 +1,6 @@
 """What came in and what was removed, the distribution of similarity, and the card of a data set."""
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +11,10 @@ from mask2dit.curation.caption import Captions
 from mask2dit.curation.config import CurationConfig
 from mask2dit.curation.verify import Verified
 from mask2dit.curation.write import Clip
-from mask2dit.evaluation.untrained import UNTRAINED
+from mask2dit.encoders.untrained import UNTRAINED
 from mask2dit.files import write_text
 from mask2dit.provenance import git_commit, versions
+from mask2dit.reporting.svg import histogram
 
 UNITS = {  # what goes into each stage
     "probe": "films",
@@ -30,8 +30,6 @@ UNITS = {  # what goes into each stage
     "export": "captions",
 }
 PAPER_THRESHOLDS = (0.0, 0.6, 0.7, 0.8)
-INK, SOFT, RULE, BAR, LINE = "#202124", "#5f6368", "#dadce0", "#1a66c2", "#b3261e"
-BAR_COUNT = 40
 
 
 def funnel_table(funnel: Mapping[str, dict]) -> str:
@@ -43,75 +41,6 @@ def funnel_table(funnel: Mapping[str, dict]) -> str:
         lines.append((stage, UNITS[stage], str(counts["in"]), str(counts["kept"]), ", ".join(removed) or "-"))
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
-
-
-def histogram(
-    values: Sequence[float], title: str, marks: Mapping[str, float], guides: Mapping[str, float] | None = None
-) -> str:
-    """A histogram as SVG.
-
-    Args:
-        values: what is counted, at least one.
-        title: of the axis.
-        marks: values to draw as lines, by their labels.
-        guides: the same, less strongly: dashed.
-    """
-    width, height = 760, 300
-    lines = [(value, label, LINE, "") for label, value in marks.items()]
-    lines += [(value, label, SOFT, " stroke-dasharray='4 3'") for label, value in (guides or {}).items()]
-    places = [*values, *(value for value, *_ in lines)]
-    low, high = min(places), max(places)
-    span = (high - low) or 1.0
-    low, high = low - 0.02 * span, high + 0.02 * span
-    step = (high - low) / BAR_COUNT
-    counts = [0] * BAR_COUNT
-    for value in values:
-        counts[min(int((value - low) / step), BAR_COUNT - 1)] += 1
-    left, right, top, bottom = 50, 20, 20 + 15 * len(lines), 46
-    tallest = max(counts) or 1
-
-    def x(value: float) -> float:
-        return left + (value - low) / (high - low) * (width - left - right)
-
-    def y(count: float) -> float:
-        return height - bottom - count / tallest * (height - top - bottom)
-
-    parts = [
-        f"<line x1='{left}' x2='{width - right}' y1='{y(0)}' y2='{y(0)}' stroke='{RULE}'/>",
-        f"<text x='{left - 8}' y='{y(tallest) + 4:.1f}' text-anchor='end' fill='{SOFT}'>{tallest}</text>",
-        f"<text x='{left - 8}' y='{y(0) + 4:.1f}' text-anchor='end' fill='{SOFT}'>0</text>",
-        f"<text x='{width / 2}' y='{height - 6}' text-anchor='middle' fill='{INK}'>{title}, {len(values)} values</text>",
-    ]
-    for i, count in enumerate(counts):
-        if count:
-            begin, end = low + i * step, low + (i + 1) * step
-            parts.append(
-                f"<rect x='{x(begin):.1f}' y='{y(count):.1f}' width='{x(end) - x(begin) - 1:.1f}' "
-                f"height='{y(0) - y(count):.1f}' fill='{BAR}'><title>{begin:.3f} to {end:.3f}: {count}</title></rect>"
-            )
-    for value in _ticks(low, high):
-        parts.append(
-            f"<text x='{x(value):.1f}' y='{y(0) + 16:.1f}' text-anchor='middle' fill='{SOFT}'>{value:g}</text>"
-        )
-    # Each label in a line of its own, the rightmost value's on top, so that no label is crossed by the line of another.
-    for i, (value, label, colour, dashes) in enumerate(sorted(lines, reverse=True)):
-        side, shift = ("end", -5) if x(value) > 150 else ("start", 5)
-        parts.append(
-            f"<line x1='{x(value):.1f}' x2='{x(value):.1f}' y1='{8 + 15 * i}' y2='{y(0)}' stroke='{colour}'{dashes}/>"
-            f"<text x='{x(value) + shift:.1f}' y='{18 + 15 * i}' text-anchor='{side}' fill='{colour}'>{label}</text>"
-        )
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' role='img' width='{width}' height='{height}' "
-        f"viewBox='0 0 {width} {height}' font-family='system-ui, sans-serif' font-size='12'>"
-        f"<rect width='{width}' height='{height}' fill='#ffffff'/>{''.join(parts)}</svg>\n"
-    )
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two, four to eight of them."""
-    step = 10 ** math.floor(math.log10((high - low) / 4))
-    step *= max(factor for factor in (1, 2, 5) if factor * step <= (high - low) / 4)
-    return [round(step * i, 9) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def similarity_plot(cosines: Sequence[float], threshold: float, ceiling: float) -> str:

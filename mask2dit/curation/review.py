@@ -13,9 +13,10 @@ from PIL import Image
 from mask2dit.curation.answers import check_captions
 from mask2dit.curation.caption import Captions
 from mask2dit.curation.group import Group
-from mask2dit.curation.store import digest
 from mask2dit.curation.write import Clip
 from mask2dit.files import atomic_path, write_text
+from mask2dit.hashing import digest
+from mask2dit.texts import parse_json, read_text
 from mask2dit.video.reading import open_video
 
 TEMPLATE = Path(__file__).with_name("review.html")
@@ -102,7 +103,7 @@ def read_decisions(path: Path, captions: Sequence[Captions], max_words: int) -> 
     if not path.is_file():
         return {}
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        records = parse_json(read_text(path, "file of decisions"))
         found = {key: Decision(**record) for key, record in records.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not what the review page saves ({error}): save it again") from error

@@ -23,17 +23,18 @@ from mask2dit.curation.review import DECISIONS, read_decisions, write_review
 from mask2dit.curation.score import Scores, apply_filters, score, score_settings
 from mask2dit.curation.split import Scene, load_detector, split
 from mask2dit.curation.stand_in import stand_in
-from mask2dit.curation.store import Dropped, Workspace, digest, kept
+from mask2dit.curation.store import Dropped, Workspace, kept
 from mask2dit.curation.verify import Verified, verify
 from mask2dit.curation.write import Clip, write
 from mask2dit.data.config import DataConfig
+from mask2dit.device import choose_device
 from mask2dit.files import check_writable, write_text
-from mask2dit.pipelines.inference import choose_device
+from mask2dit.hashing import digest
 
 logger = logging.getLogger(__name__)
 
 # Of the extra, by the stage that imports it.
-PACKAGES = {"probe": "av", "split": "scenedetect", "score": "cv2", "caption": "openai"}
+PACKAGES = {"split": "scenedetect", "score": "cv2", "caption": "openai"}
 
 
 def curate(config: CurationConfig) -> int:
@@ -109,9 +110,9 @@ def _make_clips(
 
     found = find_films(folder_of_films, workspace)
     films = run("probe", Film, found, settings["probe"], partial(probe, folder=folder_of_films))
-    for film in films:
-        if isinstance(film, Dropped):
-            logger.warning("%s is left out: %s", film.id, film.why)
+    for film in kept(films):
+        for warning in film.warnings:
+            logger.warning("%s: %s", film.id, warning)
 
     process = partial(split, folder=folder_of_films, config=config.split, min_frames=_min_frames(config))
     scenes = run("split", Scene, kept(films), settings["split"], process)

@@ -12,9 +12,9 @@ from mask2dit.curation.config import FilterConfig, ScoreConfig
 from mask2dit.curation.optional import import_optional
 from mask2dit.curation.store import Dropped, Entry
 from mask2dit.curation.write import Clip
-from mask2dit.evaluation.quality import FrameEncoder, load_aesthetic_head
-from mask2dit.evaluation.viclip import middle_frames
-from mask2dit.models.loading import fingerprint
+from mask2dit.encoders.frames import FrameEncoder, load_aesthetic_head
+from mask2dit.hashing import fingerprint
+from mask2dit.video.frames import middle_frames
 from mask2dit.video.reading import VideoReader, open_video
 
 NUM_POSITIONS = 8  # places in a clip that are looked at

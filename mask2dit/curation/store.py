@@ -6,8 +6,7 @@ calls it with the entries whose results are not in the stage's file yet, and wri
 """
 
 import dataclasses
-import hashlib
-import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,9 @@ from tqdm import tqdm
 
 from mask2dit.config import parse_shard
 from mask2dit.files import append_line, check_writable, read_lines
+from mask2dit.hashing import digest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,9 @@ class Workspace:
                     append_line(self.folder / f"{stage}{self.suffix}.jsonl", record)
                     progress.update()
         found = [result for entry in entries for result in done.get(keys[entry.key], [])]
-        self.count(stage, len(entries), found, sum(keys[entry.key] not in done for entry in entries))
+        not_done = [entry for entry in entries if keys[entry.key] not in done]
+        self.count(stage, len(entries), found, len(not_done))
+        _warn_of_lost_films(stage, found, going_on={entry.source for entry in [*kept(found), *not_done]})
         return found
 
     def count(self, stage: str, num_in: int, results: Sequence[Entry], not_done: int = 0) -> None:
@@ -140,14 +144,23 @@ class Workspace:
         return done
 
 
+def _warn_of_lost_films(stage: str, results: Sequence[Entry], going_on: set[str]) -> None:
+    """Names each film of which a stage dropped everything, with a reason for each rule."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for result in results:
+        if isinstance(result, Dropped) and result.source not in going_on:
+            reasons.setdefault(result.source, {}).setdefault(result.rule, []).append(result.why)
+    for film, of_rule in reasons.items():
+        listed = "; ".join(
+            f"{rule}: {why[0]}" + (f" and {len(why) - 1} more" if len(why) > 1 else "")
+            for rule, why in of_rule.items()
+        )
+        logger.warning("%s is left out, since the stage %s dropped all of it: %s", film, stage, listed)
+
+
 def kept(entries: Iterable[T | Dropped]) -> list[T]:
     """Without those that were dropped."""
     return [entry for entry in entries if not isinstance(entry, Dropped)]
-
-
-def digest(content: object) -> str:
-    """A hash of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _fields(result: Entry) -> dict:

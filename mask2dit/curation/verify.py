@@ -10,7 +10,7 @@ import torch
 from mask2dit.curation.caption import Captions
 from mask2dit.curation.embed import Embedder, Features, read_features
 from mask2dit.curation.store import Entry
-from mask2dit.evaluation.config import ViCLIPConfig
+from mask2dit.encoders.config import ViCLIPConfig
 
 
 @dataclass(frozen=True, kw_only=True)

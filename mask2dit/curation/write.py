@@ -14,8 +14,9 @@ from PIL import Image
 
 from mask2dit.curation.config import WriteConfig
 from mask2dit.curation.split import Scene
-from mask2dit.curation.store import Dropped, Entry, digest
-from mask2dit.video.reading import VideoReader, open_video
+from mask2dit.curation.store import Dropped, Entry
+from mask2dit.hashing import digest
+from mask2dit.video.reading import FileReader, VideoReader, open_video
 from mask2dit.video.writing import write_video
 
 FRAMES_AT_ONCE = 16
@@ -56,8 +57,8 @@ def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfi
         name = f"{start}-{stop}-{digest([scene.key, settings])[:8]}.mp4"
         path = folder / "clips" / Path(scene.source).with_suffix("") / name
         try:
-            if scene.source != source or reader is None:
-                reader = open_video(films / scene.source)
+            if scene.source != source:
+                reader = FileReader(films / scene.source)
                 crop = film_crop(reader, config)
                 source = scene.source
             frames = cropped_frames(reader, start, stop, crop, config.max_short_side)
@@ -65,7 +66,6 @@ def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfi
             write_video(path, frames, reader.fps)
             clip = open_video(path)
         except ValueError as error:
-            reader = None  # decord's stays broken after an error
             yield scene, [Dropped(id=scene.id, source=scene.source, rule="unreadable", why=str(error))]
             continue
         made = Clip(

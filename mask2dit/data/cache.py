@@ -26,10 +26,10 @@ from mask2dit.data.config import CacheConfig, DataConfig
 from mask2dit.data.encoding import encode_caption, encode_clip, load_encoders
 from mask2dit.data.manifests import read_manifest
 from mask2dit.data.quarantine import Quarantine
+from mask2dit.device import choose_device
 from mask2dit.files import atomic_path, check_writable, open_tensors, read_json, write_text
-from mask2dit.models.loading import fingerprint
-from mask2dit.pipelines.inference import choose_device
-from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.hashing import fingerprint
+from mask2dit.pipelines.mask2dit import VAE_REMEDY, Mask2DiTPipeline, require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +189,7 @@ def build_cache(config: CacheConfig) -> None:
             tensors = {}
             for caption in chunk:
                 tensors[_caption_key(caption)] = encode_caption(pipe, caption).cpu()
+                require_finite(f"the embeddings of {caption!r}", tensors[_caption_key(caption)], "use another dtype")
                 progress.update()
             _write(folder, "text", tensors, list(tensors), {}, settings)
 
@@ -209,7 +210,9 @@ def build_cache(config: CacheConfig) -> None:
                 sizes[key] = clip.path.stat().st_size
                 for variant, pixels in enumerate(windows):
                     mean, logvar = encode_clip(pipe.vae, pixels)
-                    tensors[f"{key}.{variant}.mean"], tensors[f"{key}.{variant}.logvar"] = mean.cpu(), logvar.cpu()
+                    for name, values in (("mean", mean), ("logvar", logvar)):
+                        require_finite(f"the latents of {clip.name} ({clip.label})", values, VAE_REMEDY)
+                        tensors[f"{key}.{variant}.{name}"] = values.cpu()
             _write(folder, "latents", tensors, list(sizes), sizes, settings)
     logger.info(
         "Wrote %d clips and %d captions to %s; %d clips could not be read",

@@ -1,28 +1,55 @@
 """Reads a whole manifest before training: `python -m mask2dit.data.check MANIFEST [key=value …]`.
 
-The keys are those of `DataConfig`, as in training. Every video is opened and its first frame decoded; damage further inside a
-file shows only in training or when the cache is made.
+The keys are those of `DataConfig`, as in training, and `model`, the model folder, to report captions that its text window
+cuts. Of every video, all frames are decoded that training may read with these keys: those of its windows if `num_windows` is
+set, else all frames from which windows are taken.
 """
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 from tqdm import tqdm
 
+from mask2dit.command import split_arguments
 from mask2dit.config import load_config
-from mask2dit.data.clips import Clip, describe_required_frames, is_long_enough, required_frames, scene_windows
+from mask2dit.data.clips import (
+    Clip,
+    describe_required_frames,
+    frames_to_read,
+    is_long_enough,
+    required_frames,
+    scene_windows,
+)
 from mask2dit.data.config import DataConfig
-from mask2dit.data.manifests import LENGTH_FIELD, PATH_FIELD, Problem, parse_manifest
-from mask2dit.video.reading import open_video
+from mask2dit.data.manifests import LENGTH_FIELD, PATH_FIELD, Problem, manifest_suffix, parse_manifest
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.video.reading import FileReader
 
+FRAMES_AT_ONCE = 16
 FPS_TOLERANCE = 0.01  # 23.98 stands for 24000/1001
-KEYS = ", ".join(field.name for field in dataclasses.fields(DataConfig))
-USAGE = f"usage: python -m mask2dit.data.check MANIFEST [key=value ...]\n\nkeys: {KEYS}"
+
+
+@dataclass(kw_only=True)
+class CheckConfig(DataConfig):
+    """What `python -m mask2dit.data.check` checks."""
+
+    model: str | None = None
+    """The model folder that will be trained: its tokenizer finds captions longer than the text window. null: captions are
+    not measured."""
+
+
+KEYS = ", ".join(field.name for field in dataclasses.fields(CheckConfig))
+USAGE = f"""usage: python -m mask2dit.data.check MANIFEST [key=value ...]
+
+keys: {KEYS}
+
+model=FOLDER names the model that will be trained; captions that its text window cuts are then reported, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +82,31 @@ class Report:
         return "\n".join([*lines, summary])
 
 
-def check_manifest(config: DataConfig) -> Report:
-    """Checks every row and opens every video of a manifest.
+def check_manifest(config: CheckConfig) -> Report:
+    """Checks every row of a manifest and decodes its videos.
 
     Raises:
-        FileNotFoundError, ValueError: if the manifest cannot be read at all.
+        FileNotFoundError, ValueError: if the manifest or the model cannot be read at all.
     """
+    pipe = Mask2DiTPipeline.skeleton(config.model) if config.model is not None else None
     rows, problems = parse_manifest(config)
     clips = [clip for row in rows for clip in row]
-    # Most of it is waiting for files, and decord decodes outside Python's lock.
+    # FFmpeg decodes outside Python's lock.
     with ThreadPoolExecutor() as pool:
-        videos = list(tqdm(pool.map(_open, clips), total=len(clips), desc="clips", unit="clip", disable=None))
+        videos = list(
+            tqdm(pool.map(partial(_decode, config), clips), total=len(clips), desc="clips", unit="clip", disable=None)
+        )
     of_clip = dict(zip(clips, videos))
     faulty = {problem.row for problem in problems}
     for number, row in enumerate(rows, start=1):
         # Fine-tuning steps around scenes of which the manifest itself says that they are too short.
         avoidable = config.kind == "finetune" and bool(scene_windows(row, config))
         for clip in row:
+            problems += _check_caption(pipe, clip) if pipe else []
             problems += _check_clip(config, clip, of_clip[clip], avoidable)
         if config.kind == "finetune" and number not in faulty:
             problems += _check_row(config, number, row, [of_clip[clip] for clip in row])
+    problems += _check_repeats(config, rows)
     problems.sort(key=lambda problem: (problem.row, problem.scene or 0))
     return Report(num_rows=len(rows), num_clips=len(clips), problems=problems)
 
@@ -87,17 +119,22 @@ class _Video:
     fps: float
     width: int
     height: int
+    warnings: tuple[str, ...]
 
 
-def _open(clip: Clip) -> _Video | str:
-    """The video of a clip, or why there is none."""
-    if not clip.path.exists():
-        return f"there is no file {clip.path}"
+def _decode(config: DataConfig, clip: Clip) -> _Video | str:
+    """The video of a clip, of which every frame could be decoded that training may read, or why there is none."""
     try:
-        reader = open_video(clip.path)
+        if not clip.path.exists():
+            return f"there is no file {clip.path}"
+        reader = FileReader(clip.path)
+        if reader.num_frames >= required_frames(config):
+            indices = frames_to_read(config, clip.name, reader.num_frames)
+            for start in range(0, len(indices), FRAMES_AT_ONCE):
+                reader.read(indices[start : start + FRAMES_AT_ONCE])
     except (OSError, ValueError) as error:
         return str(error)
-    return _Video(reader.num_frames, reader.fps, reader.width, reader.height)
+    return _Video(reader.num_frames, reader.fps, reader.width, reader.height, reader.warnings)
 
 
 def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: bool) -> list[Problem]:
@@ -106,11 +143,11 @@ def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: 
     def problem(field: str, message: str, is_warning: bool = False) -> Problem:
         return Problem(row=clip.row, scene=clip.scene, field=field, message=message, is_warning=is_warning)
 
-    suffix = Path(config.manifest).suffix
+    suffix = manifest_suffix(config)
     if isinstance(video, str):
         return [problem(PATH_FIELD[suffix], video)]
     length = LENGTH_FIELD[suffix]
-    problems = []
+    problems = [problem(PATH_FIELD[suffix], warning, is_warning=True) for warning in video.warnings]
     if video.num_frames < required_frames(config):
         is_left_out = avoidable and not is_long_enough(clip, config)
         message = f"the file has {video.num_frames} frames, but {describe_required_frames(config)}"
@@ -125,6 +162,32 @@ def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: 
             unit = " frames" if field == length else ""
             message = f"the manifest says {stated:.6g}{unit}, but the file has {actual:.6g}"
             problems.append(problem(field, message, is_warning=True))
+    return problems
+
+
+def _check_caption(pipe: Mask2DiTPipeline, clip: Clip) -> list[Problem]:
+    """Whether the text window holds the caption."""
+    message = pipe.describe_cut(clip.caption)
+    if message is None:
+        return []
+    return [Problem(row=clip.row, scene=clip.scene, field="caption", message=message, is_warning=True)]
+
+
+def _check_repeats(config: DataConfig, rows: list[list[Clip]]) -> list[Problem]:
+    """Whether a file is listed more than once: in the whole manifest for pre-training, in one row for fine-tuning."""
+    field = PATH_FIELD[manifest_suffix(config)]
+    problems = []
+    listed: dict[str, str] = {}
+    for row in rows:
+        if config.kind == "finetune":
+            listed = {}
+        for clip in row:
+            file = os.path.realpath(clip.path)
+            if file in listed:
+                means = "a sample never takes it twice" if config.kind == "pretrain" else "a sample may show it twice"
+                message = f"is listed twice, first in {listed[file]}; {means}"
+                problems.append(Problem(row=clip.row, scene=clip.scene, field=field, message=message, is_warning=True))
+            listed.setdefault(file, clip.label)
     return problems
 
 
@@ -153,14 +216,20 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0 if arguments else 2
-    manifest, *overrides = arguments
     try:
-        config = dataclasses.replace(load_config(DataConfig, None, overrides), manifest=manifest)
+        manifest, overrides = split_arguments(arguments)
+        if manifest is not None:
+            overrides.append(f"manifest={manifest}")
+        elif not any(override.startswith("manifest=") for override in overrides):
+            raise ValueError(f"name the manifest to check beside {' '.join(overrides)}")
+        config = load_config(CheckConfig, None, overrides)
         report = check_manifest(config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{manifest} for kind={config.kind}: samples of {config.num_scenes} scenes, {config.num_frames} frames each")
+    print(
+        f"{config.manifest} for kind={config.kind}: samples of {config.num_scenes} scenes, {config.num_frames} frames each"
+    )
     print(report)
     return 1 if report.unusable_rows else 0
 

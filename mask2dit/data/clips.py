@@ -1,13 +1,14 @@
 """Clips, the frames that a training scene takes of them, and reading these."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from mask2dit.data.config import DataConfig
-from mask2dit.data.randomness import generator_for
+from mask2dit.randomness import generator_for
 from mask2dit.video.frames import choose_frames, resize_and_crop
 from mask2dit.video.reading import open_video
 
@@ -96,10 +97,28 @@ def choose_window(config: DataConfig, name: str, total_frames: int, variant: int
     generator = generator_for(config.seed, "window", name, variant)
     if config.kind == "finetune":
         return choose_frames(total_frames, config.num_frames, config.max_stride, "random", generator)
-    first, stop = total_frames * DROPPED_PERCENT // 100, total_frames * (100 - DROPPED_PERCENT) // 100
+    first, stop = _kept_range(total_frames)
     span = (config.num_frames - 1) * config.max_stride + 1
     first += int(torch.randint(stop - first - span + 1, (1,), generator=generator))
     return list(range(first, first + span, config.max_stride))
+
+
+def frames_to_read(config: DataConfig, name: str, total_frames: int) -> Sequence[int]:
+    """Every frame of a clip that training may read: of its `num_windows` windows, or wherever a window may begin.
+
+    Args:
+        name: the clip's.
+        total_frames: of the clip, which is long enough.
+    """
+    if config.num_windows is not None:
+        windows = (choose_window(config, name, total_frames, variant) for variant in range(config.num_windows))
+        return sorted(set().union(*windows))
+    return range(total_frames) if config.kind == "finetune" else range(*_kept_range(total_frames))
+
+
+def _kept_range(total_frames: int) -> tuple[int, int]:
+    """The first frame of a clip that pre-training may take, and the one after the last."""
+    return total_frames * DROPPED_PERCENT // 100, total_frames * (100 - DROPPED_PERCENT) // 100
 
 
 def describe_required_frames(config: DataConfig) -> str:
@@ -130,7 +149,7 @@ def read_clip(config: DataConfig, clip: Clip, variant: int) -> torch.Tensor:
 
 
 def _read_once(config: DataConfig, clip: Clip, variant: int) -> torch.Tensor:
-    reader = open_video(clip.path)  # a new one each time, since decord's stays broken after an error
+    reader = open_video(clip.path)
     try:
         indices = choose_window(config, clip.name, reader.num_frames, variant)
     except ValueError as error:

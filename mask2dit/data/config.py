@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from mask2dit.config import DTYPES, check_at_least, check_choice, parse_shard
+from mask2dit.config import DTYPES, check_at_least, check_between, check_choice, parse_shard
 
 KINDS = ("pretrain", "finetune")
+BASE_MODEL = "models/CogVideoX-5b"  # from which pre-training starts; fine-tuning keeps its VAE and text encoder
 
 
 @dataclass(kw_only=True)
@@ -54,8 +55,7 @@ class DataConfig:
             raise ValueError(f"num_windows={self.num_windows} has to be at least 1, or null for a new one every epoch")
         if self.max_retries < 0:
             raise ValueError(f"max_retries={self.max_retries} has to be 0 or more")
-        if not 0 <= self.max_quarantined_share <= 1:
-            raise ValueError(f"max_quarantined_share={self.max_quarantined_share} has to lie between 0 and 1")
+        check_between("max_quarantined_share", self.max_quarantined_share, 0, 1)
         if self.cache is not None and self.num_windows is None:
             raise ValueError(
                 "a cache holds a fixed number of windows of each clip: set num_windows=1 or more, or cache=null"
@@ -66,7 +66,7 @@ class DataConfig:
 class CacheConfig:
     """What `python -m mask2dit.data.cache` computes. `configs/data/cache.yaml` holds values for all of it."""
 
-    model: str = "models/Mask2DiT"
+    model: str = BASE_MODEL
     """A folder in diffusers' layout, of which the VAE and the text encoder are used."""
     data: DataConfig = field(default_factory=DataConfig)
     """As in training; `data.cache` is the folder that is written."""

@@ -7,6 +7,8 @@ D text width.
 import logging
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch.utils.data import Dataset
@@ -22,10 +24,10 @@ from mask2dit.data.clips import (
     window_variant,
 )
 from mask2dit.data.config import DataConfig
-from mask2dit.data.manifests import read_manifest
+from mask2dit.data.manifests import check_command, read_manifest
 from mask2dit.data.order import Position, sample_order
 from mask2dit.data.quarantine import Quarantine
-from mask2dit.data.randomness import generator_for
+from mask2dit.randomness import generator_for
 
 logger = logging.getLogger(__name__)
 
@@ -132,17 +134,19 @@ class StoryDataset(Dataset, ABC):
 
 
 class PretrainDataset(StoryDataset):
-    """Samples of `num_scenes` different random clips. An epoch takes every clip once, but for fewer than `num_scenes` that
-    are left over."""
+    """Samples of `num_scenes` random clips of different files. An epoch takes every clip once, but for fewer than
+    `num_scenes` that are left over. A file that is listed more than once may meet itself in a sample: then another clip takes
+    its place."""
 
     def _take(self, rows: list[list[Clip]]) -> list[Clip]:
         listed = [clip for row in rows for clip in row]
         self._clips = [clip for clip in listed if is_long_enough(clip, self.config)]
         self._num_items = len(self._clips)
         _log_left_out("clips", "they are too short", len(listed), len(self._clips), self.config)
-        if len(self) < 1:
+        num_files = len(_of_different_files(self._clips, self.config.num_scenes))
+        if num_files < self.config.num_scenes:
             raise ValueError(
-                f"{self.config.manifest} has {len(self._clips)} clips of at least {required_frames(self.config)} frames, "
+                f"{self.config.manifest} has {num_files} clips of at least {required_frames(self.config)} frames, "
                 f"but a sample takes num_scenes={self.config.num_scenes} different ones"
             )
         return self._clips
@@ -152,12 +156,16 @@ class PretrainDataset(StoryDataset):
 
     def _choose(self, epoch: int, position: int, broken: list[str]) -> list[Clip] | None:
         n = self.config.num_scenes
+        clips: list[Clip] = []
         if not broken:
-            return [self._clips[i] for i in self._order(epoch)[position * n : (position + 1) * n]]
-        rest = [clip for clip in self._clips if clip.name not in broken]
-        generator = generator_for(self.config.seed, "replacement", epoch, position, len(broken))
-        chosen = torch.randperm(len(rest), generator=generator)[:n]
-        return [rest[i] for i in chosen] if len(chosen) == n else None
+            in_order = [self._clips[i] for i in self._order(epoch)[position * n : (position + 1) * n]]
+            clips = _of_different_files(in_order, n)
+        if len(clips) < n:
+            rest = [clip for clip in self._clips if clip.name not in broken]
+            generator = generator_for(self.config.seed, "replacement", epoch, position, len(broken))
+            others = (rest[i] for i in torch.randperm(len(rest), generator=generator).tolist())
+            clips = _of_different_files(chain(clips, others), n)
+        return clips if len(clips) == n else None
 
 
 class FineTuneDataset(StoryDataset):
@@ -221,6 +229,16 @@ def collate(samples: list[dict]) -> dict:
     }
 
 
+def _of_different_files(clips: Iterable[Clip], count: int) -> list[Clip]:
+    """The first `count` clips without those whose file is that of an earlier one, whatever path leads to it."""
+    found: dict[str, Clip] = {}
+    for clip in clips:
+        found.setdefault(os.path.realpath(clip.path), clip)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
 def _draw(count: int, generator: torch.Generator) -> int:
     """One of 0 … count - 1."""
     return int(torch.randint(count, (1,), generator=generator))
@@ -229,10 +247,11 @@ def _draw(count: int, generator: torch.Generator) -> int:
 def _log_left_out(what: str, reason: str, listed: int, kept: int, config: DataConfig) -> None:
     if kept < listed:
         logger.warning(
-            "%s: %d of %d %s are left out, since by the manifest's account %s; python -m mask2dit.data.check lists them",
+            "%s: %d of %d %s are left out, since by the manifest's account %s; %s lists them",
             config.manifest,
             listed - kept,
             listed,
             what,
             reason,
+            check_command(config),
         )

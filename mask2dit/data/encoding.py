@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
-from mask2dit.data.randomness import generator_for
 from mask2dit.models.loading import load_model, load_text_encoder
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.randomness import generator_for
 
 
 def load_encoders(model: str | os.PathLike, dtype: torch.dtype, device: torch.device) -> Mask2DiTPipeline:

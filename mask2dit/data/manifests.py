@@ -1,14 +1,16 @@
 """Manifests: lists of clips with their captions, as CSV (one clip a row) or JSON (consecutive scenes a row)."""
 
 import csv
-import json
+import dataclasses
+import io
 import math
-from collections.abc import Iterable
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from mask2dit.data.clips import Clip
 from mask2dit.data.config import DataConfig
+from mask2dit.texts import find_encoding_fault, parse_json, read_text
 
 # What each format calls a clip's path and length.
 PATH_FIELD = {".csv": "path", ".json": "url"}
@@ -44,9 +46,19 @@ def read_manifest(config: DataConfig) -> list[list[Clip]]:
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
         raise ValueError(
             f"{config.manifest}, {first.label}, {first.field}: {first.message}{more}; "
-            f"python -m mask2dit.data.check {config.manifest} kind={config.kind} lists everything that is wrong"
+            f"{check_command(config)} lists everything that is wrong"
         )
     return rows
+
+
+def check_command(config: DataConfig) -> str:
+    """The command that checks a manifest as it is used here."""
+    changed = [
+        f"{field.name}={getattr(config, field.name)}"
+        for field in dataclasses.fields(config)
+        if field.name not in ("manifest", "cache") and getattr(config, field.name) != field.default
+    ]
+    return shlex.join(["python", "-m", "mask2dit.data.check", config.manifest, *changed])
 
 
 def parse_manifest(config: DataConfig) -> tuple[list[list[Clip]], list[Problem]]:
@@ -57,44 +69,68 @@ def parse_manifest(config: DataConfig) -> tuple[list[list[Clip]], list[Problem]]
         ValueError: if it cannot be read as CSV or JSON at all.
     """
     manifest = Path(config.manifest)
-    if manifest.suffix not in PATH_FIELD:
+    suffix = manifest_suffix(config)
+    if suffix not in PATH_FIELD:
         raise ValueError(f"a manifest is a .csv or a .json file, but this one is {str(manifest)!r}")
-    if not manifest.is_file():
-        raise FileNotFoundError(f"there is no manifest {str(manifest)!r}")
+    text = read_text(manifest, "manifest")
     root = Path(config.data_root) if config.data_root is not None else manifest.parent
     try:
-        with manifest.open(encoding="utf-8-sig", newline="") as file:
-            rows, problems = _parse_csv(file, root) if manifest.suffix == ".csv" else _parse_json(file, root)
-    except (csv.Error, ValueError) as error:  # ValueError is also json's and the UTF-8 decoder's
+        rows, problems = _parse_csv(text, root) if suffix == ".csv" else _parse_json(text, root)
+    except ValueError as error:
         raise ValueError(f"the manifest {str(manifest)!r} cannot be read: {error}") from error
     if not rows:
         raise ValueError(f"the manifest {str(manifest)!r} has no rows")
     return rows, problems
 
 
-def _parse_csv(file: Iterable[str], root: Path) -> tuple[list[list[Clip]], list[Problem]]:
-    reader = csv.DictReader(file, strict=True)
-    header = reader.fieldnames or []
+def manifest_suffix(config: DataConfig) -> str:
+    """.csv or .json, which `PATH_FIELD` and `LENGTH_FIELD` are keyed by; or whatever else the manifest's name ends with."""
+    return Path(config.manifest).suffix.lower()
+
+
+def _parse_csv(text: str, root: Path) -> tuple[list[list[Clip]], list[Problem]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise ValueError(f"its first line has to name the columns, but {error}") from error
     for name in ("path", "caption"):
         if name not in header:
             raise ValueError(f"it has no column {name!r}: its first line has to name the columns, but is {header}")
-    rows, problems = [], []
-    for row, record in enumerate(reader, start=1):
+    for name in ("path", "caption", "fps", "width", "height", "num_frame"):
+        if header.count(name) > 1:
+            raise ValueError(f"it has the column {name!r} {header.count(name)} times: leave one of them")
+    rows: list[list[Clip]] = []
+    problems: list[Problem] = []
+    while True:
+        try:
+            values = next(reader)
+        except StopIteration:
+            return rows, problems
+        except csv.Error as error:  # the next line is read as if nothing had been
+            rows.append([])
+            message = f"{error}: put a text with commas or quotes in quotes, and write a quote within them twice"
+            problems.append(Problem(row=len(rows), scene=None, field="quotes", message=message))
+            continue
+        if not any(value.strip() for value in values):
+            continue  # an empty line, or what a spreadsheet writes for one
         rows.append([])
-        if None in record or None in record.values():
-            more_or_fewer = "more" if None in record else "fewer"
+        while len(values) > len(header) and not values[-1].strip():
+            values.pop()
+        if len(values) != len(header):
+            more_or_fewer = "more" if len(values) > len(header) else "fewer"
             message = f"{more_or_fewer} fields than the header's {len(header)}: put a caption with commas in quotes"
-            problems.append(Problem(row=row, scene=None, field="columns", message=message))
+            problems.append(Problem(row=len(rows), scene=None, field="columns", message=message))
             continue
         # An empty field says nothing, as a missing column does.
+        record = dict(zip(header, values))
         stated = {name: value for name, value in record.items() if value.strip() or name in ("path", "caption")}
-        clip = _clip(stated, ".csv", root, row, None, problems)
+        clip = _clip(stated, ".csv", root, len(rows), None, problems)
         rows[-1] += [clip] if clip else []
-    return rows, problems
 
 
-def _parse_json(file: Iterable[str], root: Path) -> tuple[list[list[Clip]], list[Problem]]:
-    records = json.load(file)
+def _parse_json(text: str, root: Path) -> tuple[list[list[Clip]], list[Problem]]:
+    records = parse_json(text)
     if not isinstance(records, list):
         raise ValueError(f"it has to be a list of rows, but is {_kind(records)}")
     rows, problems = [], []
@@ -130,6 +166,10 @@ def _clip(record: dict, suffix: str, root: Path, row: int, scene: int | None, pr
             fault(field, f"has to be a text, but is {value!r}")
         elif not value.strip():
             fault(field, "is empty")
+        elif "\0" in value:
+            fault(field, f"holds a NUL character: {value!r}")
+        elif wrong := find_encoding_fault(value):
+            fault(field, wrong)
         return value
 
     def number(field: str, whole: bool = False) -> float | int | None:
@@ -140,7 +180,7 @@ def _clip(record: dict, suffix: str, root: Path, row: int, scene: int | None, pr
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         try:
             result = float(value) if is_number or suffix == ".csv" else math.nan
-        except ValueError:
+        except (ValueError, OverflowError):  # the latter of an integer beyond all floats
             result = math.nan
         if not (math.isfinite(result) and result > 0 and (result.is_integer() or not whole)):
             fault(field, f"has to be a positive {'whole ' if whole else ''}number, but is {value!r}")
@@ -150,10 +190,14 @@ def _clip(record: dict, suffix: str, root: Path, row: int, scene: int | None, pr
     name, caption = text(PATH_FIELD[suffix]), text("caption")
     fps, width, height = number("fps"), number("width", whole=True), number("height", whole=True)
     length = number(LENGTH_FIELD[suffix], whole=suffix == ".csv")
+    if suffix == ".json":  # seconds
+        length = None if length is None or fps is None else length * fps
+        if length is not None and not math.isfinite(length):
+            fault("duration", f"is too long: {record['duration']!r} s at {fps!r} fps")
     if len(problems) > before:
         return None
-    if suffix == ".json":  # seconds
-        length = None if length is None or fps is None else round(length * fps)
+    if suffix == ".json":
+        length = None if length is None else round(length)
     return Clip(
         root=root,
         name=name,

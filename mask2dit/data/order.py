@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Sampler
 
-from mask2dit.data.randomness import generator_for
+from mask2dit.randomness import generator_for
 
 
 class Position(NamedTuple):

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 from mask2dit.config import check_at_least, check_choice, parse_shard
-from mask2dit.pipelines.inference_config import InferenceConfig, LoRAConfig
+from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.inference.config import InferenceConfig, LoRAConfig
 
 MODES = ("fixed", "extension", "separate", "merged")
 BOUNDARIES = ("given", "equal", "detected")
-PREPROCESSING = ("published", "vbench")
 VBENCH_DIMENSIONS = (
     "subject_consistency",
     "background_consistency",
@@ -65,19 +65,6 @@ class GenerationConfig:
 
 
 @dataclass(kw_only=True)
-class ViCLIPConfig:
-    weights: str | None = "models/ViCLIP/ViClip-InternVid-10M-FLT.pth"
-    """The public weights; CLIP's vocabulary is looked for in the same folder."""
-    build_untrained: bool = False
-    """Build a tiny model with random weights there, if its name begins with "untrained". Its scores mean nothing."""
-    preprocessing: str = "published"
-    """published (stretched to a square, ImageNet's statistics) or vbench (centre crop, CLIP's statistics)."""
-
-    def __post_init__(self):
-        check_choice("viclip.preprocessing", self.preprocessing, PREPROCESSING)
-
-
-@dataclass(kw_only=True)
 class CutConfig:
     threshold: float = 27.0
     """Of PySceneDetect's content detector."""
@@ -132,6 +119,12 @@ class JudgeConfig:
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable that holds the key."""
     frames_per_scene: int = 3
+    max_attempts: int = 3
+    """How often a story is judged while answers are not valid."""
+
+    def __post_init__(self):
+        for name in ("frames_per_scene", "max_attempts"):
+            check_at_least(f"judge.{name}", getattr(self, name), 1)
 
 
 @dataclass(kw_only=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mask2dit.evaluation.bootstrap import Interval, paired_difference, rank_correlation
-from mask2dit.evaluation.measures import Column
-from mask2dit.evaluation.plots import heat_map, interval_plot, scatter_plot
+from mask2dit.evaluation.measures.base import Column
 from mask2dit.evaluation.results import Results, StoryResult
 from mask2dit.files import write_text
+from mask2dit.reporting.bootstrap import Interval, paired_difference, rank_correlation
+from mask2dit.reporting.svg import heat_map, interval_plot, scatter_plot
 from mask2dit.video.reading import open_video
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ TRUTH_NOTE = (
     "stories of the small world show, read from their pixels."
 )
 STORIES_NOTE = "A dot a story. One that never changes lies far to the right and low."
-MIN_PAIRS = 6  # with fewer stories a sign test finds nothing at 5%, even if all of them differ in one direction
+MIN_STORIES = 16  # for a verdict: bootstrap intervals of few stories are too narrow
 NUM_SHOWN = 3  # best and worst stories
 FRAMES_PER_SCENE = 4
 THUMB_HEIGHT = 108
@@ -125,7 +125,7 @@ def distance_table(results: Results) -> Table:
 
 def comparison_table(results: Results, other: Results) -> Table:
     """Differences over the stories that both runs have, told by the same texts: this run minus the other. Columns that were
-    measured in another way are left out."""
+    measured in another way are left out. Untrained scores and fewer than `MIN_STORIES` stories get no verdict."""
     texts = {story.name: story.prompts for story in other.stories}
     same = {story.name for story in results.stories if texts.get(story.name) == story.prompts}
     rows = []
@@ -138,7 +138,9 @@ def comparison_table(results: Results, other: Results) -> Table:
             continue
         clear = difference.low > 0 or difference.high < 0
         better = {"higher": difference.value > 0, "lower": difference.value < 0}.get(column.better)
-        if difference.count < MIN_PAIRS:
+        if column.key in {*results.untrained, *other.untrained}:
+            verdict = "untrained"
+        elif difference.count < MIN_STORIES:
             verdict = "too few stories"
         elif not clear:
             verdict = "no clear difference"

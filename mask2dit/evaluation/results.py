@@ -5,12 +5,12 @@ import dataclasses
 import io
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from mask2dit.evaluation.bootstrap import Interval, mean_interval
-from mask2dit.evaluation.measures import Column
+from mask2dit.evaluation.measures.base import Column
 from mask2dit.files import read_json, read_lines, write_lines, write_text
+from mask2dit.reporting.bootstrap import Interval, mean_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,8 @@ class Results:
     """What a reader has to know before reading any number."""
     settings: dict
     versions: dict
+    untrained: list[str] = field(default_factory=list)
+    """The keys of columns that say nothing, since random weights made or scored the videos."""
 
     def values(self, key: str) -> dict[str, float]:
         """One column by the stories' names, without those that lack it."""
@@ -71,9 +73,7 @@ class Results:
         """Writes `results.jsonl`, `summary.json` and `results.csv`."""
         folder = Path(folder)
         write_lines(folder / "results.jsonl", map(dataclasses.asdict, self.stories))
-        summary = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "stories"
-        }
+        summary = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "stories"}
         summary["columns"] = [dataclasses.asdict(column) for column in self.columns]
         summary["faults"] = [dataclasses.asdict(fault) for fault in self.faults]
         intervals = {column.key: self.interval(column.key) for column in self.columns}

@@ -12,26 +12,27 @@ import torch
 from tqdm import tqdm
 
 from mask2dit.config import parse_shard
+from mask2dit.device import choose_device
+from mask2dit.encoders.fvd import NUM_FRAMES, load_extractor
+from mask2dit.endpoint import UnusableEndpointError
 from mask2dit.evaluation.config import EvaluationConfig
-from mask2dit.evaluation.extractors import NUM_FRAMES, load_extractor
 from mask2dit.evaluation.frechet import frechet_distance_of_features, kernel_distance
-from mask2dit.evaluation.measures import Measure, Scores, build_measures
-from mask2dit.evaluation.prompts import Story, read_stories
+from mask2dit.evaluation.measures.base import Measure, Scores
+from mask2dit.evaluation.measures.registry import build_measures
 from mask2dit.evaluation.report import write_report
 from mask2dit.evaluation.results import Fault, Results, StoryResult
-from mask2dit.evaluation.untrained import UNTRAINED
-from mask2dit.evaluation.viclip import middle_frames
 from mask2dit.evaluation.videos import Generator, StoryVideo, find_video
 from mask2dit.files import atomic_path, check_writable, write_text
-from mask2dit.models.loading import fingerprint
-from mask2dit.pipelines.inference import choose_device
+from mask2dit.hashing import fingerprint
 from mask2dit.provenance import git_commit, versions
+from mask2dit.stories import Story, read_stories
+from mask2dit.video.files import list_videos
+from mask2dit.video.frames import middle_frames
 from mask2dit.video.reading import open_video
 
 logger = logging.getLogger(__name__)
 
 FAULTS = (ValueError, OSError, IndexError)  # of a story, and no reason to stop the others
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov"}
 
 
 def evaluate(config: EvaluationConfig) -> int:
@@ -80,7 +81,6 @@ def evaluate(config: EvaluationConfig) -> int:
         except FAULTS as error:
             off[f"Fréchet distance ({name})"] = str(error)
             logger.warning("Fréchet distance (%s): %s", name, error)
-    viclip = Path(config.viclip.weights or "")
     results = Results(
         name=config.name,
         stories=[_result(video, measures, output / "scores") for video in videos],
@@ -91,10 +91,13 @@ def evaluate(config: EvaluationConfig) -> int:
         faults=faults,
         notes=[
             *(["The model is untrained: its videos are noise."] if is_untrained else []),
-            *(["ViCLIP is untrained: its scores mean nothing."] if viclip.name.startswith(UNTRAINED) else []),
+            *(["ViCLIP is untrained: its scores mean nothing."] if any(m.is_untrained for m in measures) else []),
         ],
         settings=dataclasses.asdict(config),
         versions={**versions(), "git_commit": git_commit()},
+        untrained=[
+            column.key for measure in measures for column in measure.columns if is_untrained or measure.is_untrained
+        ],
     )
     page = write_report(results, output, others)
     logger.info("%d of %d stories, %d faults. Wrote %s", len(videos), len(stories), len(faults), page)
@@ -136,9 +139,13 @@ def _score(measure: Measure, videos: Sequence[StoryVideo], folder: Path, faults:
         for video in missing:
             _note(faults, video.story, measure.name, error)
         return
-    for video in tqdm(missing, desc=measure.name, unit="story", disable=None):
+    for number, video in enumerate(tqdm(missing, desc=measure.name, unit="story", disable=None)):
         try:
             scores = measure.score(video)
+        except UnusableEndpointError as error:  # for no story, then
+            for left in missing[number:]:
+                _note(faults, left.story, measure.name, error)
+            return
         except FAULTS as error:
             _note(faults, video.story, measure.name, error)
             continue
@@ -238,7 +245,7 @@ def _features(
 
 def _reference_features(name: str, extract: _Loader, reference: Path, folder: Path) -> np.ndarray:
     """Features of real videos, (N, D), each file one clip."""
-    files = sorted(file for file in reference.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
+    files = list_videos(reference)
     if not files:
         raise ValueError(f"there are no videos in {str(reference)!r}, which frechet.reference names")
     features = []

@@ -2,7 +2,7 @@
 `answers=[…]` the tally of what came back.
 
 The page shows the videos of a story side by side in a shuffled order, under names that give nothing away; which run is which
-stands in `key.json`, which stays with whoever runs the study.
+stands in `key.json`, which stays with whoever runs the study. The browser keeps answers by study, for a reload.
 """
 
 import json
@@ -16,7 +16,9 @@ from html import escape
 from pathlib import Path
 
 from mask2dit.command import run_command
-from mask2dit.files import check_writable, read_json, write_text
+from mask2dit.files import check_writable, write_text
+from mask2dit.hashing import digest, fingerprint
+from mask2dit.texts import parse_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ def write_study(config: StudyConfig) -> Path:
     chance = random.Random(config.seed)
     chosen = chance.sample(shared, min(config.num_stories, len(shared)))
 
-    key, items = {}, []
+    key, items, copies = {}, [], []
     for number, story in enumerate(chosen):
         order = chance.sample(range(len(runs)), len(runs))
         key[story] = [names[run] for run in order]
@@ -87,6 +89,7 @@ def write_study(config: StudyConfig) -> Path:
         for place, run in enumerate(order):
             copy = f"videos/{number:03d}{LETTERS[place].lower()}.mp4"
             shutil.copyfile(videos[run][story].video, folder / copy)
+            copies.append(fingerprint(folder / copy))
             letter = f"<figcaption>{LETTERS[place]}</figcaption>"
             clips += f"<figure><video src='{copy}' controls loop muted></video>{letter}</figure>"
         prompts = "".join(f"<li>{escape(prompt)}</li>" for prompt in videos[order[0]][story].prompts)
@@ -95,9 +98,12 @@ def write_study(config: StudyConfig) -> Path:
             f"<section><h2>{number + 1} of {len(chosen)}</h2><div class='clips'>{clips}</div>"
             f"<ol>{prompts}</ol>{questions}</section>"
         )
+    # Of the videos too: the same stories by other runs are another study.
+    name = f"study-{digest([key, copies])}"
     body = (
         "<h1>Which video is better?</h1><p class='lead'>Please answer every question, then save your answers.</p>"
-        f"<form id='form'>{''.join(items)}<button>Save answers</button> <span id='missing'></span></form>"
+        f"<form id='form' data-study='{name}'>{''.join(items)}<button>Save answers</button> "
+        "<button type='button' id='clear'>Clear answers</button> <span id='missing'></span></form>"
         f"<style>{STYLE}</style><script>{SCRIPT}</script>"
     )
     write_text(folder / "index.html", page("Study", body))
@@ -146,9 +152,10 @@ def _question(story: str, question: str, text: str, count: int) -> str:
 
 
 def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}")
-    content = read_json(path, "save the answers again" if path.name != "key.json" else "make the study again")
+    try:
+        content = parse_json(read_text(path, "file of answers or their key"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} has to hold an object")
     return content
@@ -160,12 +167,26 @@ video { width: 100%; border-radius: 4px; background: #000; } ol { color: var(--s
 .question label { margin-right: 22px; cursor: pointer; } button { font: inherit; padding: 10px 22px; cursor: pointer; }
 """
 SCRIPT = """
-document.getElementById("form").addEventListener("submit", event => {
+const form = document.getElementById("form"), note = document.getElementById("missing"), study = form.dataset.study;
+const given = () => Object.fromEntries([...new FormData(form)].map(([name, value]) => [name, Number(value)]));
+function keep(work) {
+  try { work(); } catch { note.textContent = "This browser keeps no answers: save them before you leave the page"; }
+}
+keep(() => {
+  const kept = JSON.parse(localStorage.getItem(study) ?? "{}");
+  for (const input of form.querySelectorAll("input")) input.checked = kept[input.name] === Number(input.value);
+});
+form.addEventListener("change", () => keep(() => localStorage.setItem(study, JSON.stringify(given()))));
+document.getElementById("clear").addEventListener("click", () => {
+  for (const input of form.querySelectorAll("input")) input.checked = false;
+  keep(() => localStorage.removeItem(study));
+});
+form.addEventListener("submit", event => {
   event.preventDefault();
-  const names = new Set([...document.querySelectorAll("input")].map(input => input.name));
-  const answers = Object.fromEntries([...new FormData(event.target)].map(([name, value]) => [name, Number(value)]));
+  const names = new Set([...form.querySelectorAll("input")].map(input => input.name));
+  const answers = given();
   const missing = names.size - Object.keys(answers).length;
-  document.getElementById("missing").textContent = missing ? `${missing} questions are not answered yet` : "";
+  note.textContent = missing ? `${missing} questions are not answered yet` : "";
   if (missing) return;
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([JSON.stringify(answers, null, 2)], { type: "application/json" }));

@@ -13,18 +13,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mask2dit.device import choose_device
 from mask2dit.evaluation.config import EvaluationConfig
-from mask2dit.evaluation.cuts import detect_cuts
-from mask2dit.evaluation.prompts import Story
 from mask2dit.files import write_text
-from mask2dit.models.loading import fingerprint
-from mask2dit.pipelines import inference
+from mask2dit.hashing import fingerprint
+from mask2dit.inference import run as inference
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.story import SceneStore, generate_story
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import git_commit, versions
 from mask2dit.scenes import spans
+from mask2dit.stories import Story
 from mask2dit.storyworld.prompts import check_prompts
+from mask2dit.texts import parse_json, read_text
+from mask2dit.video.cuts import detect_cuts
+from mask2dit.video.files import is_video
 from mask2dit.video.frames import to_uint8
 from mask2dit.video.reading import VideoReader, open_video
 from mask2dit.video.writing import write_video
@@ -103,9 +106,15 @@ def find_video(config: EvaluationConfig, story: Story) -> StoryVideo:
     Raises:
         ValueError, FileNotFoundError: if there is none, or no boundaries, or they do not fit.
     """
-    path = Path(config.videos) / f"{story.name}.mp4"
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no video {path}")
+    named = sorted(Path(config.videos).glob(f"{story.name}.*"))
+    found = [path for path in named if path.stem == story.name and is_video(path) and path.is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"there is no video {Path(config.videos) / story.name}.mp4, or with another suffix of videos"
+        )
+    if len(found) > 1:
+        raise ValueError(f"{found[0]} and {found[1].name} are both named as this story: leave one of them")
+    [path] = found
     if config.boundaries == "given":
         boundaries = _given_boundaries(path.with_suffix(".json"))
     elif config.boundaries == "detected":
@@ -128,7 +137,7 @@ def _given_boundaries(path: Path) -> list[int]:
             "boundaries=equal or boundaries=detected"
         )
     try:
-        boundaries = json.loads(path.read_text(encoding="utf-8"))["boundaries"]
+        boundaries = parse_json(read_text(path, "file of boundaries"))["boundaries"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path} has to hold {{"boundaries": [49, 98]}}, the first frames of all scenes but the first'
@@ -150,7 +159,7 @@ class Generator:
         self.config = config
         self.settings = config.generation
         self.folder = Path(config.output) / "videos"
-        self.device = inference.choose_device(config.device)
+        self.device = choose_device(config.device)
         if self.settings.build_untrained and Path(self.settings.model).name.startswith("untrained"):
             build_untrained_model(self.settings.model)
         of_lengths = {tuple(self._num_frames(story)): story for story in reversed(stories)}

@@ -4,9 +4,7 @@ The model is asked for cast and scenes apart; the descriptions are put into the 
 for word, and what does not make a valid story is asked for again.
 """
 
-import json
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,10 +53,11 @@ def write_prompts(config: WritePromptsConfig) -> None:
     """Asks for stories until there are `num_stories`, each kept as it comes.
 
     Raises:
-        ValueError: if the endpoint fails, or a story is not valid after `max_attempts`.
+        ValueError: if the endpoint cannot be used, or a story is not valid after `max_attempts`.
+        OSError: if a request fails.
     """
-    from mask2dit.endpoint import Endpoint, EndpointError
-    from mask2dit.evaluation.prompts import read_stories, write_stories
+    from mask2dit.endpoint import Endpoint
+    from mask2dit.stories import read_stories, write_stories
     from mask2dit.video.writing import check_writable
 
     output = Path(config.output)
@@ -66,54 +65,56 @@ def write_prompts(config: WritePromptsConfig) -> None:
     stories = read_stories(output) if output.is_file() else []
     endpoint = Endpoint(config.base_url, config.model, config.api_key_env)
     while len(stories) < config.num_stories:
-        # One to three actors, mostly one.
-        num_actors = (1, 2, 1, 2, 1, 3)[len(stories) % 6]
-        request = REQUEST.format(
-            num_scenes=config.num_scenes,
-            num_actors=num_actors,
-            others="".join(f", Actor{i}" for i in range(2, num_actors + 1)),
-            titles=", ".join(repr(story.title) for story in stories) or "none yet",
-        )
-        messages = [{"role": "user", "content": request}]
-        for attempt in range(1, config.max_attempts + 1):
-            try:
-                answer = endpoint.ask(messages, temperature=config.temperature).text
-            except EndpointError as error:
-                raise ValueError(f"the endpoint {config.base_url} failed: {error}") from error
-            try:
-                story = parse_story(answer, config.num_scenes, num_actors)
-                if story.name in {known.name for known in stories}:
-                    raise ValueError(f"there is a story {story.title!r} already")
-                break
-            except ValueError as error:
-                logger.warning("Story %d, attempt %d: %s", len(stories) + 1, attempt, error)
-                if attempt == config.max_attempts:
-                    raise ValueError(f"no valid story after {attempt} attempts: {error}") from error
-                messages += [
-                    {"role": "assistant", "content": answer},
-                    {
-                        "role": "user",
-                        "content": f"That cannot be used: {error}. Answer with the corrected JSON alone.",
-                    },
-                ]
+        story = _ask_for_story(endpoint, config, stories)
         stories.append(story)
         write_stories(output, stories)
         logger.info("%d of %d: %s", len(stories), config.num_stories, story.title)
 
 
+def _ask_for_story(endpoint, config: WritePromptsConfig, stories: Sequence):
+    """A story that is not among those that are there."""
+    from mask2dit.endpoint import InvalidAnswersError, ask_until_valid
+
+    # One to three actors, mostly one.
+    num_actors = (1, 2, 1, 2, 1, 3)[len(stories) % 6]
+    request = REQUEST.format(
+        num_scenes=config.num_scenes,
+        num_actors=num_actors,
+        others="".join(f", Actor{i}" for i in range(2, num_actors + 1)),
+        titles=", ".join(repr(story.title) for story in stories) or "none yet",
+    )
+
+    def parse(answer: str):
+        story = parse_story(answer, config.num_scenes, num_actors)
+        if story.name in {known.name for known in stories}:
+            raise ValueError(f"there is a story {story.title!r} already")
+        return story
+
+    try:
+        return ask_until_valid(
+            lambda messages: endpoint.ask(messages, temperature=config.temperature),
+            [{"role": "user", "content": request}],
+            parse,
+            config.max_attempts,
+        )[0]
+    except InvalidAnswersError as error:
+        raise ValueError(f"no valid story after {len(error.faults)} attempts: {error}") from error
+
+
 def parse_story(answer: str, num_scenes: int, num_actors: int):
-    """A story from the model's answer, descriptions filled in.
+    """A story from the model's answer, found by `find_json`, descriptions filled in.
 
     Raises:
         ValueError: if it is not the JSON that was asked for, or makes no valid story.
     """
-    from mask2dit.evaluation.prompts import describe_actors, story_from
+    from mask2dit.endpoint import find_json
 
-    found = re.search(r"\{.*\}", answer, re.DOTALL)
-    try:
-        record = json.loads(found[0] if found else "")
-    except ValueError as error:
-        raise ValueError(f"the answer is not JSON: {answer[:200]!r}") from error
+    return find_json(answer, lambda record: _story_from_answer(record, num_scenes, num_actors))
+
+
+def _story_from_answer(record: dict, num_scenes: int, num_actors: int):
+    from mask2dit.stories import ACTOR, describe_actors, story_from
+
     cast, scenes = record.get("cast"), record.get("scenes")
     if (
         not isinstance(cast, dict)
@@ -123,7 +124,7 @@ def parse_story(answer: str, num_scenes: int, num_actors: int):
         raise ValueError(f"the cast has to describe {num_actors} characters, but is {cast!r}")
     if not isinstance(scenes, list) or len(scenes) != num_scenes or not all(isinstance(text, str) for text in scenes):
         raise ValueError(f"there have to be {num_scenes} scenes, each a text, but they are {scenes!r}")
-    if not all(re.search(r"\bActor[1-9]\b", scene) for scene in scenes):
+    if not all(ACTOR.search(scene) for scene in scenes):
         raise ValueError("every scene has to name an actor")
     return story_from(
         {

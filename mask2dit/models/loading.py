@@ -4,9 +4,9 @@ A folder's weights are checked against the model from the files' headers, before
 nothing unknown, no other shape. Loading itself is diffusers': each weight goes straight to its dtype and device.
 """
 
-import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,12 +17,14 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from diffusers.utils.hub_utils import _add_variant
 from safetensors import SafetensorError, safe_open
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from transformers.utils import is_protobuf_available
 
 CONFIG_NAME = "config.json"
-MIB = 2**20
+DIFFUSERS_NAMES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+TRANSFORMERS_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 def model_folder(folder: str | os.PathLike, subfolder: str | None, default: str = "") -> Path:
@@ -55,31 +57,45 @@ def check_links(folder: Path, parts: Iterable[str]) -> None:
                 )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weights of one model: what its index names, else the file of diffusers' name, else every `.safetensors`, else
-    every `.bin`.
+def weight_files(folder: Path, variant: str | None = None, names: tuple[str, str] = DIFFUSERS_NAMES) -> list[Path]:
+    """The weights of one model: the files that are checked, and the only ones that are loaded.
+
+    `.safetensors` go before `.bin`; of either, the files of an index before a file of the library's own name, and that
+    before any others. A folder that holds one variant alone needs no `variant`.
+
+    Args:
+        variant: what sets other weights apart in file names, "fp16" for `diffusion_pytorch_model.fp16.safetensors`.
+        names: the library's names of a single `.safetensors` and a single `.bin` file.
 
     Raises:
-        FileNotFoundError: if there are none, or a file that the index names is missing.
-        ValueError: if the index is corrupt.
+        FileNotFoundError: if there are none, none of this variant, or a file that the index names is missing.
+        ValueError: if the index is corrupt, or nothing tells which of several variants is meant.
     """
-    for index in sorted(folder.glob("*.safetensors.index.json")) + sorted(folder.glob("*.bin.index.json")):
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{str(index)!r} is no index of weights ({error!r}): fetch it again") from error
-        files = [folder / name for name in names]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise FileNotFoundError(f"{str(index)!r} names weights that are not there: {', '.join(missing)}")
-        return files
-    for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME):
-        if (folder / name).is_file():
-            return [folder / name]
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if not files:
-        raise FileNotFoundError(f"{str(folder)!r} holds no weights: expected .safetensors or .bin files in it")
-    return files
+    for name in names:
+        index = folder / _add_variant(f"{name}.index.json", variant)
+        if index.is_file():
+            return _indexed_files(index)
+        file = folder / _add_variant(name, variant)
+        if file.is_file():
+            return [file]
+    by_variant = _files_by_variant(folder, names)
+    if variant in by_variant:
+        return by_variant[variant]
+    others = ", ".join(sorted(by_variant.keys() - {None}))
+    if variant is not None:
+        raise FileNotFoundError(
+            f"{str(folder)!r} holds no weights of the variant {variant!r} (its variants: {others or 'none'})"
+        )
+    if len(by_variant) == 1:
+        return weight_files(folder, others, names)
+    if by_variant:
+        raise ValueError(f"{str(folder)!r} holds weights of the variants {others}: pass one of them as variant")
+    raise FileNotFoundError(f"{str(folder)!r} holds no weights: expected .safetensors or .bin files in it")
+
+
+def has_variant(folder: Path, variant: str) -> bool:
+    """Whether a folder holds weights of a variant."""
+    return any(variant in _files_by_variant(folder, names) for names in (DIFFUSERS_NAMES, TRANSFORMERS_NAMES))
 
 
 def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -114,34 +130,54 @@ def check_weights(model: torch.nn.Module, folder: Path, files: list[Path]) -> No
         ValueError: naming the weights that are missing, unknown or of another shape.
     """
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    _compare(expected, _shapes(files), folder, type(model).__name__)
+    found = _shapes(files)
+    if "quantization_config" in type(model).load_config(folder):
+        found = _as_before_quantization(expected, found)
+    _compare(expected, found, folder, type(model).__name__)
 
 
-def load_model(cls: type, from_pretrained: Callable, folder: Path, **kwargs) -> torch.nn.Module:
+def load_model(
+    cls: type, from_pretrained: Callable, folder: Path, variant: str | None = None, **kwargs
+) -> torch.nn.Module:
     """Loads a diffusers model after checking its files.
 
     Args:
         cls: the model's class.
         from_pretrained: diffusers' `from_pretrained` of that class.
         folder: the folder with `config.json` and weights.
+        variant: which weights, see `weight_files`.
         **kwargs: passed on to `from_pretrained`.
 
     Raises:
         FileNotFoundError: if there are no weights.
-        ValueError: if a file is corrupt or its weights do not fit the model.
+        ValueError: if a file is corrupt, its weights do not fit the model, or `torch_dtype` is not a dtype.
     """
-    files = weight_files(folder)
+    check_dtype(kwargs.get("torch_dtype"))
+    files = weight_files(folder, variant)
     check_weights(empty_model(cls, folder), folder, files)
-    with _diffusers_layout(folder, files) as layout:
+    with _plain_layout(folder, files, DIFFUSERS_NAMES) as layout:
         # Said outright, since diffusers looks for the other kind first and reports an error on the way.
-        return from_pretrained(layout, use_safetensors=files[0].suffix == ".safetensors", **kwargs)
+        model = from_pretrained(layout, use_safetensors=files[0].suffix == ".safetensors", **kwargs)
+    model.register_to_config(_name_or_path=str(folder))
+    return model
 
 
-def check_text_encoder(folder: Path) -> None:
-    """Compares the weights in files with those of T5's encoder; the errors are those of `load_model`."""
-    files = weight_files(model_folder(folder, ""))
+def check_dtype(torch_dtype: torch.dtype | None) -> None:
+    """Raises `ValueError` for what is not a dtype, in whose place diffusers would load float32."""
+    if torch_dtype is not None and not isinstance(torch_dtype, torch.dtype):
+        raise ValueError(f"torch_dtype must be a torch.dtype such as torch.bfloat16, but got {torch_dtype!r}")
+
+
+def check_text_encoder(folder: Path, variant: str | None = None) -> list[Path]:
+    """Compares the weights in files with those of T5's encoder; the errors are those of `load_model`.
+
+    Returns:
+        The files.
+    """
+    files = weight_files(model_folder(folder, ""), variant, TRANSFORMERS_NAMES)
+    config = T5Config.from_pretrained(folder)
     with init_empty_weights():
-        model = T5EncoderModel(T5Config.from_pretrained(folder))
+        model = T5EncoderModel(config)
 
     def known(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         # The embedding has two names, of which a file may hold either; a file of a whole T5 holds its decoder too.
@@ -149,13 +185,19 @@ def check_text_encoder(folder: Path) -> None:
         return {names[name]: shape for name, shape in shapes.items() if not name.startswith(("decoder.", "lm_head."))}
 
     expected = known({name: tuple(weight.shape) for name, weight in model.state_dict().items()})
-    _compare(expected, known(_shapes(files)), folder, "T5EncoderModel")
+    found = known(_shapes(files))
+    if getattr(config, "quantization_config", None):
+        found = _as_before_quantization(expected, found)
+    _compare(expected, found, folder, "T5EncoderModel")
+    return files
 
 
-def load_text_encoder(folder: Path, torch_dtype: torch.dtype) -> T5EncoderModel:
+def load_text_encoder(folder: Path, torch_dtype: torch.dtype, variant: str | None = None) -> T5EncoderModel:
     """Loads T5's encoder; the errors are those of `load_model`."""
-    check_text_encoder(folder)
-    return T5EncoderModel.from_pretrained(folder, dtype=torch_dtype)
+    check_dtype(torch_dtype)
+    files = check_text_encoder(folder, variant)
+    with _plain_layout(folder, files, TRANSFORMERS_NAMES) as layout:
+        return T5EncoderModel.from_pretrained(layout, dtype=torch_dtype)
 
 
 def load_tokenizer(folder: Path) -> T5Tokenizer:
@@ -183,35 +225,6 @@ def load_scheduler(folder: Path) -> CogVideoXDDIMScheduler | CogVideoXDPMSchedul
     name = CogVideoXDDIMScheduler.load_config(folder).get("_class_name")
     cls = CogVideoXDPMScheduler if name == "CogVideoXDPMScheduler" else CogVideoXDDIMScheduler
     return cls.from_pretrained(folder)
-
-
-def fingerprint(path: str | os.PathLike) -> str:
-    """A short name for a weights file, or for the weights, configurations and tokenizer in a folder, wherever it lies.
-
-    Files of up to 64 MiB are read whole. Of larger ones, 64 KiB of every 4 MiB are, which no tensor of a large model slips
-    through, since reading tens of gigabytes would take minutes.
-    """
-    path = Path(path)
-    digest = hashlib.sha256()
-    for file in sorted(_model_files(path)) if path.is_dir() else [path]:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)} {size}".encode())
-        with file.open("rb") as contents:
-            if size <= 64 * MIB:
-                digest.update(contents.read())
-                continue
-            for start in range(0, size, 4 * MIB):
-                contents.seek(start)
-                digest.update(contents.read(MIB // 16))
-    return digest.hexdigest()[:16]
-
-
-def _model_files(folder: Path) -> Iterator[Path]:
-    """What makes up a model, and not what lies beside it, such as a readme or a download's cache."""
-    for file in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if file.suffix in (".safetensors", ".bin", ".json", ".model") and not hidden and file.is_file():
-            yield file
 
 
 def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
@@ -244,18 +257,71 @@ def _compare(
 
 
 @contextmanager
-def _diffusers_layout(folder: Path, files: list[Path]) -> Iterator[Path]:
-    """The folder itself where diffusers can read it; otherwise a temporary one with links to its files and the index
-    that several files, or files of another name, lack."""
-    base = SAFETENSORS_WEIGHTS_NAME if files[0].suffix == ".safetensors" else WEIGHTS_NAME
-    index_name = f"{base}.index.json"
-    if (folder / index_name).is_file() or [file.name for file in files] == [base]:
-        yield folder
-        return
+def _plain_layout(folder: Path, files: list[Path], names: tuple[str, str]) -> Iterator[Path]:
+    """A temporary folder with links to the config and to these files alone, under the names that libraries look for first.
+
+    Args:
+        names: of a single file, `.safetensors` and `.bin`; several are listed in an index of that name.
+    """
+    name = names[0 if files[0].suffix == ".safetensors" else 1]
     with tempfile.TemporaryDirectory() as temporary:
         layout = Path(temporary)
-        for file in [folder / CONFIG_NAME, *files]:
-            (layout / file.name).symlink_to(file.resolve())
-        weight_map = {name: file.name for file in files for name in weight_shapes(file)}
-        (layout / index_name).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        (layout / CONFIG_NAME).symlink_to((folder / CONFIG_NAME).resolve())
+        if len(files) == 1:
+            (layout / name).symlink_to(files[0].resolve())
+        else:
+            for file in files:
+                (layout / file.name).symlink_to(file.resolve())
+            weight_map = {weight: file.name for file in files for weight in weight_shapes(file)}
+            (layout / f"{name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
         yield layout
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    """The files that an index of weights names; the errors are those of `weight_files`."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{str(index)!r} is no index of weights ({error!r}): fetch it again") from error
+    files = [index.parent / name for name in names]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{str(index)!r} names weights that are not there: {', '.join(missing)}")
+    return files
+
+
+def _files_by_variant(folder: Path, names: tuple[str, str]) -> dict[str | None, list[Path]]:
+    """A folder's `.safetensors` files, or its `.bin` files where there are none, of each variant. None is no variant."""
+    stem = re.escape(Path(names[0]).stem), re.escape(Path(names[1]).stem)
+    shard = r"(?:-\d+-of-\d+)?"
+    named = re.compile(rf"(?:{stem[0]}|{stem[1]}){shard}\.(.+?){shard}")
+    files: dict[str | None, list[Path]] = {}
+    for pattern in ("*.safetensors", "*.bin"):
+        found: dict[str | None, list[Path]] = {}
+        for file in sorted(folder.glob(pattern)):
+            match = named.fullmatch(file.stem)
+            found.setdefault(match and match[1], []).append(file)
+        files = found | files
+    return files
+
+
+def _as_before_quantization(
+    expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Puts the weights that a quantized model was made from in place of what is stored for them.
+
+    A quantized weight is stored as parts (torchao's `x._weight_qdata` and `x._weight_scale`) or packed, beside further
+    values (bitsandbytes' `x.weight.absmax`, `x.SCB`), all under the name of its module `x`.
+    """
+    modules = {name.rpartition(".")[0] for name in expected}
+    plain, quantized = {}, set()
+    for name, shape in found.items():
+        module = name
+        while module and module not in modules:
+            module = module.rpartition(".")[0]
+        if expected.get(name) == shape or not module:
+            plain[name] = shape
+        else:
+            quantized.add(module)
+    weights = (f"{module}.weight" for module in quantized)
+    return plain | {weight: expected[weight] for weight in weights if weight in expected}

@@ -203,7 +203,8 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
             subfolder: where in it the transformer lies. None: in the folder itself or, where that has no `config.json`,
                 in its `transformer/`.
             mask_variant: "v1" … "v5". None: the config's own, else its `attn_msk_version` n as "vn", else "v2".
-            **kwargs: as in diffusers (`torch_dtype`, `device_map`, `quantization_config`, …).
+            **kwargs: as in diffusers (`torch_dtype`, `variant`, `device_map`, `quantization_config`, …). A folder with
+                weights of one variant alone needs no `variant`.
 
         Raises:
             FileNotFoundError: if the folder, its config or its weights are missing.
@@ -350,7 +351,8 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
             patch = self.config.patch_size
             table = sincos_table(self.pos_embedding.float(), num_scenes, num_frames, height // patch, width // patch)
             video = video + table.to(video)
-        text, video = self.embedding_dropout(text), self.embedding_dropout(video)
+        # Contiguous, as every block returns them: with other strides, the first of compiled blocks needs its own graph.
+        text, video = self.embedding_dropout(text).contiguous(), self.embedding_dropout(video).contiguous()
 
         # 3. Blocks
         for i, block in enumerate(self.transformer_blocks):
@@ -402,8 +404,8 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         if batch_size != text_batch_size:
             raise ValueError(f"{batch_size} stories of latents do not fit {text_batch_size} stories of text")
         window = self.config.max_text_seq_length
-        num_scenes, rest = divmod(text_length, window)
-        if rest or not num_scenes:
+        num_scenes = text_length // window  # not divmod, which torch.compile cannot trace with dynamic shapes
+        if text_length % window or not num_scenes:
             raise ValueError(f"{text_length} text tokens are no whole number of scenes of {window} tokens each")
         if scene_frames is None:
             if num_frames % num_scenes:
@@ -419,6 +421,14 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
                 f"{num_frames}"
             )
         return tuple(scene_frames)
+
+    def compile_repeated_blocks(self, *args, dynamic: bool | None = True, **kwargs) -> None:
+        """As in diffusers, but with dynamic shapes from the first call on.
+
+        Blocks are then compiled once per number of scenes, whatever their lengths. With `dynamic=None`, torch compiles for
+        fixed lengths first and again for each that changes, until its recompile limit ends the run.
+        """
+        super().compile_repeated_blocks(*args, dynamic=dynamic, **kwargs)
 
     def set_attn_processor(self, processor) -> None:
         """As in diffusers, but a processor that knows nothing of scenes, and so would drop the mask, is refused.
@@ -443,11 +453,21 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
 
 def _shift_and_scale(tokens, shift, scale, lengths):
     """Modulates each scene by its own shift and scale. tokens: (B, n, D); shift, scale: (B, S, D)."""
+    if _are_equal(lengths):
+        scenes = tokens.unflatten(1, (len(lengths), lengths[0]))  # (B, S, n/S, D)
+        return (scenes * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
     scenes = zip(tokens.split(lengths, dim=1), shift.split(1, dim=1), scale.split(1, dim=1))
     return torch.cat([scene * (1 + scene_scale) + scene_shift for scene, scene_shift, scene_scale in scenes], dim=1)
 
 
 def _add_gated(tokens, update, gate, lengths):
     """Residual sum in which each scene's update passes its own gate. tokens, update: (B, n, D); gate: (B, S, D)."""
+    if _are_equal(lengths):
+        update = update.unflatten(1, (len(lengths), lengths[0]))  # (B, S, n/S, D)
+        return tokens + (gate[:, :, None] * update).flatten(1, 2)
     scenes = zip(tokens.split(lengths, dim=1), update.split(lengths, dim=1), gate.split(1, dim=1))
     return torch.cat([scene + scene_gate * scene_update for scene, scene_update, scene_gate in scenes], dim=1)
+
+
+def _are_equal(lengths) -> bool:
+    return all(length == lengths[0] for length in lengths)

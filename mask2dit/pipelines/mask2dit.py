@@ -9,6 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import accumulate
 from numbers import Integral
 from pathlib import Path
@@ -19,20 +20,27 @@ from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
 )
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.callbacks import IPAdapterScaleCutoffCallback, MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.pipelines.cogvideo.pipeline_output import CogVideoXPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from transformers import T5EncoderModel, T5Tokenizer
 
+from mask2dit.config import check_between, check_finite
 from mask2dit.models.loading import (
+    check_dtype,
     check_links,
     check_text_encoder,
     check_weights,
     empty_model,
+    has_variant,
     load_model,
     load_scheduler,
     load_text_encoder,
@@ -40,7 +48,9 @@ from mask2dit.models.loading import (
     model_folder,
     weight_files,
 )
+from mask2dit.models.lora import load_lora
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
+from mask2dit.pipelines.memory import check_vae_tiles
 from mask2dit.video.reading import read_scene
 
 logger = logging.getLogger(__name__)
@@ -48,7 +58,40 @@ logger = logging.getLogger(__name__)
 Video = str | os.PathLike | np.ndarray  # a file, or (frames, H, W, 3) uint8
 COMPONENTS = ("tokenizer", "text_encoder", "vae", "transformer", "scheduler")
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+# They add noise as the model was trained, x_t = alpha_t x_0 + sigma_t e with alpha_t^2 + sigma_t^2 = 1, and do not scale the
+# model's input, so that given scenes stay clean.
+SCHEDULERS = (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+)
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+VAE_AXES = "as the VAE's configuration says; with tiling, enable it by mask2dit.pipelines.memory.enable_vae_tiling"
+VAE_REMEDY = "the VAE overflows, or its weights are damaged; use dtype bfloat16 or float32"
+SAMPLING_REMEDY = (
+    "use dtype bfloat16 or float32 and a smaller guidance_scale, and look for NaN in the weights and the LoRA"
+)
+MODEL_NAMES = ("text_encoder", "vae", "transformer")  # components with weights
 QUOTED = 300  # characters of a prompt that a warning quotes at most
+CUTS_WARNED_OF: set[str] = set()  # in this process: training embeds the same captions again and again
+
+
+def _leaves_hooks_clean(method: Callable) -> Callable:
+    """However the method ends, offloaded weights go back and caches of diffusers are emptied, so that the next call is not
+    affected by it."""
+
+    @wraps(method)
+    def wrapped(self, *args, **kwargs):
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._current_timestep = None
+            self.maybe_free_model_hooks()
+
+    return wrapped
 
 
 class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
@@ -58,7 +101,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         tokenizer, text_encoder: T5, which embeds the prompts.
         vae: CogVideoX's causal video autoencoder, which encodes and decodes each scene by itself.
         transformer: denoises the latents of all scenes together.
-        scheduler: CogVideoX's DDIM or DPM scheduler.
+        scheduler: CogVideoX's DDIM or DPM scheduler, or another one of `SCHEDULERS` with the model's noise schedule.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -85,7 +128,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         mask_variant: str | None = None,
-        torch_dtype: torch.dtype = torch.float32,
+        torch_dtype: torch.dtype | dict[str, torch.dtype] = torch.float32,
+        variant: str | None = None,
         **components,
     ) -> "Mask2DiTPipeline":
         """Reads a folder in diffusers' layout: trained here, released by the authors, or plain CogVideoX.
@@ -96,14 +140,18 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             pretrained_model_name_or_path: a local folder with `tokenizer/`, `text_encoder/`, `vae/`, `transformer/` and
                 `scheduler/`.
             mask_variant: as for `Mask2DiTTransformer3DModel.from_pretrained`.
-            torch_dtype: of all weights.
+            torch_dtype: of all weights, or of each component, as in `{"transformer": torch.bfloat16, "default":
+                torch.float32}`; components that it does not name take "default" or, without one, float32.
+            variant: which weights to take where a component has several, "fp16" for
+                `diffusion_pytorch_model.fp16.safetensors`. Components without this variant load their plain weights.
             **components: components that are already loaded, by name, in place of the folder's.
 
         Raises:
-            FileNotFoundError: if the folder or a part of it is missing.
-            ValueError: if a file is corrupt or weights do not fit.
+            FileNotFoundError: if the folder or a part of it is missing, or no component has the variant.
+            ValueError: if a file is corrupt, weights do not fit, or `torch_dtype` does not name dtypes of components.
             TypeError: for a keyword that is no component.
         """
+        dtypes = _component_dtypes(torch_dtype)
         for name in components:
             if name not in COMPONENTS:
                 raise TypeError(
@@ -111,27 +159,39 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 )
         folder = Path(pretrained_model_name_or_path)
         check_links(folder, set(COMPONENTS) - components.keys())
+        variants = _component_variants(folder, variant, components)
         loaders = {
             "tokenizer": lambda: load_tokenizer(folder / "tokenizer"),
             "scheduler": lambda: load_scheduler(folder / "scheduler"),
             "transformer": lambda: Mask2DiTTransformer3DModel.from_pretrained(
-                folder, subfolder="transformer", mask_variant=mask_variant, torch_dtype=torch_dtype
+                folder,
+                subfolder="transformer",
+                mask_variant=mask_variant,
+                torch_dtype=dtypes["transformer"],
+                variant=variants["transformer"],
             ),
             "vae": lambda: load_model(
                 AutoencoderKLCogVideoX,
                 AutoencoderKLCogVideoX.from_pretrained,
                 model_folder(folder, "vae"),
-                torch_dtype=torch_dtype,
+                variant=variants["vae"],
+                torch_dtype=dtypes["vae"],
             ),
-            "text_encoder": lambda: load_text_encoder(folder / "text_encoder", torch_dtype),
+            "text_encoder": lambda: load_text_encoder(
+                folder / "text_encoder", dtypes["text_encoder"], variants["text_encoder"]
+            ),
         }
         pipeline = cls(**{name: components[name] if name in components else load() for name, load in loaders.items()})
         pipeline.register_to_config(_name_or_path=str(folder))
         return pipeline
 
     @classmethod
-    def skeleton(cls, folder: str | os.PathLike) -> "Mask2DiTPipeline":
+    def skeleton(cls, folder: str | os.PathLike, configs_only: bool = False) -> "Mask2DiTPipeline":
         """A pipeline without weights and text encoder, read in a moment: enough for `check_size`, and a check of the folder.
+
+        Args:
+            folder: as for `from_pretrained`.
+            configs_only: read configurations alone; weights are not checked, and there is no tokenizer.
 
         Raises:
             FileNotFoundError: if a part of the folder is missing, weights included.
@@ -143,23 +203,51 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         for name, model_class in (("transformer", Mask2DiTTransformer3DModel), ("vae", AutoencoderKLCogVideoX)):
             path = model_folder(folder, name)
             empty[name] = empty_model(model_class, path)
-            check_weights(empty[name], path, weight_files(path))
-        check_text_encoder(folder / "text_encoder")
+            if not configs_only:
+                check_weights(empty[name], path, weight_files(path))
+        if not configs_only:
+            check_text_encoder(folder / "text_encoder")
         return cls(
             **empty,
-            tokenizer=load_tokenizer(folder / "tokenizer"),
+            tokenizer=None if configs_only else load_tokenizer(folder / "tokenizer"),
             text_encoder=None,
             scheduler=load_scheduler(folder / "scheduler"),
         )
 
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        low_cpu_mem_usage: bool = True,
+        **kwargs,
+    ) -> None:
+        """As in diffusers, for the forms in which diffusers, PEFT, ComfyUI, kohya and VideoX-Fun write LoRAs of CogVideoX.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if the LoRA was made for another transformer, or a key cannot be converted. Nothing is loaded then.
+        """
+        state_dict, metadata = load_lora(pretrained_model_name_or_path_or_dict, self.transformer, **kwargs)
+        self.load_lora_into_transformer(
+            state_dict,
+            transformer=self.transformer,
+            adapter_name=adapter_name,
+            metadata=metadata,
+            _pipeline=self,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            hotswap=hotswap,
+        )
+
     @torch.no_grad()
+    @_leaves_hooks_clean
     def __call__(
         self,
         prompt: list[str] | list[list[str]] | None = None,
         negative_prompt: str | list[str] | list[list[str]] | None = None,
-        height: int = 480,
-        width: int = 720,
-        num_frames: int | Sequence[int] = 49,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | Sequence[int] | None = None,
         context_video: Sequence[Video] | Sequence[Sequence[Video]] | None = None,
         context_latents: torch.Tensor | None = None,
         scene_mask: Sequence[bool] | torch.Tensor | None = None,
@@ -188,8 +276,9 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             prompt: one text for every scene, given or generated; or a list of such lists, B stories with equally many
                 scenes.
             negative_prompt: one text for every scene, or one for each scene (of each story). None: the empty text.
-            height, width: of the video in pixels.
-            num_frames: frames of a scene: one number for all or one for each.
+            height, width: of the video in pixels. None: those that the model was trained at, 480x720 for CogVideoX-5B.
+            num_frames: frames of a scene: one number for all or one for each. None: as the model was trained, 49 for
+                CogVideoX-5B.
             context_video: the given scenes in order, each a file or a (frames, H, W, 3) uint8 array; a list of such lists
                 where B > 1. Frames are taken from the centre at the largest stride of 3 … 1 for which they fit.
             context_latents: the given scenes as scaled latents (B, given*F, C, h, w), instead of `context_video`.
@@ -200,7 +289,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             num_inference_steps: denoising steps.
             guidance_scale: classifier-free guidance; 1 or less is none and halves the work.
             use_dynamic_cfg: vary the guidance over the steps by the formula of diffusers' CogVideoX pipeline.
-            eta: passed on to the scheduler (diffusers' CogVideoX schedulers accept and ignore it).
+            eta: passed on to the scheduler (diffusers' CogVideoX schedulers accept and ignore it), from 0 to 1.
             generator: makes the noise repeatable; a list has one for each story.
             latents: the initial noise of the generated scenes, (B, generated*F, C, h, w).
             prompt_embeds, negative_prompt_embeds: (B, S, L, D), instead of texts.
@@ -208,6 +297,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             return_dict: False returns a tuple.
             attention_kwargs: passed on to the transformer; "scale" scales LoRA layers.
             callback_on_step_end: as in diffusers. Its "latents" are those of all scenes; given ones are put back after it.
+                Embeddings are (B, S, L, D), the negative ones apart. It may change `_guidance_scale`, as
+                `SDCFGCutoffCallback` does, which holds from the next step on.
             callback_on_step_end_tensor_inputs: of "latents", "prompt_embeds" and "negative_prompt_embeds".
 
         Returns:
@@ -216,16 +307,21 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
         Raises:
             ValueError, FileNotFoundError: before any expensive work, for anything that cannot be carried out.
+            FloatingPointError: if a decoded scene would not be finite.
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
         # 1. Check everything before anything expensive
-        self._check_options(num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
+        self._check_options(num_inference_steps, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        check_finite("guidance_scale", guidance_scale)
+        check_finite("attention_kwargs['scale']", (attention_kwargs or {}).get("scale", 1.0))
+        check_between("eta", eta, 0, 1)
         guided = guidance_scale > 1.0
         prompts = self._stories(prompt, prompt_embeds)
         batch_size, num_scenes = (len(prompts), len(prompts[0])) if prompts else prompt_embeds.shape[:2]
         negatives = self._negatives(negative_prompt, negative_prompt_embeds, batch_size, num_scenes)
+        height, width, num_frames = self.fill_size(height, width, num_frames)
         frames, latent_frames, frame_shape = self.check_size(height, width, num_frames, num_scenes)
         context_video = _videos_of_stories(context_video, batch_size)
         generated = self._generated_scenes(scene_mask, context_video, context_latents, latent_frames)
@@ -243,6 +339,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             check_shape(name, given, (batch_size, count, *frame_shape), "stories, latent frames, channels, h, w")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators for {batch_size} stories")
+        # A callback may switch guidance on.
+        with_negatives = guided or (callback_on_step_end is not None and self.text_encoder is not None)
         if self.text_encoder is None and (prompts or (guided and negatives)):
             raise ValueError(
                 "this pipeline has no text encoder: give prompt_embeds and, with guidance, negative_prompt_embeds too"
@@ -263,10 +361,10 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         # 3. Text
         if prompt_embeds is None:
             prompt_embeds = self.encode_prompt(prompts)
-        if guided and negative_prompt_embeds is None:
+        if with_negatives and negative_prompt_embeds is None:
             negative_prompt_embeds = self.encode_prompt(negatives)
         prompt_embeds = prompt_embeds.to(device, dtype)
-        if guided:
+        if negative_prompt_embeds is not None:
             negative_prompt_embeds = negative_prompt_embeds.to(device, dtype)
 
         # 4. Timesteps, latents and positions
@@ -276,15 +374,15 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         is_generated = is_generated.to(device)
         if latents is None:
             latents = randn_tensor((batch_size, num_generated, *frame_shape), generator, device, dtype)
-        noise = latents.to(device, dtype) * self.scheduler.init_noise_sigma
+        noise = latents.to(device, dtype)
         latents = noise.new_empty((batch_size, len(is_generated), *frame_shape))
         latents[:, is_generated] = noise
         if context_latents is not None:
             context_latents = context_latents.to(device, dtype)
             if noise_context:
                 noise = randn_tensor(context_latents.shape, generator, device, dtype)
-                zeros = torch.zeros(batch_size, dtype=torch.long, device=device)
-                context_latents = self.scheduler.add_noise(context_latents, noise, zeros)
+                alpha = self.scheduler.alphas_cumprod[0].to(context_latents)
+                context_latents = alpha**0.5 * context_latents + (1 - alpha) ** 0.5 * noise
             latents[:, ~is_generated] = context_latents
         scene_timesteps = torch.tensor(generated, device=device)[None]  # 1 where t applies, 0 where a scene is clean
         image_rotary_emb = self.transformer.rotary_embeddings(*frame_shape[1:], len(is_generated), device)
@@ -298,10 +396,9 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     continue
                 self._current_timestep = t
                 embeds = torch.cat([negative_prompt_embeds, prompt_embeds]) if guided else prompt_embeds
-                model_input = self.scheduler.scale_model_input(latents, t)
                 with self.transformer.cache_context("cond_uncond"):
                     noise_pred = self.transformer(
-                        hidden_states=torch.cat([model_input] * 2) if guided else model_input,
+                        hidden_states=torch.cat([latents] * 2) if guided else latents,
                         encoder_hidden_states=embeds.flatten(1, 2),
                         timestep=(t * scene_timesteps).expand(len(embeds), -1),
                         image_rotary_emb=image_rotary_emb,
@@ -339,26 +436,47 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                         "prompt_embeds": prompt_embeds,
                         "negative_prompt_embeds": negative_prompt_embeds,
                     }
+                    guidance_before, was_guided = self._guidance_scale, guided
                     changed = callback_on_step_end(
                         self, i, t, {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     )
+                    if self._guidance_scale != guidance_before:
+                        check_finite("guidance_scale", self._guidance_scale)
+                        guidance_scale = self._guidance_scale
+                        guided = guidance_scale > 1.0
+                    if was_guided and not guided and len(changed.get("prompt_embeds", prompt_embeds)) < batch_size:
+                        # diffusers' callbacks cut the prompt out of [negative, positive]. Here it is by itself already.
+                        changed = {name: value for name, value in changed.items() if name != "prompt_embeds"}
+                    if was_guided != guided:
+                        self.transformer._reset_stateful_cache()  # its tensors are of another batch size
+                    shapes = {
+                        "latents": latents.shape,
+                        "prompt_embeds": text_shape,
+                        "negative_prompt_embeds": text_shape,
+                    }
+                    for name in changed.keys() & tensors.keys():
+                        check_shape(f"the callback's {name}", changed[name], tuple(shapes[name]), "as it was given")
                     latents = changed.get("latents", latents)
                     prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
                     negative_prompt_embeds = changed.get("negative_prompt_embeds", negative_prompt_embeds)
+                    if guided and negative_prompt_embeds is None:
+                        raise ValueError(
+                            f"the callback switched guidance on (guidance_scale={guidance_scale}), which needs "
+                            "negative_prompt_embeds where there is no text encoder: pass them"
+                        )
                     if context_latents is not None:
                         latents[:, ~is_generated] = context_latents
                 progress_bar.update()
-        self._current_timestep = None
 
         # 6. Decode
         video = latents if output_type == "latent" else self.decode_latents(latents, latent_frames, output_type)
-        self.maybe_free_model_hooks()
         return CogVideoXPipelineOutput(frames=video) if return_dict else (video,)
 
+    @torch.no_grad()
     def encode_prompt(self, prompts: list[list[str]]) -> torch.Tensor:
         """Embeds the prompt of each scene by itself.
 
-        A prompt longer than the text window is cut, with a warning that quotes what is lost.
+        A prompt longer than the text window is cut, with a warning that quotes what is lost, once per process.
 
         Args:
             prompts: B lists of S texts.
@@ -369,21 +487,30 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         window = self.transformer.config.max_text_seq_length
         texts = list(dict.fromkeys(text for story in prompts for text in story))  # repeated ones are embedded once
         for text in texts:
-            token_ids = self.tokenizer(text).input_ids
-            if len(token_ids) > window:
-                lost = self.tokenizer.decode(token_ids[window - 1 : -1])
-                logger.warning(
-                    "a prompt of %d tokens is longer than the text window of %d; this part is cut off: %r",
-                    len(token_ids),
-                    window,
-                    lost if len(lost) <= QUOTED else f"{lost[: QUOTED // 2]} … {lost[-QUOTED // 2 :]}",
-                )
+            cut = self.describe_cut(text)
+            if cut is not None and cut not in CUTS_WARNED_OF:
+                CUTS_WARNED_OF.add(cut)
+                logger.warning("%s", cut)
         tokens = self.tokenizer(texts, padding="max_length", max_length=window, truncation=True, return_tensors="pt")
         embeds = self.text_encoder(tokens.input_ids.to(self._execution_device))[0]  # (texts, L, D)
         by_text = dict(zip(texts, embeds))
         return torch.stack([torch.stack([by_text[text] for text in story]) for story in prompts])
 
+    def describe_cut(self, prompt: str) -> str | None:
+        """Which part of a prompt the text window cuts off; None if it holds all of it. Needs no weights."""
+        window = self.transformer.config.max_text_seq_length
+        token_ids = self.tokenizer(prompt).input_ids
+        if len(token_ids) <= window:
+            return None
+        lost = self.tokenizer.decode(token_ids[window - 1 : -1])
+        quoted = lost if len(lost) <= QUOTED else f"{lost[: QUOTED // 2]} … {lost[-QUOTED // 2 :]}"
+        return (
+            f"a prompt of {len(token_ids)} tokens is longer than the text window of {window}; this part is cut off: "
+            f"{quoted!r}"
+        )
+
     @torch.no_grad()
+    @_leaves_hooks_clean  # under model offload the VAE would stay on the device until decoding
     def encode_context(
         self,
         videos: Sequence[Sequence[Video]],
@@ -409,7 +536,9 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
         Raises:
             FileNotFoundError, ValueError: if a video is missing, unreadable or too short.
+            FloatingPointError: if latents are not finite.
         """
+        check_vae_tiles(self.vae)
         num_frames = self._frames_of_scenes(num_frames, len(videos[0]))
         scenes = [  # everything is read before anything is encoded
             torch.stack(
@@ -422,9 +551,12 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             pixels = scene.transpose(1, 2).to(self._execution_device, self.vae.dtype)  # (B, 3, frames, H, W)
             posterior = self.vae.encode(pixels).latent_dist
             latent = posterior.sample(generator) if sample_posterior else posterior.mode()
-            latents.append(latent.transpose(1, 2) * self.vae.config.scaling_factor)
-        # Under model offload the VAE would stay on the device until decoding: it is not needed there before.
-        self.maybe_free_model_hooks()
+            latent = latent.transpose(1, 2) * self.vae.config.scaling_factor
+            size = (height // self.vae_scale_factor_spatial, width // self.vae_scale_factor_spatial)
+            latent_frames = (pixels.shape[2] - 1) // self.vae_scale_factor_temporal + 1
+            check_shape("an encoded scene", latent, (len(latent), latent_frames, latent.shape[2], *size), VAE_AXES)
+            require_finite(f"the latents of given scene {len(latents) + 1}", latent, VAE_REMEDY)
+            latents.append(latent)
         return torch.cat(latents, dim=1)
 
     @torch.no_grad()
@@ -438,20 +570,45 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
         Returns:
             The videos in the form that `__call__` describes.
+
+        Raises:
+            FloatingPointError: if a scene, or what is decoded of it, is not finite.
         """
+        check_vae_tiles(self.vae)
         scenes = []
-        for scene in latents.split(list(scene_frames), dim=1):
+        for number, scene in enumerate(latents.split(list(scene_frames), dim=1), start=1):
+            require_finite(f"the latents of scene {number}", scene, SAMPLING_REMEDY)
             num_frames = (scene.shape[1] - 1) * self.vae_scale_factor_temporal + 1
             unscaled = 1 / self.vae.config.scaling_factor * scene.transpose(1, 2).to(self.vae.dtype)
             pixels = self.vae.decode(unscaled).sample  # (B, 3, frames, H, W)
             # From an even number of latent frames (CogVideoX 1.5) the VAE makes a few frames too many, at the start.
             pixels = pixels[:, :, -num_frames:]
+            size = tuple(n * self.vae_scale_factor_spatial for n in scene.shape[-2:])
+            check_shape("a decoded scene", pixels, (len(scene), pixels.shape[1], num_frames, *size), VAE_AXES)
+            require_finite(f"the pixels of scene {number}", pixels, VAE_REMEDY)
             scenes.append(self.video_processor.postprocess_video(pixels, output_type))
         if output_type == "np":
             return np.concatenate(scenes, axis=1)
         if output_type == "pt":
             return torch.cat(scenes, dim=1)
         return [[image for scene in story for image in scene] for story in zip(*scenes)]
+
+    def fill_size(
+        self, height: int | None, width: int | None, num_frames: int | Sequence[int] | None
+    ) -> tuple[int, int, int | Sequence[int]]:
+        """Height, width and frames of a scene, with those of the model's training for None. Needs no weights."""
+        config = self.transformer.config
+        if num_frames is None:
+            # CogVideoX 1.5 names 81 frames, whose 21 latent ones its temporal patch does not divide: as in diffusers, the
+            # next number that it does.
+            ratio, patch_t = self.vae_scale_factor_temporal, config.patch_size_t or 1
+            latent_frames = (config.sample_frames - 1) // ratio + 1
+            num_frames = (-(-latent_frames // patch_t) * patch_t - 1) * ratio + 1
+        return (
+            config.sample_height * self.vae_scale_factor_spatial if height is None else height,
+            config.sample_width * self.vae_scale_factor_spatial if width is None else width,
+            num_frames,
+        )
 
     def check_size(
         self, height: int, width: int, num_frames: int | Sequence[int], num_scenes: int
@@ -496,8 +653,10 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     def interrupt(self) -> bool:
         return self._interrupt
 
-    def _check_options(self, num_inference_steps, output_type, callback_tensors) -> None:
+    def _check_options(self, num_inference_steps, output_type, callback, callback_tensors) -> None:
+        check_scheduler(self.scheduler)
         self.check_steps(num_inference_steps)
+        check_vae_tiles(self.vae)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type has to be one of {', '.join(OUTPUT_TYPES)}, but is {output_type!r}")
         unknown = [name for name in callback_tensors if name not in self._callback_tensor_inputs]
@@ -506,12 +665,17 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 f"callback_on_step_end_tensor_inputs can name {', '.join(self._callback_tensor_inputs)}, but not "
                 f"{', '.join(unknown)}"
             )
+        for one in callback.callbacks if isinstance(callback, MultiPipelineCallbacks) else [callback]:
+            if isinstance(one, IPAdapterScaleCutoffCallback):
+                raise ValueError(f"{type(one).__name__} cannot be used, since this pipeline has no IP adapter")
 
     def check_steps(self, num_inference_steps: int) -> None:
         """Raises `ValueError` for a number of steps that the scheduler does not have."""
         most = self.scheduler.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= most:
-            raise ValueError(f"num_inference_steps={num_inference_steps} has to lie between 1 and {most}")
+        if not isinstance(num_inference_steps, Integral) or not 1 <= num_inference_steps <= most:
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} has to lie between 1 and {most}, without a fraction"
+            )
 
     def _frames_of_scenes(self, num_frames, num_scenes) -> tuple[int, ...]:
         """Frames of each scene, which VAE and temporal patch have to be able to carry."""
@@ -612,6 +776,56 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     def _extra_step_kwargs(self, generator, eta) -> dict:
         accepted = inspect.signature(self.scheduler.step).parameters
         return {name: value for name, value in (("generator", generator), ("eta", eta)) if name in accepted}
+
+
+def check_scheduler(scheduler) -> None:
+    """Raises `ValueError` for a scheduler that would noise or scale latents otherwise than the model was trained."""
+    known = ", ".join(cls.__name__ for cls in SCHEDULERS)
+    name = type(scheduler).__name__
+    if not isinstance(scheduler, SCHEDULERS):
+        raise ValueError(f"{name} scales its input or adds noise otherwise than the model was trained: use {known}")
+    config = scheduler.config
+    if config.prediction_type not in PREDICTION_TYPES or config.get("use_flow_sigmas"):
+        raise ValueError(
+            f"{name} with prediction_type={config.prediction_type!r} and use_flow_sigmas="
+            f"{config.get('use_flow_sigmas', False)} samples flow models: set {' or '.join(PREDICTION_TYPES)}, and false"
+        )
+    # `from_config` keeps, and does not use, settings that a class does not have.
+    shift = config.get("snr_shift_scale", 1.0)
+    if shift != 1 and "snr_shift_scale" not in inspect.signature(type(scheduler).__init__).parameters:
+        raise ValueError(
+            f"{name} does not know snr_shift_scale={shift} of the noise schedule that the model was trained with: use "
+            f"{', '.join(cls.__name__ for cls in SCHEDULERS[:2])}"
+        )
+
+
+def require_finite(what: str, values: torch.Tensor, remedy: str) -> None:
+    """Raises `FloatingPointError` if there is an infinity or NaN."""
+    if not values.isfinite().all():
+        raise FloatingPointError(f"{what} are not finite numbers: {remedy}")
+
+
+def _component_dtypes(torch_dtype: torch.dtype | dict[str, torch.dtype]) -> dict[str, torch.dtype]:
+    """The dtype of each component with weights. Raises `ValueError` for names and values that mean nothing."""
+    if not isinstance(torch_dtype, dict):
+        torch_dtype = {"default": torch_dtype}
+    names = (*MODEL_NAMES, "default")
+    for name, dtype in torch_dtype.items():
+        if name not in names:
+            raise ValueError(f"torch_dtype names {name!r}, which is not one of {', '.join(names)}")
+        check_dtype(dtype)
+    default = torch_dtype.get("default") or torch.float32
+    return {name: torch_dtype.get(name) or default for name in MODEL_NAMES}
+
+
+def _component_variants(folder: Path, variant: str | None, components: dict) -> dict[str, str | None]:
+    """The variant of the weights that each component is loaded from. Raises `FileNotFoundError` if none has it."""
+    if variant is None:
+        return dict.fromkeys(MODEL_NAMES)
+    variants = {name: variant if has_variant(folder / name, variant) else None for name in MODEL_NAMES}
+    if not any(variants[name] for name in MODEL_NAMES if name not in components):
+        raise FileNotFoundError(f"no component in {str(folder)!r} has weights of the variant {variant!r}")
+    return variants
 
 
 def count_given_scenes(context_latents: torch.Tensor, latent_frames: Sequence[int]) -> int:

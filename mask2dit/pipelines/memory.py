@@ -1,7 +1,9 @@
 """One setting for how a pipeline's weights share the device's memory, carried out by diffusers."""
 
+import math
+
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline
 from diffusers.hooks import apply_group_offloading
 
 MEMORY_MODES = {
@@ -11,6 +13,55 @@ MEMORY_MODES = {
     "sequential_offload": "layer by layer on the device: the least memory and by far the slowest",
     "fp8": "the transformer's weights stored in 8 bits and computed in the pipeline's dtype, with model_offload on a GPU",
 }
+
+
+def enable_vae_tiling(vae: AutoencoderKLCogVideoX) -> None:
+    """Encodes and decodes in overlapping tiles of half the VAE's base size.
+
+    diffusers rounds overlaps in pixels and in latents apart, which agrees at CogVideoX's base size only; elsewhere the next
+    larger overlap is taken for which they agree.
+
+    Raises:
+        ValueError: if the VAE's base size is too small for tiles that overlap.
+    """
+    scale = _spatial_scale(vae)
+    tile = {}
+    for axis in ("height", "width"):
+        size, factor = (getattr(vae, f"tile_{name}_{axis}") for name in ("sample_min", "overlap_factor"))
+        latents = size // scale
+        overlaps = [factor, *(n / latents for n in range(math.ceil(latents * factor), latents))]
+        fitting = [overlap for overlap in overlaps if _tiles_agree(latents * scale, latents, overlap, scale)]
+        if not fitting:
+            raise ValueError(
+                f"the VAE's base {axis} of {vae.config[f'sample_{axis}']} pixels is too small for tiles of half of it: leave "
+                "vae_tiling out"
+            )
+        tile[f"tile_sample_min_{axis}"], tile[f"tile_overlap_factor_{axis}"] = latents * scale, fitting[0]
+    vae.enable_tiling(**tile)
+
+
+def check_vae_tiles(vae: AutoencoderKLCogVideoX) -> None:
+    """Raises `ValueError` if tiling is enabled with tiles that would change the size of videos."""
+    for axis in ("height", "width") if vae.use_tiling else ():
+        names = ("sample_min", "latent_min", "overlap_factor")
+        size, latents, factor = (getattr(vae, f"tile_{name}_{axis}") for name in names)
+        if not _tiles_agree(size, latents, factor, _spatial_scale(vae)):
+            raise ValueError(
+                f"VAE tiles of {axis} {size} ({latents} latents) with an overlap of {factor:.3g} would change the size of "
+                "videos: use mask2dit.pipelines.memory.enable_vae_tiling(pipe.vae) or pipe.vae.disable_tiling()"
+            )
+
+
+def _spatial_scale(vae: AutoencoderKLCogVideoX) -> int:
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def _tiles_agree(size: int, latents: int, factor: float, scale: int) -> bool:
+    """Whether what is kept of each tile is as long as the step to the next one, by the rounding of `tiled_encode` and
+    `tiled_decode` of diffusers."""
+    step = int(latents * (1 - factor))
+    kept_pixels, kept_latents = size - int(size * factor), latents - int(latents * factor)
+    return step > 0 and step * scale == kept_pixels == int(size * (1 - factor)) and step == kept_latents
 
 
 def check_memory_mode(mode: str, device: torch.device | str) -> None:

@@ -15,8 +15,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mask2dit.config import check_finite
 from mask2dit.files import atomic_path
-from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, check_shape, count_given_scenes
+from mask2dit.pipelines.mask2dit import (
+    SAMPLING_REMEDY,
+    Mask2DiTPipeline,
+    check_scheduler,
+    check_shape,
+    count_given_scenes,
+    require_finite,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +83,20 @@ class SceneStore:
         """The name of what these weights make from this: any JSON values."""
         return _digest(self.identity, *made_from)
 
-    def load(self, key: str) -> torch.Tensor | None:
-        """(1, F, C, h, w), or None if there is no such scene."""
+    def load(self, key: str, shape: tuple[int, ...]) -> torch.Tensor | None:
+        """(1, F, C, h, w), or None if there is no such scene, or none of this shape and finite, with a warning that names the
+        file."""
         path = self._path(key)
         if not path.is_file():
             return None
         try:
-            return load_file(path)["latents"]
-        except SafetensorError as error:
+            latents = load_file(path)["latents"]
+            check_shape("latents", latents, shape, "stories, latent frames, channels, h, w")
+            require_finite("latents", latents, "the run that wrote them failed")
+        except (SafetensorError, KeyError, ValueError, FloatingPointError) as error:
             logger.warning("%s is damaged (%s): its scene is made again", path, error)
             return None
+        return latents
 
     def save(self, key: str, latents: torch.Tensor) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -100,9 +112,9 @@ def check_story(
     num_scenes: int,
     num_given: int,
     window: int | None,
-    height: int,
-    width: int,
-    num_frames: int | Sequence[int],
+    height: int | None,
+    width: int | None,
+    num_frames: int | Sequence[int] | None,
 ) -> list[tuple[range, range]]:
     """The windows of a story, as `story_windows`. Needs no weights.
 
@@ -110,6 +122,7 @@ def check_story(
         ValueError: if the model cannot carry one of them.
     """
     windows = story_windows(num_scenes, num_given, window)
+    height, width, num_frames = pipe.fill_size(height, width, num_frames)
     frames, _, _ = pipe.check_size(height, width, num_frames, num_scenes)
     for context, new in windows:
         pipe.check_size(height, width, frames[context.start : new.stop], new.stop - context.start)
@@ -124,9 +137,9 @@ def generate_story(
     window: int | None = None,
     context_latents: torch.Tensor | None = None,
     noise_context: bool = False,
-    height: int = 480,
-    width: int = 720,
-    num_frames: int | Sequence[int] = 49,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | Sequence[int] | None = None,
     num_inference_steps: int = 50,
     guidance_scale: float = 6.0,
     use_dynamic_cfg: bool = False,
@@ -151,11 +164,15 @@ def generate_story(
 
     Raises:
         ValueError: at the call, for anything that cannot be carried out.
+        FloatingPointError: at the first scene that is not finite; it is not stored.
     """
     if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts):
         raise ValueError(f"prompts has to be a list with one text for every scene, but is {prompts!r}")
     pipe.check_steps(num_inference_steps)
+    check_scheduler(pipe.scheduler)
+    check_finite("guidance_scale", guidance_scale)
     num_scenes = len(prompts)
+    height, width, num_frames = pipe.fill_size(height, width, num_frames)
     frames, latent_frames, frame_shape = pipe.check_size(height, width, num_frames, num_scenes)
     given = []
     if context_latents is not None:
@@ -202,7 +219,10 @@ def generate_story(
             ).frames
         finally:
             pipe.set_progress_bar_config(**progress_bar)
-        return [latents.cpu() for latents in latents.split(latent_frames[part], dim=1)[len(context) :]]
+        scenes = [latents.cpu() for latents in latents.split(latent_frames[part], dim=1)[len(context) :]]
+        for number, scene in zip(new, scenes):
+            require_finite(f"the latents of scene {number + 1} of {num_scenes}", scene, SAMPLING_REMEDY)
+        return scenes
 
     def scenes() -> Iterator[torch.Tensor]:
         made = list(given)
@@ -213,7 +233,8 @@ def generate_story(
             texts = [prompts[part], negative_prompt[part]]
             made_from = [model, settings, texts, frames[part], [keys[i] for i in context], seed, new.start]
             new_keys = [store.key(made_from, scene) if store else "" for scene in new]
-            latents = [store.load(key) if store else None for key in new_keys]
+            shapes = [(1, latent_frames[i], *frame_shape) for i in new]
+            latents = [store.load(key, shape) if store else None for key, shape in zip(new_keys, shapes)]
             if any(scene is None for scene in latents):
                 latents = generate(context, new, made)
                 if store:

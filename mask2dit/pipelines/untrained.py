@@ -6,27 +6,23 @@ positions and patches of 2 x 2, a T5 v1.1 text encoder and its sentencepiece tok
 """
 
 import argparse
-import io
-import json
 import os
-import string
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
-import sentencepiece
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
+from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
-from mask2dit.files import apply_umask, write_errors
+from mask2dit.files import write_errors
 from mask2dit.models.loading import load_tokenizer
+from mask2dit.models.tokenizer import sentencepiece_model
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.pipelines.saving import SPIECE, published_scheduler, save_pipeline
 
 MARKER = "UNTRAINED.md"  # the model card, by whose name the model is known
-SPIECE = "spiece.model"
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 16
 
@@ -73,8 +69,6 @@ SENTENCES = (
     "The balloon rises higher and higher until the houses below look like toys.",
     "Blurry, low quality, distorted, worst quality, watermark, text, static frame.",
 )
-# All of these become pieces, so that no English text holds an unknown character.
-CHARACTERS = string.ascii_letters + string.digits + string.punctuation + "‘’“”–—áàâäçéèêëíïñóôöúü"
 
 MODEL_CARD = """\
 # An untrained Mask²DiT
@@ -154,46 +148,6 @@ def _write_model(folder: Path, seed: int) -> None:
     (folder / MARKER).write_text(MODEL_CARD.format(seed=seed), encoding="utf-8")
 
 
-def save_pipeline(pipe: Mask2DiTPipeline, folder: Path, spiece: Path) -> None:
-    """Writes all parts in diffusers' layout, each in its dtype, and of the tokenizer `spiece` alone.
-
-    transformers writes a tokenizer in a form of its own and then prefers that. Released folders hold `spiece.model`, and
-    this one is to be read in the same way.
-    """
-    contents = spiece.read_bytes()
-    pipe.save_pretrained(folder)
-    for file in (folder / "tokenizer").iterdir():
-        file.unlink()
-    (folder / "tokenizer" / SPIECE).write_bytes(contents)
-    for file in folder.glob("*/config.json"):  # diffusers notes where a part was loaded from
-        config = json.loads(file.read_text())
-        config.pop("_name_or_path", None)
-        file.write_text(json.dumps(config, indent=2) + "\n")
-    apply_umask(folder)
-
-
-def sentencepiece_model(sentences: Iterable[str], vocab_size: int, **options) -> bytes:
-    """A unigram model with T5's special tokens, the same every time for the same sentences and sentencepiece's options."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
-        model_writer=model,
-        model_type="unigram",
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,  # so few sentences may not yield all of them
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        character_coverage=1.0,
-        required_chars=CHARACTERS,
-        num_threads=1,  # another number gives other scores
-        minloglevel=2,
-        **options,
-    )
-    return model.getvalue()
-
-
 def _transformer() -> Mask2DiTTransformer3DModel:
     return Mask2DiTTransformer3DModel(
         num_attention_heads=4,
@@ -244,23 +198,6 @@ def _text_encoder(vocab_size: int) -> T5EncoderModel:
             num_heads=4,
             feed_forward_proj="gated-gelu",
         )
-    )
-
-
-def published_scheduler() -> CogVideoXDDIMScheduler:
-    """The noise schedule of CogVideoX-5B, which is the method's."""
-    return CogVideoXDDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        steps_offset=0,
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        snr_shift_scale=1.0,
-        timestep_spacing="trailing",
     )
 
 

@@ -20,7 +20,7 @@ from mask2dit.files import atomic_folder, write_text
 from mask2dit.models.loading import load_model, load_text_encoder, load_tokenizer, model_folder
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
-from mask2dit.pipelines.untrained import SPIECE, published_scheduler, save_pipeline
+from mask2dit.pipelines.saving import SPIECE, published_scheduler, save_pipeline
 from mask2dit.storyworld.prompts import MARKER
 
 logger = logging.getLogger(__name__)

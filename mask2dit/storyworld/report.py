@@ -17,9 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from mask2dit.command import run_command
-from mask2dit.evaluation.bootstrap import mean_interval
-from mask2dit.evaluation.plots import line_plot
 from mask2dit.files import read_json, write_text
+from mask2dit.reporting.bootstrap import mean_interval
+from mask2dit.reporting.svg import line_plot
 from mask2dit.storyworld.measure import code_identity, measure_scene, visual_consistency
 from mask2dit.storyworld.observe import find_cuts
 from mask2dit.storyworld.trial import RECORD, TASKS, TrialConfig, read_record, story_seeds, video_path

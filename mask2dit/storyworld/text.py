@@ -25,11 +25,12 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from mask2dit.command import run_command
-from mask2dit.data.randomness import generator_for
+from mask2dit.device import choose_device
 from mask2dit.files import atomic_folder, atomic_path
 from mask2dit.models.loading import load_tokenizer
-from mask2dit.pipelines.inference import choose_device
-from mask2dit.pipelines.untrained import CHARACTERS, SPIECE, sentencepiece_model
+from mask2dit.models.tokenizer import CHARACTERS, sentencepiece_model
+from mask2dit.pipelines.saving import SPIECE
+from mask2dit.randomness import generator_for
 from mask2dit.storyworld.learning import LearningConfig, learn
 from mask2dit.storyworld.world import caption, sample_story
 

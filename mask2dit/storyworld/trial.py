@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from mask2dit.command import run_command
 from mask2dit.config import DTYPES, check_at_least, check_choice
-from mask2dit.data.randomness import generator_for
 from mask2dit.files import check_writable, read_json, write_text
 from mask2dit.provenance import git_commit, versions
+from mask2dit.randomness import generator_for
 from mask2dit.storyworld.render import render_scene
 from mask2dit.storyworld.world import Story, caption, sample_story
 from mask2dit.video.frames import to_uint8

@@ -18,9 +18,9 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from mask2dit.command import run_command
-from mask2dit.data.randomness import generator_for
+from mask2dit.device import choose_device
 from mask2dit.files import atomic_folder
-from mask2dit.pipelines.inference import choose_device
+from mask2dit.randomness import generator_for
 from mask2dit.storyworld.learning import LearningConfig, learn
 from mask2dit.storyworld.render import render_scene
 from mask2dit.storyworld.world import Story, sample_story

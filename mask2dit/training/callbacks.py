@@ -1,5 +1,6 @@
 """What a run does beside optimising: logging, checkpoints and validation."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,17 +9,20 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from mask2dit.data.datasets import build_dataset, collate
+from mask2dit.data.datasets import StoryDataset, build_dataset, collate
 from mask2dit.data.order import Position
 from mask2dit.files import append_line, keep_lines
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.training.checkpoints import save_checkpoint
+from mask2dit.training.config import TrainConfig
 from mask2dit.training.objective import diffusion_loss
 from mask2dit.training.trainer import Callback, Trainer
 from mask2dit.training.utilisation import peak_flops, training_flops
 from mask2dit.video.frames import to_uint8
 from mask2dit.video.writing import contact_sheet, write_image, write_video
+
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints(Callback):
@@ -72,6 +76,19 @@ class Logging(Callback):
         trainer.accelerator.end_training()
 
 
+def load_validation_dataset(config: TrainConfig) -> StoryDataset | None:
+    """The held-out clips of a run, read without a cache; None where it has none.
+
+    Raises:
+        FileNotFoundError, ValueError: as `build_dataset`.
+    """
+    if not config.validation.every or not config.validation.manifest:
+        return None
+    data = replace(config.data, manifest=config.validation.manifest, cache=None)
+    quarantine = Path(config.output_dir) / "validation_quarantine.jsonl"
+    return build_dataset(data, quarantine, config.model, dtype="float32")
+
+
 class Validation(Callback):
     """Every `validation.every` steps: the loss on held-out clips, and stories drawn from fixed prompts and seed.
 
@@ -80,12 +97,7 @@ class Validation(Callback):
     """
 
     def on_start(self, trainer: Trainer) -> None:
-        config = trainer.config.validation
-        self._dataset = None
-        if config.every and config.manifest:
-            data = replace(trainer.config.data, manifest=config.manifest, cache=None)
-            quarantine = Path(trainer.config.output_dir) / "validation_quarantine.jsonl"
-            self._dataset = build_dataset(data, quarantine, trainer.config.model, dtype="float32")  # without a cache
+        self._dataset = load_validation_dataset(trainer.config)
 
     def on_step(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         config = trainer.config.validation
@@ -104,17 +116,21 @@ class Validation(Callback):
         config, accelerator = trainer.config.validation, trainer.accelerator
         num_scenes = trainer.config.data.num_scenes
         tasks = {"normal": None, "extension": torch.arange(num_scenes) == num_scenes - 1}
-        count = min(config.num_samples, len(self._dataset)) // accelerator.num_processes * accelerator.num_processes
+        count = min(config.num_samples, len(self._dataset))
         sums = torch.zeros(len(tasks), len(config.timesteps), device=accelerator.device)
-        for position in range(accelerator.process_index, count, accelerator.num_processes):
+        for first in range(0, count, accelerator.num_processes):
+            # As in `_draw`: each process takes part in each forward pass, and what another one counts is left out.
+            position = min(first + accelerator.process_index, count - 1)
+            is_mine = position == first + accelerator.process_index
             inputs = trainer.inputs(collate([self._dataset[Position(0, position)]]))
             for i, mask in enumerate(tasks.values()):
                 for j, timestep in enumerate(config.timesteps):
                     arguments = {**inputs, "timesteps": torch.full((1,), timestep, device=accelerator.device)}
                     arguments["scene_mask"] = mask
                     with accelerator.autocast():
-                        sums[i, j] += diffusion_loss(trainer.transformer, trainer.pipe.scheduler, **arguments)
-        losses = (accelerator.reduce(sums, "sum") / max(count, 1)).tolist()
+                        loss = diffusion_loss(trainer.transformer, trainer.pipe.scheduler, **arguments)
+                    sums[i, j] += loss if is_mine else 0
+        losses = (accelerator.reduce(sums, "sum") / count).tolist()
         return {
             f"validation/{task}_{timestep}": losses[i][j]
             for i, task in enumerate(tasks)
@@ -134,7 +150,14 @@ class Validation(Callback):
             # pass needs all of them.
             number = min(first + accelerator.process_index, len(config.stories) - 1)
             is_mine = number == first + accelerator.process_index
-            for task, scenes in self._story(trainer, pipe, config.stories[number]).items():
+            try:
+                story = self._story(trainer, pipe, config.stories[number])
+            except (
+                FloatingPointError
+            ) as error:  # weights are checked by the loss; half precision may overflow in sampling
+                logger.warning("story %d of validation.stories is not drawn: %s", number, error)
+                story = {}
+            for task, scenes in story.items():
                 if is_mine:
                     path = folder / f"{trainer.step:08d}_{number:02d}_{task}.mp4"
                     write_video(path, np.concatenate(scenes), config.fps)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from mask2dit.config import check_at_least, check_choice, check_positive
-from mask2dit.data.config import DataConfig
+from mask2dit.config import check_at_least, check_between, check_choice, check_finite, check_positive
+from mask2dit.data.config import BASE_MODEL, DataConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
@@ -23,6 +23,8 @@ class LoRATrainingConfig:
     def __post_init__(self):
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"lora.rank={self.rank} has to be at least 1, or null to train all weights")
+        if self.alpha is not None:
+            check_at_least("lora.alpha", self.alpha, 1)
 
 
 @dataclass(kw_only=True)
@@ -43,13 +45,19 @@ class ValidationConfig:
     seed: int = 0
     fps: int = 8
 
+    def __post_init__(self):
+        check_at_least("validation.every", self.every, 0)
+        for name in ("num_samples", "num_inference_steps", "fps"):
+            check_at_least(f"validation.{name}", getattr(self, name), 1)
+        check_finite("validation.guidance_scale", self.guidance_scale)
+
 
 @dataclass(kw_only=True)
 class TrainConfig:
     """What to train, on what, and how. `configs/train/*.yaml` hold values for all of it."""
 
     # The model
-    model: str = "models/CogVideoX-5b"
+    model: str = BASE_MODEL
     """The folder to start from: CogVideoX for pre-training, its result for fine-tuning."""
     mask_variant: str | None = None
     """v1 … v5; null: the model's own, v2 for CogVideoX."""
@@ -117,8 +125,7 @@ class TrainConfig:
         for name, choices in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS), ("given_scenes", GIVEN_SCENES)):
             check_choice(name, getattr(self, name), choices)
         for name in ("conditional_probability", "text_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to be a probability between 0 and 1")
+            check_between(name, getattr(self, name), 0, 1)
         for name in (
             "max_steps",
             "batch_size",
@@ -130,8 +137,11 @@ class TrainConfig:
             check_at_least(name, getattr(self, name), 1)
         for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
             check_positive(name, getattr(self, name))
-        for name in ("warmup_steps", "decay_steps", "gradient_checkpointing", "num_workers"):
+        for name in ("warmup_steps", "decay_steps", "gradient_checkpointing", "num_workers", "weight_decay"):
             check_at_least(name, getattr(self, name), 0)
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 0 and less than 1")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} has to lie between 0 and 1, or be null")
         if self.conditional_probability and self.data.num_scenes < 2:

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from mask2dit.config import check_between, missing_model
 from mask2dit.data.datasets import StoryDataset, build_dataset
 from mask2dit.data.encoding import load_encoders
 from mask2dit.files import atomic_folder, check_writable, write_text
 from mask2dit.models.masks import cross_scene
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
-from mask2dit.training.callbacks import Checkpoints, Logging, Validation
+from mask2dit.training.callbacks import Checkpoints, Logging, Validation, load_validation_dataset
 from mask2dit.training.checkpoints import find_checkpoint, load_errors, remove_leftovers, run_record
 from mask2dit.training.config import TrainConfig
 from mask2dit.training.engine import (
@@ -87,7 +89,7 @@ def check(config: TrainConfig) -> tuple[Mask2DiTPipeline, tuple[Path, int] | Non
         ValueError, FileNotFoundError, FileExistsError, PermissionError: with what is wrong and what would be right.
     """
     if not Path(config.model).is_dir():
-        raise FileNotFoundError(f"there is no model in {config.model!r}: put the weights there (models/README.md)")
+        raise FileNotFoundError(missing_model(config.model))
     if config.mask_variant is not None:
         cross_scene(config.mask_variant)
     accumulation_steps(config, world_size())
@@ -112,9 +114,16 @@ def check(config: TrainConfig) -> tuple[Mask2DiTPipeline, tuple[Path, int] | Non
             raise ValueError(
                 f"trackers names {tracker}, which is not installed: pip install {tracker}, or leave it out"
             )
-    skeleton = Mask2DiTPipeline.skeleton(config.model)
+    skeleton = Mask2DiTPipeline.skeleton(config.model, configs_only=config.dry_run)
     skeleton.check_size(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
-    load_dataset(config)
+    # Whether a cache belongs to the model is seen from the model's weights.
+    load_dataset(replace(config, data=replace(config.data, cache=None)) if config.dry_run else config)
+    load_validation_dataset(config)
+    if config.validation.every:
+        last = skeleton.scheduler.config.num_train_timesteps - 1
+        for timestep in config.validation.timesteps:
+            check_between("a timestep of validation.timesteps", timestep, 0, last)
+        skeleton.check_steps(config.validation.num_inference_steps)
     check_writable(config.output_dir)
     return skeleton, find_checkpoint(config)
 
@@ -160,17 +169,29 @@ class Export(Callback):
 
 
 def export(trainer: Trainer, output_dir: Path) -> None:
-    """Writes the trained transformer, averaged where there is an average, with the frozen parts or links to them."""
+    """Writes the trained transformer, averaged where there is an average, with the frozen parts or links to them; or its
+    LoRA, with the settings from which loaders know its scale."""
     accelerator, transformer = trainer.accelerator, trainer.accelerator.unwrap_model(trainer.transformer)
-    if trainer.config.lora.rank:
-        if accelerator.is_main_process:
-            layers = get_peft_model_state_dict(transformer)
-            with atomic_folder(output_dir / "lora") as folder:
-                Mask2DiTPipeline.save_lora_weights(folder, transformer_lora_layers=layers)
-        return
     if trainer.ema:
         trainer.ema.store(transformer.parameters())
         trainer.ema.copy_to(transformer.parameters())
+    if trainer.config.lora.rank:
+        if accelerator.is_main_process:
+            with atomic_folder(output_dir / "lora") as folder:
+                Mask2DiTPipeline.save_lora_weights(
+                    folder,
+                    transformer_lora_layers=get_peft_model_state_dict(transformer),
+                    transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+                )
+    else:
+        _export_model(trainer, output_dir)
+    if trainer.ema:
+        trainer.ema.restore(transformer.parameters())
+    accelerator.wait_for_everyone()
+
+
+def _export_model(trainer: Trainer, output_dir: Path) -> None:
+    accelerator, transformer = trainer.accelerator, trainer.accelerator.unwrap_model(trainer.transformer)
     weights = accelerator.get_state_dict(trainer.transformer)
     if accelerator.is_main_process:
         with atomic_folder(output_dir / "model") as folder:
@@ -184,6 +205,3 @@ def export(trainer: Trainer, output_dir: Path) -> None:
                 else:
                     (folder / name).symlink_to(source, target_is_directory=True)
         logger.info("Wrote %s", output_dir / "model")
-    if trainer.ema:
-        trainer.ema.restore(transformer.parameters())
-    accelerator.wait_for_everyone()

@@ -22,8 +22,8 @@ from mask2dit.command import PREEMPTED, stop_noted
 from mask2dit.data.datasets import StoryDataset, collate
 from mask2dit.data.encoding import encode_caption, prepare_batch
 from mask2dit.data.order import PositionSampler
-from mask2dit.data.randomness import generator_for
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.randomness import generator_for
 from mask2dit.training.checkpoints import save_checkpoint
 from mask2dit.training.config import TrainConfig
 from mask2dit.training.objective import diffusion_loss

@@ -57,6 +57,17 @@ def choose_frames(
     return [first + stride * k for k in range(num_frames)]
 
 
+def middle_frames(start: int, stop: int, num_frames: int = 8) -> list[int]:
+    """The middle frames of `num_frames` equal intervals of `start … stop - 1`; frames repeat where there are fewer.
+
+    Raises:
+        ValueError: if there is no frame.
+    """
+    if stop <= start:
+        raise ValueError(f"frames {start} to {stop} hold no frame")
+    return [start + int((i + 0.5) * (stop - start) / num_frames) for i in range(num_frames)]
+
+
 def resize_and_crop(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Resize to cover `height` x `width` with the aspect ratio kept, crop the centre, scale to [-1, 1].
 

@@ -1,14 +1,39 @@
 """Video files and arrays behind one small interface, and scenes read from them."""
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
 
 from mask2dit.video.frames import choose_frames, resize_and_crop
+from mask2dit.video.index import (
+    DamagedError,
+    FrameIndex,
+    Start,
+    frames_from,
+    index_frames,
+    index_packets,
+    is_cut_matroska,
+    packets_from,
+    seek_packets,
+    shown_frames,
+)
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+
+logger = logging.getLogger(__name__)
+
+# Decoding goes on from the frame decoded last rather than seek to a key frame that is not further away.
+FRAMES_BEFORE_SEEKING = 16
+NEARLY_ZERO = 0.01  # beside the other entries of a display matrix
+HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # H.273, table 3
 
 
 class VideoReader(Protocol):
@@ -34,23 +59,32 @@ class VideoReader(Protocol):
         ...
 
 
-class DecordReader:
-    """A `VideoReader` of a video file.
+class FileReader:
+    """A `VideoReader` of a video file, by PyAV. Frame i is the i-th that a player shows.
 
-    A file cut short is refused here where its container gives the cut away, as mp4 does; decord never says that the
-    last frames are missing.
+    Edit lists are obeyed. Frames are upright and not mirrored, as the file asks players to show them. Where pixels are not
+    square, the width is scaled. The index of frames is made when the file is opened (`mask2dit.video.index`), and every frame
+    that is read is held to it. One thread decodes, since data loaders run a reader in each worker; a reader serves one
+    thread at a time.
 
     Args:
         path: the video file.
 
+    Attributes:
+        codec: its name, as FFmpeg has it.
+        warnings: what frames do not show as a player would, or that they are not evenly spaced, as sentences.
+
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is a folder, is empty, or is not a video that can be decoded.
+        ValueError: if it is a folder, is empty, is not a video that can be decoded, or is cut short and its container gives
+            that away.
     """
 
+    _container: "InputContainer | None" = None
+
     def __init__(self, path: str | os.PathLike):
-        # Here and not above: decord loads FFmpeg's libraries, and most of the package never opens a video.
-        import decord
+        # Here and not above: it loads FFmpeg's libraries, and most of the package never opens a video.
+        import av
 
         self.path = Path(path)
         if not self.path.exists():
@@ -60,41 +94,145 @@ class DecordReader:
         if self.path.stat().st_size == 0:
             raise ValueError(f"video {self.path} is empty (0 bytes); download or write it again")
         try:
-            # Absolute, or FFmpeg takes a folder with a colon in its name for a protocol. One thread: data loaders
-            # run a reader in each worker. fault_tol: without it decord silently puts copies of a neighbour in place
-            # of frames that it could not decode; one such frame is borne, more are an error.
-            path = str(self.path.absolute())
-            self._reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, fault_tol=1)
-            self.num_frames = len(self._reader)
-            self.fps = float(self._reader.get_avg_fps())
-            # decord tells the size only with a frame. Decoding one also unmasks a text file, which FFmpeg opens
-            # as a video of a terminal.
-            self.height, self.width = self._reader[0].shape[:2]
-        except (decord.DECORDError, RuntimeError, AssertionError) as error:
+            self._open()
+            if self._container.format.name.startswith("matroska") and is_cut_matroska(self.path):
+                raise DamagedError("the file is shorter than its header says, so it is cut short")
+            self._index = index_packets(self._container, self._stream)
+            try:
+                first = self._decode_to(0) if self._index else None
+            except (av.FFmpegError, DamagedError):
+                first = None
+            if first is None:
+                self._index = self._index_frames()
+                first = self._decode_to(0)
+        except (av.FFmpegError, DamagedError) as error:
             raise ValueError(
-                f"video {self.path} cannot be read: it is not a video, or it is damaged or cut short; "
-                "check that it plays, then download or encode it again"
+                f"video {self.path} cannot be read: {_reason(error)}; check that it plays, then download or encode it again"
             ) from error
+        self._orientation = _orientation(first, self.path)
+        aspect = self._stream.sample_aspect_ratio or 1
+        self._size = (max(1, round(first.width * aspect)), first.height)
+        self.width, self.height = self._size[::-1] if self._orientation[0] else self._size
+        self.num_frames, self.codec = len(self._index.times), self._stream.codec_context.codec.canonical_name
+        fps = self._index.fps(self._stream.time_base, self._stream.average_rate or self._stream.guessed_rate)
+        if fps is None:
+            raise ValueError(f"video {self.path} cannot be read: it has no frame rate; encode it again")
+        self.fps = fps
+        self.warnings = tuple(self._find_warnings(first))
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         """The frames at `indices` as `uint8 (F, H, W, 3)`.
 
         Raises:
             IndexError: if an index is not in `0 … num_frames - 1`.
-            ValueError: if frames cannot be decoded. Open the file anew after that: decord stays broken.
+            ValueError: if frames cannot be decoded.
         """
-        import decord
+        import av
 
         indices = _checked_indices(indices, self.num_frames, f"video {self.path}")
+        output = torch.empty(len(indices), self.height, self.width, 3, dtype=torch.uint8)
         try:
-            with decord.bridge.use_torch():
-                return self._reader.get_batch(indices)
-        except (decord.DECORDError, decord.DECORDLimitReachedError) as error:
-            # decord decodes ahead of what it is asked for, so it cannot say at which frame it failed.
+            try:
+                self._read_into(output, indices)
+            except (av.FFmpegError, DamagedError) as error:
+                if not self._index.starts:
+                    raise
+                # The packets did not tell the truth, or the file is damaged; decoding in order tells which.
+                index = self._index_frames()
+                if index.times != self._index.times:
+                    raise DamagedError("other frames come out than its packets tell") from error
+                self._index = index
+                self._read_into(output, indices)
+        except (av.FFmpegError, DamagedError) as error:
+            self._frames = None
             raise ValueError(
-                f"video {self.path} cannot be decoded at or near frames {min(indices)} to {max(indices)}; "
+                f"video {self.path} cannot be decoded at or near frames {min(indices)} to {max(indices)}: {_reason(error)}; "
                 "the file is damaged: download or encode it again, or leave it out"
             ) from error
+        return output
+
+    def _read_into(self, output: torch.Tensor, indices: list[int]) -> None:
+        places: dict[int, list[int]] = {}
+        for place, number in enumerate(indices):
+            places.setdefault(number, []).append(place)
+        for number in sorted(places):
+            output[places[number]] = torch.from_numpy(self._picture(self._decode_to(number)))
+
+    def _picture(self, frame: "av.VideoFrame") -> np.ndarray:
+        """A frame as it is shown, `(H, W, 3)`."""
+        width, height = self._size
+        picture = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
+        is_transposed, is_upside_down, is_mirrored = self._orientation
+        if is_transposed:
+            picture = picture.swapaxes(0, 1)
+        return np.ascontiguousarray(picture[:: -1 if is_upside_down else 1, :: -1 if is_mirrored else 1])
+
+    def _decode_to(self, number: int) -> "av.VideoFrame":
+        """Frame `number`, decoded from the frame that was decoded last, or from a key frame where that is shorter."""
+        start = self._index.start_for(number)
+        if (
+            self._frames is None
+            or number < self._number
+            or (start is not None and start.frame > self._number + FRAMES_BEFORE_SEEKING)
+        ):
+            self._start_at(start)
+        while self._number < number:
+            self._last = next(self._frames, None)
+            self._number += 1
+            if self._last is None or self._last.pts != self._index.times[self._number]:
+                raise DamagedError(f"frame {self._number} does not come out of the decoder")
+        return self._last
+
+    def _start_at(self, start: Start | None) -> None:
+        if start is None:
+            self._open()
+            self._frames = shown_frames(self._container, self._stream)
+            return
+        packets = seek_packets(self._container, self._stream, start)
+        if packets is None:
+            self._open()
+            packets = packets_from(self._container.demux(self._stream), start)
+        self._frames = frames_from(packets, self._stream, self._index.times[start.frame])
+        self._number = start.frame - 1
+
+    def _index_frames(self) -> FrameIndex:
+        self._open()
+        index = index_frames(self._container, self._stream)
+        self._open()
+        return index
+
+    def _open(self) -> None:
+        import av
+
+        self._close()
+        # Absolute, or FFmpeg takes a folder with a colon in its name for a protocol.
+        self._container = av.open(str(self.path.absolute()), metadata_errors="replace")
+        self._stream = self._container.streams.best("video")
+        if self._container.format.name == "tty":
+            raise DamagedError("it is a text")  # FFmpeg opens a .txt as the video of a terminal
+        if self._stream is None or self._stream.disposition & av.stream.Disposition.attached_pic:
+            raise DamagedError("there is no video in it")
+        self._stream.thread_type = "NONE"
+        self._stream.codec_context.thread_count = 1
+        self._frames, self._number, self._last = None, -1, None
+
+    def _close(self) -> None:
+        # By hand: PyAV's containers refer to themselves, and would keep files and decoders until Python looks for such.
+        if self._container is not None:
+            self._container.close()
+
+    __del__ = _close
+
+    def _find_warnings(self, first: "av.VideoFrame") -> Iterator[str]:
+        if self._index.is_variable:
+            yield (
+                f"its frame rate varies ({self.fps:.6g} frames per second on average), so that frames at a fixed stride are "
+                "not evenly spaced in time; encode it at a constant rate"
+            )
+        if first.color_trc in HDR_TRANSFERS:
+            yield f"it is HDR ({HDR_TRANSFERS[first.color_trc]}), which is read without tone mapping; convert it to SDR"
+        if first.interlaced_frame or self._stream.codec_context.field_order > 1:
+            yield "it is interlaced, and is read without deinterlacing; deinterlace it"
 
 
 class ArrayReader:
@@ -127,10 +265,13 @@ def open_video(source: str | os.PathLike | np.ndarray | torch.Tensor) -> VideoRe
 
     Raises:
         TypeError: if `source` is neither.
-        FileNotFoundError, ValueError: as `DecordReader` and `ArrayReader` raise them.
+        FileNotFoundError, ValueError: as `FileReader` and `ArrayReader` raise them.
     """
     if isinstance(source, str | os.PathLike):
-        return DecordReader(source)
+        reader = FileReader(source)
+        for warning in reader.warnings:
+            _warn_once(f"video {source}: {warning}")
+        return reader
     if isinstance(source, np.ndarray | torch.Tensor):
         return ArrayReader(source)
     raise TypeError(f"a video is a path or an array (F, H, W, 3), but got {type(source).__name__}")
@@ -160,16 +301,81 @@ def read_scene(
         ValueError: if the video cannot be read or is too short; the message names the path.
     """
     reader = open_video(source)
-    try:
-        indices = choose_frames(reader.num_frames, num_frames, max_stride, start, generator)
-    except ValueError as error:
-        name = source if isinstance(source, str | os.PathLike) else "the array"
-        raise ValueError(f"no scene can be taken from {name}: {error}") from error
+    name = str(source) if isinstance(source, str | os.PathLike) else "the array"
+    indices = choose_scene(range(reader.num_frames), name, num_frames, max_stride, start, generator)
     return resize_and_crop(reader.read(indices), height, width)
 
 
+def choose_scene(
+    available: range,
+    name: str,
+    num_frames: int,
+    max_stride: int = 3,
+    start: Literal["center", "random"] = "center",
+    generator: torch.Generator | None = None,
+) -> list[int]:
+    """Indices of one scene's frames among the available ones, with a warning if a further scene would fit beside it.
+
+    Args:
+        available: indices of the frames that the scene may take.
+        name: of the video, for messages.
+        num_frames, max_stride, start, generator: see `choose_frames`.
+
+    Raises:
+        ValueError: if there are too few frames; the message names the video.
+    """
+    try:
+        indices = choose_frames(len(available), num_frames, max_stride, start, generator)
+    except ValueError as error:
+        raise ValueError(f"no scene can be taken from {name}: {error}") from error
+    if len(available) - (indices[-1] - indices[0] + 1) >= num_frames:
+        logger.warning(
+            "%s is longer than a scene: of its frames %d to %d, only %d to %d are used. If it holds several scenes, cut it "
+            "into one video per scene.",
+            name,
+            available[0],
+            available[-1],
+            available[indices[0]],
+            available[indices[-1]],
+        )
+    return [available[index] for index in indices]
+
+
+def _orientation(frame: "av.VideoFrame", path: Path) -> tuple[bool, bool, bool]:
+    """How a frame is to be shown: whether to transpose it, and whether then to turn it upside down and to mirror it.
+
+    The display matrix maps the pixel (x, y) to (a x + c y, b x + d y), as in ISO/IEC 14496-12, section 6.2.2.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
+    if max(abs(b), abs(c)) < NEARLY_ZERO * min(abs(a), abs(d)):
+        return False, d < 0, a < 0
+    if max(abs(a), abs(d)) < NEARLY_ZERO * min(abs(b), abs(c)):
+        return True, b < 0, c < 0
+    raise ValueError(
+        f"video {path} cannot be read: it asks players to turn it by {frame.rotation} degrees, but only multiples of 90 can "
+        "be applied; encode it again"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, as the end of a sentence."""
+    import av
+
+    if isinstance(error, av.InvalidDataError):
+        return "it is not a video, or it is damaged or cut short"
+    return getattr(error, "strerror", None) or str(error)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
 def _checked_indices(indices: Sequence[int], num_frames: int, name: str) -> list[int]:
-    # NumPy and decord would count negative indices from the end, and a miscalculated index would go unseen.
+    # NumPy would count negative indices from the end, and a miscalculated index would go unseen.
     outside = [index for index in indices if not 0 <= index < num_frames]
     if outside:
         raise IndexError(f"{name} has frames 0 to {num_frames - 1}, but frame {outside[0]} was asked for")

@@ -5,7 +5,7 @@ import os
 import subprocess
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -162,9 +162,10 @@ def _encode(
     height, width = shape[:2]
     command = [get_ffmpeg_exe(), "-v", "error", "-y"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-", "-an"]
-    # ffmpeg converts RGB by BT.601 and does not say so; players then guess by size, and large videos change colour.
-    command += ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"]
-    command += ["-color_primaries", "bt709", "-color_trc", "bt709"]
+    # ffmpeg converts RGB by BT.601 and does not say so; players then guess by size, and large videos change colour. The
+    # tags are set on the frames: the encoder takes theirs, whatever its own options say.
+    tags = "colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+    command += ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,setparams={tags}"]
     command += ["-c:v", "libx264", "-crf", str(CRF), "-pix_fmt", "yuv444p" if full_chroma else "yuv420p", *output]
 
     sent = 0
@@ -215,6 +216,7 @@ def contact_sheet(
     columns: int = 6,
     thumb_width: int = 240,
     title: str | None = None,
+    given: Collection[int] = (),
 ) -> Image.Image:
     """A story at a glance: one row a scene, with evenly spaced frames from its first to its last.
 
@@ -226,6 +228,7 @@ def contact_sheet(
         columns: frames in a row, or fewer where a scene has fewer.
         thumb_width: width of a frame on the sheet in pixels; small frames are enlarged to it.
         title: a line above everything.
+        given: indices of scenes that were given and not generated, which are marked so.
 
     Raises:
         ValueError: if there is no scene, a scene is not uint8 (F, H, W, 3), the number of captions is not the number
@@ -252,7 +255,7 @@ def contact_sheet(
         texts.append((y, _wrap(title, title_font, inner_width, 1)[0], title_font, INK))
         y += TITLE_SIZE + MARGIN
     for k, row in enumerate(rows):
-        texts.append((y, f"Scene {k + 1}", label_font, INK))
+        texts.append((y, f"Scene {k + 1} (given)" if k in given else f"Scene {k + 1}", label_font, INK))
         y += LABEL_SIZE + GAP
         if captions is not None and captions[k].strip():
             for line in _wrap(captions[k], caption_font, inner_width, CAPTION_LINES):

@@ -8,8 +8,8 @@ import pytest
 from mask2dit.curation.config import CaptionConfig, CurationConfig, EmbedConfig, ExportConfig, GroupConfig
 from mask2dit.curation.group import Group
 from mask2dit.curation.write import Clip
-from mask2dit.evaluation.config import ViCLIPConfig
-from mask2dit.evaluation.untrained import build_untrained_viclip
+from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.encoders.untrained import build_untrained_viclip
 from mask2dit.video.writing import write_video
 
 SCRIPT = Path(__file__).parents[2] / "scripts/draw_example_films.py"

@@ -51,6 +51,7 @@ def test_scenes_without_actors_are_fine():
             "first mention of Actor1 has to be 'Actor1 .a red",
         ),
         (answer(captions=[f"{GOOD[0]} Actor1 (a wet fox) leaves.", GOOD[1]]), "describes Actor1 in other words"),
+        (answer(captions=["Half a cake \ud83c.", GOOD[1]]), "surrogate"),
         (answer(captions=["", GOOD[1]]), "caption of scene 1 is empty"),
         (answer(captions=[f"The video shows {GOOD[0]}", GOOD[1]]), "begins with 'The video shows'"),
         (answer(captions=[f"In this scene, {GOOD[0]}", GOOD[1]]), "begins with 'In this scene'"),
@@ -79,3 +80,8 @@ def test_instructions_ask_for_as_many_captions_as_scenes():
     assert "3 consecutive scenes" in instructions(3, 90) and "3 captions" in instructions(3, 90)
     assert "at most 90 words" in instructions(1, 90) and "one caption under" in instructions(1, 90)
     assert PROMPT_VERSION.startswith("1-")
+
+
+def test_edited_captions_are_texts_that_a_manifest_can_hold():
+    with pytest.raises(ValueError, match="caption of scene 1 holds half"):
+        check_captions({}, ["Half a cake \ud83c."], 150)

@@ -8,10 +8,11 @@ import pytest
 
 from mask2dit.curation.answers import PROMPT_VERSION
 from mask2dit.curation.caption import caption, caption_settings, has_attempts_left
-from mask2dit.curation.captioners import CaptionerError, OpenAICaptioner, RateLimit
+from mask2dit.curation.captioners import OpenAICaptioner, RateLimit
 from mask2dit.curation.config import CaptionConfig
 from mask2dit.curation.stand_in import good_answer, stand_in
 from mask2dit.curation.store import Dropped
+from mask2dit.endpoint import EndpointError
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ def test_an_answer_without_a_text_is_asked_for_again(ask):
 def test_an_endpoint_that_cannot_be_reached_is_an_error_that_may_pass(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     config = CaptionConfig(base_url="http://127.0.0.1:9/v1", model="m", max_retries=0)
-    with pytest.raises(CaptionerError, match="Connection error"):
+    with pytest.raises(EndpointError, match="Connection error"):
         OpenAICaptioner(config).ask([{"role": "user", "content": [{"type": "text", "text": "hello"}]}])
 
 
@@ -208,3 +209,68 @@ def test_an_endpoint_that_knows_no_schema_is_told_how_to_go_without(ask, caplog)
     caplog.clear()
     ask(lambda request: (400, "too large"), json_schema=False)
     assert "too large" in caplog.text and "json_schema" not in caplog.text
+
+
+@pytest.fixture
+def ask_in_order(story, chat_server, monkeypatch):
+    """Captions the story, once for each of some answers of an endpoint, and gives the results by the numbers of groups."""
+    monkeypatch.setattr("mask2dit.endpoint.MAX_PAUSE", 0)
+    group, clips, folder = story
+    request = {"messages": [{"content": [{"type": "text", "text": f"Scene {i}:"} for i in (1, 2, 3)]}]}
+    good = good_answer(request)[1]
+
+    def run(*answers, count=None, max_retries=0):
+        groups = [replace(group, id=f"group {i}", key=f"{i}") for i in range(count or len(answers))]
+        url, asked = chat_server([answer(good) for answer in answers])
+        config = CaptionConfig(base_url=url, model="m", max_retries=max_retries, concurrency=1, max_attempts=1)
+        found = {}
+        try:
+            for entry, [result] in caption(groups, clips, folder, config, OpenAICaptioner(config)):
+                found[int(entry.id.split()[1])] = result
+        except (ValueError, OSError) as error:
+            assert url in str(error) and "\n" not in str(error)
+            return found, error
+        return found, len(asked)
+
+    return run
+
+
+def test_captions_are_taken_from_every_kind_of_answer_that_holds_them(ask_in_order, real_answers):
+    answers = real_answers["taken"].values()
+    found, _ = ask_in_order(*answers)
+    assert len(found) == len(answers) and not any(isinstance(result, Dropped) for result in found.values())
+
+
+def test_answers_that_may_pass_are_asked_for_again_or_left_for_the_next_run(ask_in_order, real_answers):
+    good = real_answers["taken"]["plain"]
+    for answer in real_answers["may pass"].values():
+        assert list(ask_in_order(good, answer, good)[0]) == [0, 2]
+        found, requests = ask_in_order(answer, good, count=1, max_retries=1)
+        assert not isinstance(found[0], Dropped) and requests == 2
+
+
+def test_an_address_of_another_protocol_ends_the_run_and_records_nothing(ask_in_order, real_answers):
+    good = real_answers["taken"]["plain"]
+    for answer in real_answers["unusable"].values():
+        found, error = ask_in_order(good, answer, good)
+        assert isinstance(error, ValueError) and "caption.base_url" in str(error) and 1 not in found
+
+
+def test_refused_content_drops_its_group_alone(ask_in_order, real_answers):
+    good, filtered = real_answers["taken"]["plain"], real_answers["refused"]["filter"]
+    found, _ = ask_in_order(*[filtered] * 7, good)
+    assert [isinstance(found[i], Dropped) for i in range(8)] == [True] * 7 + [False]
+    assert found[0].rule == "refused" and "by policy" in found[0].why
+    assert not has_attempts_left(found[0], CaptionConfig(max_attempts=9))
+
+
+def test_a_refusal_of_unknown_reason_is_recorded_once_another_group_was_answered(ask_in_order, real_answers):
+    def refused(text):
+        return 400, {"error": {"message": "cannot read the third picture"}}, {}
+
+    good = real_answers["taken"]["plain"]
+    found, _ = ask_in_order(*[refused] * 6, good, refused)
+    assert [isinstance(found[i], Dropped) for i in range(8)] == [True] * 6 + [False, True]
+    assert ask_in_order(refused, refused) == ({}, 2)
+    found, error = ask_in_order(*[refused] * 30)
+    assert not found and isinstance(error, OSError) and "20 requests in a row" in str(error)

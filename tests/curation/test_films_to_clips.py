@@ -1,13 +1,15 @@
 import logging
+import subprocess
 from functools import partial
 
 import numpy as np
 import pytest
+from imageio_ffmpeg import get_ffmpeg_exe
 
 from mask2dit.curation.config import SplitConfig, WriteConfig
 from mask2dit.curation.probe import Film, find_films, probe
 from mask2dit.curation.split import Scene, scenes, split
-from mask2dit.curation.store import Dropped, Workspace, kept
+from mask2dit.curation.store import Dropped, Entry, Workspace, kept
 from mask2dit.curation.write import Clip, cropped_frames, find_borders, write
 from mask2dit.video.reading import ArrayReader, open_video
 from mask2dit.video.writing import write_video
@@ -33,7 +35,37 @@ def test_films_are_probed_and_unreadable_files_are_listed(probed, drawing):
     assert (plain.width, plain.height, plain.fps, plain.codec) == (192, 128, 12.0, "h264")
     assert plain.seconds == pytest.approx(sum(scene.frames for scene in drawing.FILMS["red_scarf.mp4"]) / 12, abs=0.1)
     assert (bars.id, bars.height) == ("bars/blue_scarf.mp4", 160)
-    assert isinstance(broken, Dropped) and broken.rule == "unreadable" and "Invalid data" in broken.why
+    assert isinstance(broken, Dropped) and broken.rule == "unreadable" and "is not a video" in broken.why
+
+
+def test_a_film_whose_frames_are_not_evenly_spaced_is_kept_with_a_warning(tmp_path):
+    source = "-f lavfi -i testsrc2=s=64x32:r=12:d=5 -vf setpts='if(lt(N\\,30)\\,N\\,30+(N-30)*4)/12/TB' -fps_mode vfr"
+    command = [get_ffmpeg_exe(), "-v", "error", *source.split(), "-c:v", "libx264", "varies.mkv"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    [(_, [film])] = probe([Entry(id="varies.mkv", source="varies.mkv")], tmp_path)
+    assert film.fps == pytest.approx(60 * 12 / (30 + 29 * 4 + 1))
+    assert "frame rate varies" in film.warnings[0]
+
+
+def test_a_film_of_which_a_stage_drops_everything_is_warned_of_by_name_and_reason(films, workspace, caplog):
+    probed = workspace.run("probe", Film, find_films(films, workspace), {}, partial(probe, folder=films))
+    [record] = caplog.records
+    [broken] = [entry for entry in probed if isinstance(entry, Dropped)]
+    assert record.levelno == logging.WARNING
+    assert (
+        broken.id in record.getMessage() and "unreadable" in record.getMessage() and broken.why in record.getMessage()
+    )
+    caplog.clear()
+    process = partial(split, folder=films, config=SplitConfig(), min_frames=1000)
+    workspace.run("split", Scene, kept(probed), {}, process)
+    assert len(caplog.records) == 2
+    for film, record in zip(kept(probed), caplog.records):
+        assert film.id in record.getMessage() and "1000 are needed" in record.getMessage()
+    caplog.clear()
+    workspace.run(
+        "split", Scene, kept(probed), {"other": 1}, partial(split, folder=films, config=SplitConfig(), min_frames=1)
+    )
+    assert not caplog.records
 
 
 def test_files_of_other_kinds_are_counted(films, workspace, caplog):
@@ -48,6 +80,18 @@ def test_a_folder_without_films_is_an_error(tmp_path, workspace):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="there is no video in"):
         find_films(tmp_path / "empty", workspace)
+
+
+def test_films_lie_in_linked_folders_too_but_not_in_the_folder_of_the_run(tmp_path, workspace):
+    for name in ("films/a.M4V", "films/._a.mp4", "elsewhere/b.mp4", "out/clips/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"0")
+    (tmp_path / "films/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "films/again").symlink_to(".")
+    assert [film.id for film in find_films(tmp_path / "films", workspace)] == ["a.M4V", "more/b.mp4"]
+    (tmp_path / "films/clips").symlink_to(tmp_path / "out/clips")
+    with pytest.raises(ValueError, match=r"clips/c\.mp4 links into output="):
+        find_films(tmp_path / "films", workspace)
 
 
 def test_films_are_cut_exactly_where_their_scenes_meet(probed, films, drawing):
@@ -66,7 +110,7 @@ def test_a_fade_to_black_is_found_by_the_fade_detector(tmp_path):
     fade = np.concatenate([np.linspace(1, 0, 20), np.zeros(5), np.linspace(0, 1, 20)])[:, None, None, None]
     frames = np.concatenate([bright, 150 * fade * np.ones((1, 64, 96, 3)), bright]).astype(np.uint8)
     write_video(tmp_path / "fade.mp4", frames, 12)
-    film = Film(id="fade.mp4", source="fade.mp4", width=96, height=64, fps=12, seconds=None, codec="h264", rotation=0)
+    film = Film(id="fade.mp4", source="fade.mp4", width=96, height=64, fps=12, seconds=2.0, codec="h264", warnings=[])
     cuts = {}
     for name in ("content", "fades"):
         [(_, found)] = split([film], tmp_path, SplitConfig(detectors=[name]), min_frames=1)

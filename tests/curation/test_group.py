@@ -8,7 +8,7 @@ from mask2dit.curation.group import Group, adjacent_cosines, by_film, group, sin
 from mask2dit.curation.store import Dropped
 from mask2dit.curation.write import Clip
 from mask2dit.data.config import DataConfig
-from mask2dit.evaluation.config import ViCLIPConfig
+from mask2dit.encoders.config import ViCLIPConfig
 from mask2dit.video.writing import write_video
 
 

@@ -18,11 +18,11 @@ from mask2dit.curation.config import (
     SplitConfig,
 )
 from mask2dit.curation.run import curate
-from mask2dit.curation.stand_in import stand_in
+from mask2dit.curation.stand_in import good_answer, stand_in
 from mask2dit.data.check import check_manifest
 from mask2dit.data.config import DataConfig
 from mask2dit.data.datasets import FineTuneDataset, PretrainDataset
-from mask2dit.evaluation.config import ViCLIPConfig
+from mask2dit.encoders.config import ViCLIPConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,7 +121,7 @@ def test_another_threshold_uses_the_features_and_captions_that_are_there(copied,
 
 
 def test_features_of_other_weights_do_not_replace_those_that_are_there(copied, tmp_path):
-    from mask2dit.evaluation.untrained import build_untrained_viclip
+    from mask2dit.encoders.untrained import build_untrained_viclip
 
     base = copied()
     weights = build_untrained_viclip(tmp_path / "untrained-other" / "untrained.safetensors", seed=1)
@@ -229,6 +229,22 @@ def test_a_stage_that_is_interrupted_goes_on_where_it_was(copied, monkeypatch, s
     monkeypatch.setattr(run_module, stage, real)
     assert curate(base) == 0
     assert len(lines(base, stage)) == len(before) and {line["key"] for line in lines(base, stage)} == before
+
+
+def test_a_refused_group_is_recorded_and_the_others_are_exported(copied):
+    asked = []
+
+    def filters_the_first(request):
+        asked.append(request)
+        return (400, "content_filter") if len(asked) == 1 else good_answer(request)
+
+    with stand_in(filters_the_first) as url:
+        base = copied(caption=CaptionConfig(base_url=url, model="m", concurrency=1))
+        assert curate(base) == 0
+        count = len(asked)
+        assert funnel(base)["caption"]["dropped"] == {"refused": 1} and funnel(base)["caption"]["not done"] == 0
+        assert len(json.loads((Path(base.export.folder) / "sft.json").read_text())) == 1
+        assert curate(base) == 0 and len(asked) == count
 
 
 def test_the_key_is_written_nowhere(copied, monkeypatch):

@@ -1,12 +1,14 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
 from mask2dit import Mask2DiTPipeline
+from mask2dit.config import load_config
 from mask2dit.data import cache as cache_module
 from mask2dit.data.cache import LatentCache, build_cache, cache_settings, main
 from mask2dit.data.clips import read_clip
@@ -14,9 +16,11 @@ from mask2dit.data.config import CacheConfig
 from mask2dit.data.datasets import build_dataset, collate
 from mask2dit.data.encoding import encode_caption, encode_clip, load_encoders, prepare_batch, sample_latents
 from mask2dit.data.manifests import read_manifest
-from mask2dit.data.randomness import generator_for
+from mask2dit.randomness import generator_for
+from mask2dit.training.config import TrainConfig
 from mask2dit.training.objective import diffusion_loss
 
+ROOT = Path(__file__).parents[2]
 SIZE = {"num_frames": 9, "height": 32, "width": 48, "num_windows": 2}
 
 
@@ -49,6 +53,25 @@ def dataset(config, tmp_path):
 
 def on_the_fly(config, tmp_path):
     return build_dataset(replace(config.data, cache=None), tmp_path / "quarantine.jsonl", config.model, config.dtype)
+
+
+def test_what_is_not_finite_is_not_cached(cache_config, monkeypatch):
+    config = cache_config()
+    monkeypatch.setattr(
+        cache_module,
+        "encode_clip",
+        lambda vae, pixels: (torch.zeros(3, 16, 4, 6), torch.full((3, 16, 4, 6), torch.inf)),
+    )
+    with pytest.raises(FloatingPointError, match=r"\.mp4.*float32"):
+        build_cache(config)
+    assert not list(Path(config.data.cache).glob("latents-*"))
+
+
+def test_the_cache_is_made_with_the_model_that_pre_training_starts_from():
+    of_cache = load_config(CacheConfig, ROOT / "configs/data/cache.yaml")
+    of_training = load_config(TrainConfig, ROOT / "configs/train/pretrain.yaml")
+    assert of_cache.model == of_training.model == TrainConfig().model
+    assert CacheConfig(data=of_cache.data).model == TrainConfig().model
 
 
 def contents(folder):

@@ -148,6 +148,32 @@ def test_windows_with_a_too_short_scene_are_left_out(finetune, caplog):
     assert "1 of 3 rows are left out" in caplog.text
 
 
+def test_a_file_listed_twice_is_never_twice_in_a_sample(pretrain, clips, write_csv, tmp_path):
+    (tmp_path / "clips").symlink_to(clips)
+    names = [
+        "0.mp4",
+        "./0.mp4",
+        "../" + clips.name + "/0.mp4",
+        str(tmp_path / "clips/0.mp4"),
+        "1.mp4",
+        "2.mp4",
+        "3.mp4",
+    ]
+    manifest = write_csv([(name, f"clip {k}", 40) for k, name in enumerate(names)], "twice.csv")
+    dataset = pretrain(manifest=str(manifest), data_root=str(clips))
+    assert len(dataset) == 2
+    seen = set()
+    for epoch in range(8):
+        for position in range(2):
+            captions = dataset[epoch, position]["captions"]
+            assert len({max(3, int(caption.split()[1])) for caption in captions}) == 3
+            assert captions == dataset[epoch, position]["captions"]
+            seen.update(captions)
+    assert len(seen) == 7
+    with pytest.raises(ValueError, match=r"has 2 clips of at least 12 frames, but .* num_scenes=3 different"):
+        pretrain(manifest=str(write_csv([(name, "a", 40) for name in names[:5]], "few.csv")), data_root=str(clips))
+
+
 def test_too_few_clips_are_an_error(pretrain, finetune):
     with pytest.raises(
         ValueError, match=r"clips\.csv has 1 clips of at least 47 frames, but .* num_scenes=3 different"

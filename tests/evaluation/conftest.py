@@ -1,15 +1,14 @@
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mask2dit.evaluation.config import CutConfig, EvaluationConfig, FrechetConfig, QualityConfig, ViCLIPConfig
-from mask2dit.evaluation.prompts import Story, write_stories
-from mask2dit.evaluation.untrained import build_untrained_viclip
+from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.encoders.untrained import build_untrained_viclip
+from mask2dit.evaluation.config import CutConfig, EvaluationConfig, FrechetConfig, QualityConfig
 from mask2dit.evaluation.videos import StoryVideo
+from mask2dit.stories import Story, write_stories
 from mask2dit.video.writing import write_video
 
 FOX = "a red fox, wearing a blue scarf"
@@ -71,39 +70,3 @@ def config(tmp_path, tiny_viclip):
         return EvaluationConfig(**{**settings, **changes})
 
     return make
-
-
-@pytest.fixture
-def chat_server():
-    """Stands in for an OpenAI-compatible endpoint: answers in order, and keeps what it was asked."""
-    servers = []
-
-    def start(answers: list[str], status: int = 200):
-        asked = []
-        answers = list(answers)
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                message = {"role": "assistant", "content": answers.pop(0) if answers else "no more"}
-                choice = {"index": 0, "finish_reason": "stop", "message": message}
-                body = json.dumps(
-                    {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-                ).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *arguments):
-                pass
-
-        server = HTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}/v1", asked
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()

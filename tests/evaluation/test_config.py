@@ -1,6 +1,7 @@
 import pytest
 
-from mask2dit.evaluation.config import EvaluationConfig, GenerationConfig, ViCLIPConfig
+from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.evaluation.config import EvaluationConfig, GenerationConfig
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from mask2dit.config import load_config
-from mask2dit.evaluation import measures, run
-from mask2dit.evaluation.config import EvaluationConfig, FrechetConfig, QualityConfig, ViCLIPConfig
+from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.evaluation import run
+from mask2dit.evaluation.config import EvaluationConfig, FrechetConfig, QualityConfig
+from mask2dit.evaluation.measures.consistency import ConsistencyMeasure
+from mask2dit.evaluation.measures.cuts import CutMeasure
 from mask2dit.evaluation.results import Results
 from mask2dit.evaluation.run import evaluate
 from mask2dit.evaluation.videos import Generator
@@ -28,13 +31,14 @@ def test_videos_are_scored_and_reported(config):
     assert scores["cut_prompts"] == 3  # of letters as tokens, no prompt fits 32
     assert np.shape(results.stories[0].details["consistency"]["similarity"]) == (3, 3)
     assert results.notes == ["ViCLIP is untrained: its scores mean nothing."]
+    assert "visual" in results.untrained and "shot_cut_accuracy" not in results.untrained
 
 
 def test_a_second_run_finds_everything_done(config, monkeypatch):
     evaluate(config())
     before = Results.read(config().output)
-    monkeypatch.setattr(measures.ConsistencyMeasure, "score", lambda *args: pytest.fail("scored again"))
-    monkeypatch.setattr(measures.CutMeasure, "score", lambda *args: pytest.fail("scored again"))
+    monkeypatch.setattr(ConsistencyMeasure, "score", lambda *args: pytest.fail("scored again"))
+    monkeypatch.setattr(CutMeasure, "score", lambda *args: pytest.fail("scored again"))
     evaluate(config())
     assert Results.read(config().output).stories == before.stories
 
@@ -160,7 +164,7 @@ def test_one_command_generates_scores_and_reports_and_a_second_one_resumes(
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(Generator, "_generate", lambda *args: pytest.fail("generated again"))
-    monkeypatch.setattr(measures.ConsistencyMeasure, "score", lambda *args: pytest.fail("scored again"))
+    monkeypatch.setattr(ConsistencyMeasure, "score", lambda *args: pytest.fail("scored again"))
     assert evaluate(load_config(EvaluationConfig, path, changes)) == 0
 
 

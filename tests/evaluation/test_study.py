@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,20 @@ def test_the_page_gives_nothing_away_and_the_key_knows(study):
     }
     assert page.count("type='radio'") == 3 * len(QUESTIONS) * 2
     assert not any(f">{name}<" in page for name in ("one", "two"))
+
+
+def test_the_page_keeps_answers_in_the_browser_by_study(study):
+    def kept_under(**changes):
+        page = write_study(study(**changes)).read_text()
+        assert "localStorage.setItem(study" in page and "localStorage.getItem(study" in page
+        return re.search(r"<form id='form' data-study='(.+?)'", page)[1]
+
+    name = kept_under()
+    assert kept_under() == name
+    assert kept_under(num_stories=2) != name
+    video = Path(Results.read(study().runs[0]).stories[0].video)
+    video.write_bytes(video.read_bytes() + b"0")
+    assert kept_under() != name
 
 
 def test_orders_are_shuffled_by_the_seed(study):

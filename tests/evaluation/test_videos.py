@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mask2dit.evaluation.config import CutConfig, EvaluationConfig, GenerationConfig
-from mask2dit.evaluation.prompts import Story
 from mask2dit.evaluation.videos import Generator, StoryVideo, equal_boundaries, find_video
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.stories import Story
 from mask2dit.video.reading import open_video
 
 
@@ -55,6 +55,21 @@ def test_boundaries_are_given_equal_or_detected(story_video, tmp_path):
     assert boundaries("given") == (8, 20)
     assert boundaries("equal") == boundaries("detected") == (9, 18)
     assert equal_boundaries(49, 3) == [16, 33]
+
+
+def test_a_video_is_found_by_its_name_with_any_suffix_of_videos(story_video, tmp_path):
+    story, config = story_video.story, EvaluationConfig(videos=str(tmp_path), boundaries="equal")
+    (tmp_path / "the-fox.txt").write_text("not a video")
+    (tmp_path / "the-fox.old.mp4").write_text("another video")
+    story_video.path.rename(tmp_path / "the-fox.M4V")
+    assert find_video(config, story).path.name == "the-fox.M4V"
+    shutil.copy(tmp_path / "the-fox.M4V", tmp_path / "the-fox.mov")
+    with pytest.raises(ValueError, match=r"the-fox\.M4V and the-fox\.mov"):
+        find_video(config, story)
+    for suffix in ("M4V", "mov"):
+        (tmp_path / f"the-fox.{suffix}").unlink()
+    with pytest.raises(FileNotFoundError, match=r"the-fox\.mp4"):
+        find_video(config, story)
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from mask2dit.evaluation.prompts import read_stories
+from mask2dit.endpoint import EndpointError
 from mask2dit.evaluation.write_prompts import WritePromptsConfig, write_prompts
+from mask2dit.stories import read_stories
 
 pytest.importorskip("openai", reason="pip install mask2dit[evaluation]")
 FOX = {"title": "The Fox", "cast": {"Actor1": "a red fox"}, "scenes": ["Actor1 walks.", "A lake. Actor1 drinks."]}
@@ -68,3 +69,31 @@ def test_an_endpoint_has_to_be_named_and_to_answer(chat_server, tmp_path):
     url, _ = chat_server([], status=401)
     with pytest.raises(ValueError, match=f"the endpoint {url} failed"):
         write_prompts(config(url, tmp_path))
+
+
+def test_stories_are_taken_from_every_kind_of_answer_that_holds_them(chat_server, tmp_path, real_answers):
+    for answer in real_answers["taken"].values():
+        (tmp_path / "stories.yaml").unlink(missing_ok=True)
+        url, _ = chat_server([answer(json.dumps(FOX))])
+        write_prompts(config(url, tmp_path, num_stories=1, max_attempts=1))
+        assert len(read_stories(tmp_path / "stories.yaml")) == 1
+
+
+def test_every_other_answer_ends_in_an_error_that_names_the_endpoint_and_keeps_stories(
+    chat_server, tmp_path, real_answers, monkeypatch
+):
+    monkeypatch.setattr("mask2dit.endpoint.MAX_PAUSE", 0)
+    for kind in ("may pass", "unusable", "refused"):
+        for answer in real_answers[kind].values():
+            (tmp_path / "stories.yaml").unlink(missing_ok=True)
+            url, _ = chat_server([json.dumps(FOX), *[answer("")] * 9])
+            with pytest.raises(EndpointError, match=url):
+                write_prompts(config(url, tmp_path, num_stories=2))
+            assert len(read_stories(tmp_path / "stories.yaml")) == 1
+
+
+def test_a_name_that_is_no_actor_is_a_fault_of_the_answer(chat_server, tmp_path):
+    strange = {**FOX, "cast": {"Fox (red": "a fox"}}
+    url, _ = chat_server([json.dumps(strange), json.dumps(FOX)])
+    write_prompts(config(url, tmp_path, num_stories=1))
+    assert len(read_stories(tmp_path / "stories.yaml")) == 1

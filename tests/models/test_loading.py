@@ -3,10 +3,14 @@ import shutil
 
 import pytest
 import torch
+import transformers
+from diffusers import TorchAoConfig
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import T5EncoderModel
 
 from mask2dit import Mask2DiTTransformer3DModel
-from mask2dit.models.loading import check_text_encoder, fingerprint, load_scheduler, load_text_encoder, weight_files
+from mask2dit.models.loading import check_text_encoder, load_scheduler, load_text_encoder, weight_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -92,6 +96,97 @@ def test_weights_are_read_however_they_are_laid_out(folder, make_transformer, la
         for i, half in enumerate(halves):
             torch.save(half, path / f"pytorch_model-{i}.bin")
     assert_same_weights(Mask2DiTTransformer3DModel.from_pretrained(folder), make_transformer())
+
+
+@pytest.mark.parametrize("shard_size", ["10GB", "50KB"])
+@pytest.mark.parametrize("safe", [True, False])
+def test_weights_of_a_variant_are_read_beside_plain_ones_and_alone(tmp_path, make_transformer, shard_size, safe):
+    plain, ema = make_transformer(), make_transformer()
+    torch.nn.init.constant_(ema.proj_out.bias, 2.0)
+    plain.save_pretrained(tmp_path / "both", max_shard_size=shard_size)
+    for name in ("both", "alone"):
+        ema.save_pretrained(tmp_path / name, variant="ema", safe_serialization=safe, max_shard_size=shard_size)
+    for name, variant, expected in (
+        ("both", None, plain),
+        ("both", "ema", ema),
+        ("alone", "ema", ema),
+        ("alone", None, ema),
+    ):
+        assert_same_weights(Mask2DiTTransformer3DModel.from_pretrained(tmp_path / name, variant=variant), expected)
+    with pytest.raises(FileNotFoundError, match=r"'fp16'.*ema"):
+        Mask2DiTTransformer3DModel.from_pretrained(tmp_path / "both", variant="fp16")
+
+
+def test_of_several_variants_without_plain_weights_one_has_to_be_named(tmp_path, make_transformer):
+    for variant in ("ema", "fp16"):
+        make_transformer().save_pretrained(tmp_path, variant=variant)
+    with pytest.raises(ValueError, match="ema, fp16"):
+        Mask2DiTTransformer3DModel.from_pretrained(tmp_path)
+    assert_same_weights(Mask2DiTTransformer3DModel.from_pretrained(tmp_path, variant="ema"), make_transformer())
+
+
+def test_safetensors_are_read_where_bin_files_lie_beside_them(tmp_path, make_transformer, small_model):
+    stale = make_transformer()
+    torch.nn.init.constant_(stale.proj_out.bias, 2.0)
+    make_transformer().save_pretrained(tmp_path)
+    stale.save_pretrained(tmp_path, safe_serialization=False, max_shard_size="50KB")
+    assert_same_weights(Mask2DiTTransformer3DModel.from_pretrained(tmp_path), make_transformer())
+
+    folder = tmp_path / "text_encoder"
+    shutil.copytree(small_model / "text_encoder", folder)
+    encoder = load_text_encoder(folder, torch.float32)
+    torch.save({name: weight + 1 for name, weight in encoder.state_dict().items()}, folder / "pytorch_model.bin")
+    assert_same_weights(load_text_encoder(folder, torch.float32), encoder)
+
+
+@pytest.mark.parametrize("shard_size", ["10GB", "50KB"])
+def test_a_quantized_model_that_diffusers_saved_is_checked_and_loaded(
+    tmp_path, make_transformer, random_inputs, shard_size
+):
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    make_transformer().save_pretrained(tmp_path / "plain")
+    config = TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    kwargs = {"torch_dtype": torch.bfloat16}
+    quantized = Mask2DiTTransformer3DModel.from_pretrained(tmp_path / "plain", quantization_config=config, **kwargs)
+    quantized.save_pretrained(tmp_path / "quantized", max_shard_size=shard_size)
+    latents, text, timesteps = random_inputs()
+    inputs = latents.bfloat16(), text.bfloat16(), timesteps
+    with torch.no_grad():
+        expected = quantized(*inputs).sample
+        read = Mask2DiTTransformer3DModel.from_pretrained(tmp_path / "quantized", **kwargs)
+        assert torch.equal(read(*inputs).sample, expected)
+
+    for file in (tmp_path / "quantized").glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata()
+        weights = load_file(file)
+        save_file({name: w for name, w in weights.items() if "blocks.1.attn1.to_q." not in name}, file, metadata)
+    with pytest.raises(ValueError, match=r"transformer_blocks\.1\.attn1\.to_q\.weight is missing"):
+        Mask2DiTTransformer3DModel.from_pretrained(tmp_path / "quantized", **kwargs)
+
+
+def test_a_quantized_text_encoder_is_checked_and_loaded(small_model, tmp_path):
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    config = transformers.TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    encoder = T5EncoderModel.from_pretrained(
+        small_model / "text_encoder", dtype=torch.bfloat16, quantization_config=config
+    )
+    encoder.save_pretrained(tmp_path)
+    tokens = torch.tensor([[3, 4, 5, 1]])
+    with torch.no_grad():
+        read = load_text_encoder(tmp_path, torch.bfloat16)
+        assert torch.equal(read(tokens)[0], encoder(tokens)[0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", {"transformer": torch.bfloat16}])
+def test_what_is_not_a_dtype_is_refused_and_does_not_become_float32(folder, dtype):
+    with pytest.raises(ValueError, match=r"torch_dtype .*bfloat16"):
+        Mask2DiTTransformer3DModel.from_pretrained(folder, torch_dtype=dtype)
+
+
+def test_a_model_remembers_the_folder_it_came_from(folder):
+    model = Mask2DiTTransformer3DModel.from_pretrained(folder)
+    assert model.config._name_or_path == str(folder / "transformer")
 
 
 def test_weights_take_the_dtype_that_is_asked_for(folder):
@@ -223,23 +318,3 @@ def test_the_scheduler_is_the_one_its_config_names_else_ddim(tmp_path, named, lo
     scheduler = load_scheduler(tmp_path)
     assert type(scheduler).__name__ == loaded
     assert scheduler.config.snr_shift_scale == 1.0
-
-
-def test_a_fingerprint_follows_the_contents_and_not_the_place(tmp_path):
-    for name, contents in (("a", b"1"), ("b", b"1"), ("c", b"2")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "weights.safetensors").write_bytes(contents)
-    (tmp_path / "b" / "README.md").write_text("no part of the model")
-    a, b, c = (fingerprint(tmp_path / name) for name in "abc")
-    assert a == b != c
-
-
-def test_a_fingerprint_sees_a_change_inside_a_large_file(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    with path.open("wb") as file:
-        file.truncate(65 * 2**20)
-    before = fingerprint(path)
-    with path.open("r+b") as file:
-        file.seek(20 * 2**20)
-        file.write(b"another tensor" * 2**19)
-    assert fingerprint(path) != before

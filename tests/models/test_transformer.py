@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from diffusers import CogVideoXTransformer3DModel, FirstBlockCacheConfig
 from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0
 from peft import LoraConfig
+from torch._dynamo.utils import counters
 
 from mask2dit.models import attention
 from mask2dit.models.masks import MASK_VARIANTS, dense_mask
@@ -161,6 +162,30 @@ def test_blocks_compile_without_a_graph_break(make_transformer, random_inputs):
         expected = transformer(latents, text, timesteps).sample
         transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
         torch.testing.assert_close(transformer(latents, text, timesteps).sample, expected)
+
+
+def test_blocks_are_compiled_once_per_number_of_scenes_whatever_their_lengths(make_transformer, random_inputs):
+    torch.compiler.reset()
+    plain, compiled = make_transformer(), make_transformer()
+    compiled.compile_repeated_blocks(fullgraph=True, backend="eager")
+    counters["stats"].clear()
+    with torch.no_grad():
+        for num_scenes in (3, 4, 1):
+            for frames in (3, 2):
+                inputs = random_inputs(num_scenes=num_scenes, num_frames=num_scenes * frames)
+                kwargs = {"scene_frames": (frames,) * num_scenes}
+                torch.testing.assert_close(compiled(*inputs, **kwargs).sample, plain(*inputs, **kwargs).sample)
+    assert counters["stats"]["unique_graphs"] == 3
+
+
+def test_the_whole_transformer_compiles_for_every_number_of_scenes(make_transformer, random_inputs):
+    torch.compiler.reset()
+    transformer = make_transformer(num_layers=1)
+    compiled = torch.compile(transformer, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for num_scenes in (3, 2, 1):
+            inputs = random_inputs(num_scenes=num_scenes, num_frames=num_scenes * 3)
+            torch.testing.assert_close(compiled(*inputs).sample, transformer(*inputs).sample)
 
 
 @pytest.mark.parametrize("variant", ["v1", "v2"])

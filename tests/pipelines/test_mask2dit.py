@@ -5,11 +5,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
-from peft import LoraConfig, get_peft_model_state_dict
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
+from diffusers.callbacks import (
+    IPAdapterScaleCutoffCallback,
+    MultiPipelineCallbacks,
+    SD3CFGCutoffCallback,
+    SDCFGCutoffCallback,
+)
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from PIL import Image
+from safetensors.torch import save_file
 
 from mask2dit import Mask2DiTPipeline
+from mask2dit.pipelines import mask2dit
+from mask2dit.pipelines.mask2dit import SCHEDULERS
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import write_video
 
@@ -274,6 +299,203 @@ def test_a_callback_can_interrupt(make_pipeline, embeds):
     assert steps == [0]
 
 
+@pytest.fixture
+def seen(monkeypatch):
+    """Notes what a pipeline's transformer is called with, and may answer in its place."""
+
+    def watch(pipe, answer=None):
+        calls, forward = [], pipe.transformer.forward
+
+        def call(*args, **kwargs):
+            calls.append(kwargs)
+            return answer(**kwargs) if answer else forward(*args, **kwargs)
+
+        monkeypatch.setattr(pipe.transformer, "forward", call)
+        return calls
+
+    return watch
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("in_a_list", [False, True])
+def test_guidance_that_diffusers_callback_ends_midway_goes_on_with_the_prompt(
+    make_pipeline, embeds, seen, batch_size, in_a_list
+):
+    pipe = make_pipeline()
+    steps = {**FAST, "num_inference_steps": 4}
+    text, latents = embeds(batch_size), {}
+
+    def keep(pipeline, step, timestep, tensors):
+        latents[step] = tensors["latents"]
+        return tensors
+
+    pipe(**text, **steps, generator=seeded(), callback_on_step_end=keep)  # guided throughout
+    calls = seen(pipe)
+    callback = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
+    callback = MultiPipelineCallbacks([callback]) if in_a_list else callback
+    pipe(**text, **steps, generator=seeded(), callback_on_step_end=callback)
+    assert [len(call["hidden_states"]) // batch_size for call in calls] == [2, 2, 1, 1]
+    assert torch.equal(calls[2]["hidden_states"], latents[1])
+    assert torch.equal(calls[2]["encoder_hidden_states"], text["prompt_embeds"].flatten(1, 2))
+
+
+def test_a_callback_can_switch_guidance_on_and_change_it(make_pipeline, small_pipeline, embeds, seen):
+    def guide(pipeline, step, timestep, tensors):
+        pipeline._guidance_scale = 3.0
+        return {}
+
+    for use_dynamic_cfg in (False, True):
+        pipe = make_pipeline()
+        calls = seen(pipe)
+        arguments = {**embeds(), **FAST, "guidance_scale": 1.0, "use_dynamic_cfg": use_dynamic_cfg}
+        pipe(**arguments, callback_on_step_end=guide)
+        assert [len(call["hidden_states"]) for call in calls] == [1, 2]
+    calls = seen(small_pipeline)
+    small_pipeline(["a", "b"], **FAST, guidance_scale=1.0, callback_on_step_end=guide)
+    assert [len(call["hidden_states"]) for call in calls] == [1, 2]
+    with pytest.raises(ValueError, match=r"guidance_scale=3\.0.*negative_prompt_embeds"):
+        make_pipeline()(
+            prompt_embeds=embeds()["prompt_embeds"], **FAST, guidance_scale=1.0, callback_on_step_end=guide
+        )
+
+
+def test_what_a_callback_returns_has_to_keep_its_shape(make_pipeline, embeds):
+    for name in ("latents", "prompt_embeds", "negative_prompt_embeds"):
+        with pytest.raises(ValueError, match=rf"callback's {name} .*\(2, .*\(1, "):
+            make_pipeline()(
+                **embeds(2),
+                **FAST,
+                callback_on_step_end=lambda pipe, step, t, tensors: {
+                    key: value[-1:] for key, value in tensors.items()
+                },
+                callback_on_step_end_tensor_inputs=[name],
+            )
+
+
+@pytest.mark.parametrize(
+    "callback, message",
+    [
+        (SD3CFGCutoffCallback(), "pooled_prompt_embeds"),
+        (IPAdapterScaleCutoffCallback(), "IPAdapterScaleCutoffCallback"),
+        (
+            MultiPipelineCallbacks([SDCFGCutoffCallback(), IPAdapterScaleCutoffCallback()]),
+            "IPAdapterScaleCutoffCallback",
+        ),
+    ],
+)
+def test_callbacks_for_other_pipelines_are_refused_at_once(make_pipeline, embeds, seen, callback, message):
+    pipe = make_pipeline()
+    calls = seen(pipe)
+    with pytest.raises(ValueError, match=message):
+        pipe(**embeds(), **FAST, callback_on_step_end=callback)
+    assert not calls
+
+
+# --- Schedulers, sizes, numbers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
+@pytest.mark.parametrize("scheduler_class", SCHEDULERS)
+def test_schedulers_reach_what_the_model_predicts_and_give_it_clean_context(
+    make_pipeline, embeds, scheduler_config, seen, scheduler_class, prediction_type
+):
+    rescale = prediction_type != "epsilon"  # which says nothing of the data where there is noise alone
+    config = {**scheduler_config, "prediction_type": prediction_type, "rescale_betas_zero_snr": rescale}
+    scheduler = scheduler_class.from_config(CogVideoXDDIMScheduler(**config).config)
+    pipe = make_pipeline(scheduler=scheduler)
+    context, target = random_context(), 2.0
+    alphas = CogVideoXDDIMScheduler(**config).alphas_cumprod
+
+    def exact(hidden_states, timestep, **kwargs):
+        """What a model predicts for which all data are one number."""
+        alpha = alphas[timestep.long()].repeat_interleave(3, dim=1)[..., None, None, None]
+        noise = (hidden_states - alpha**0.5 * target) / (1 - alpha).clamp(min=1e-6) ** 0.5
+        velocity = alpha**0.5 * noise - (1 - alpha) ** 0.5 * target
+        return (
+            {"v_prediction": velocity, "epsilon": noise, "sample": torch.full_like(noise, target)}[prediction_type],
+        )
+
+    calls = seen(pipe, exact)
+    arguments = {**embeds(), **FAST, "num_inference_steps": 25, "guidance_scale": 1.0, "context_latents": context}
+    latents = pipe(**arguments, generator=seeded()).frames
+    assert all(torch.equal(call["hidden_states"][:, :6], context) for call in calls)
+    assert torch.equal(latents[:, :6], context)
+    torch.testing.assert_close(latents[:, 6:], torch.full_like(latents[:, 6:], target), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "scheduler_class",
+    [
+        EulerDiscreteScheduler,
+        HeunDiscreteScheduler,
+        LMSDiscreteScheduler,
+        FlowMatchEulerDiscreteScheduler,
+    ],
+)
+def test_other_schedulers_are_refused_by_name(make_pipeline, embeds, seen, scheduler_class, scheduler_config):
+    pipe = make_pipeline(scheduler=scheduler_class.from_config(CogVideoXDDIMScheduler(**scheduler_config).config))
+    calls = seen(pipe)
+    with pytest.raises(ValueError, match=f"{scheduler_class.__name__} .*CogVideoXDDIMScheduler.*DDIMScheduler"):
+        pipe(**embeds(), **FAST)
+    assert not calls
+
+
+def test_a_scheduler_that_loses_the_noise_schedule_or_samples_flow_models_is_refused(
+    make_pipeline, embeds, scheduler_config
+):
+    of_2b = CogVideoXDDIMScheduler(**{**scheduler_config, "snr_shift_scale": 3.0})
+    pipe = make_pipeline(scheduler=DDIMScheduler.from_config(of_2b.config))
+    with pytest.raises(ValueError, match=r"DDIMScheduler .*snr_shift_scale=3\.0.*CogVideoXDDIMScheduler"):
+        pipe(**embeds(), **FAST)
+    flow = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    with pytest.raises(ValueError, match=r"flow_prediction.*v_prediction"):
+        make_pipeline(scheduler=flow)(**embeds(), **FAST)
+
+
+def test_without_sizes_a_call_has_those_of_the_models_training(make_pipeline, embeds):
+    latents = make_pipeline()(**embeds(), num_inference_steps=1, output_type="latent").frames
+    assert latents.shape == (1, 9, 4, 8, 12)
+    cogvideox_5b = make_pipeline(sample_height=60, sample_width=90, sample_frames=49)
+    assert cogvideox_5b.fill_size(None, None, None) == (480, 720, 49)
+    assert cogvideox_5b.fill_size(64, None, [9, 13]) == (64, 720, [9, 13])
+    cogvideox_1_5 = make_pipeline(sample_height=96, sample_width=170, sample_frames=81, patch_size_t=2)
+    assert cogvideox_1_5.fill_size(None, None, None) == (768, 1360, 85)
+    cogvideox_1_5.check_size(*cogvideox_1_5.fill_size(None, None, None), num_scenes=2)
+
+
+def test_embeddings_latents_and_videos_hold_no_graph(small_pipeline, video):
+    embeds = small_pipeline.encode_prompt([["a fox"]])
+    latents = small_pipeline.encode_context([[video()]], [9], 64, 96)
+    frames = small_pipeline.decode_latents(latents.requires_grad_(), [3], "pt")
+    assert not (embeds.requires_grad or frames.requires_grad)
+
+
+@pytest.mark.parametrize("part", ["latents", "pixels"])
+def test_what_is_not_finite_is_not_decoded_and_the_scene_is_named(make_pipeline, monkeypatch, part):
+    pipe = make_pipeline()
+    latents = torch.zeros(1, 6, 4, 8, 12)
+    if part == "latents":
+        latents[0, 4, 0, 0, 0] = torch.nan
+    else:
+        decode = pipe.vae.decode
+        monkeypatch.setattr(
+            pipe.vae, "decode", lambda z: (z.abs().sum() and decode(z * torch.inf)) or decode(torch.zeros_like(z))
+        )
+        latents[:, 3:] = 1
+    with pytest.raises(FloatingPointError, match=f"the {part} of scene 2 .*bfloat16"):
+        pipe.decode_latents(latents, (3, 3))
+
+
+def test_given_scenes_that_the_vae_makes_infinite_are_refused(make_pipeline, embeds, seen, video, monkeypatch):
+    pipe = make_pipeline()
+    calls = seen(pipe)
+    encode = pipe.vae.encode
+    monkeypatch.setattr(pipe.vae, "encode", lambda x: encode(x * torch.nan))
+    with pytest.raises(FloatingPointError, match="given scene 1"):
+        pipe(**embeds(), **FAST, context_video=[video()])
+    assert not calls
+
+
 # --- Text -----------------------------------------------------------------------------------------------------------
 
 
@@ -298,7 +520,8 @@ def test_a_negative_prompt_is_shared_or_one_a_scene_or_one_a_scene_of_each_story
     assert torch.equal(run(None), run(""))
 
 
-def test_a_prompt_beyond_the_text_window_warns_and_quotes_what_is_cut_off(small_pipeline, caplog):
+def test_a_prompt_beyond_the_text_window_warns_and_quotes_what_is_cut_off(small_pipeline, caplog, monkeypatch):
+    monkeypatch.setattr(mask2dit, "CUTS_WARNED_OF", set())
     window = small_pipeline.transformer.config.max_text_seq_length
     long = "a red fox walks " * window + "past the lighthouse"
     embeds = small_pipeline.encode_prompt([[long]])
@@ -309,6 +532,15 @@ def test_a_prompt_beyond_the_text_window_warns_and_quotes_what_is_cut_off(small_
     caplog.clear()
     small_pipeline.encode_prompt([["a red fox"]])
     assert not caplog.records
+
+
+def test_a_long_prompt_is_warned_of_once_whichever_pipeline_embeds_it(small_pipeline, caplog, monkeypatch):
+    monkeypatch.setattr(mask2dit, "CUTS_WARNED_OF", set())
+    other = Mask2DiTPipeline(**small_pipeline.components)
+    long = "a red fox walks " * small_pipeline.transformer.config.max_text_seq_length
+    for pipe in (small_pipeline, small_pipeline, other):
+        pipe.encode_prompt([[long, f"{long} home"]])
+    assert len(caplog.records) == 2
 
 
 # --- Bad input ------------------------------------------------------------------------------------------------------
@@ -342,6 +574,12 @@ BAD_CALLS = {
     "a mask against its context": ({"scene_mask": [False, False, True], "context_video": ["a"]}, "2 scenes as given, .* 1"),
     "noise of a wrong shape": ({"latents": torch.zeros(1, 6, 4, 8, 12)}, r"latents .*\(1, 9, 4, 8, 12\).*\(1, 6, 4, 8, 12\)"),
     "too few generators": ({"generator": [torch.Generator()] * 2}, "2 generators for 1 stories"),
+    "guidance that is no number": ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
+    "infinite guidance": ({"guidance_scale": float("inf")}, "guidance_scale=inf"),
+    "eta beyond 1": ({"eta": 1.5}, "eta=1.5 .* between 0 and 1"),
+    "eta that is no number": ({"eta": float("nan")}, "eta=nan"),
+    "a LoRA scale that is no number": ({"attention_kwargs": {"scale": float("nan")}}, "scale.*nan"),
+    "half a step": ({"num_inference_steps": 2.5}, "num_inference_steps=2.5 .* without a fraction"),
     "an unknown callback tensor": ({"callback_on_step_end_tensor_inputs": ["video"]}, "not video"),
 }  # fmt: skip
 
@@ -465,6 +703,131 @@ def test_a_lora_is_saved_loaded_scaled_and_removed(make_pipeline, embeds, tmp_pa
     assert torch.equal(pipe(**embeds(), **FAST, generator=seeded()).frames, plain)
 
 
+LORA_FORMS = {
+    "diffusers": lambda name: (f"transformer.{name}", "lora_A", "lora_B"),
+    "PEFT": lambda name: (f"base_model.model.{name}", "lora_A", "lora_B"),
+    "ComfyUI": lambda name: (f"diffusion_model.{name}", "lora_A", "lora_B"),
+    "VideoX-Fun": lambda name: (f"lora_unet__{name.replace('.', '_')}", "lora_down", "lora_up"),
+}
+
+
+def test_one_lora_in_every_form_gives_the_same_video_with_its_alphas(make_pipeline, embeds, tmp_path):
+    modules = {"transformer_blocks.0.attn1.to_q": 4, "transformer_blocks.1.attn1.to_out.0": 2}  # and their alphas
+    weights = {
+        name: (torch.randn(2, 32, generator=seeded(1)), torch.randn(32, 2, generator=seeded(2))) for name in modules
+    }
+
+    def run(form, alphas):
+        state = {}
+        for name, (down, up) in weights.items():
+            prefix, down_name, up_name = LORA_FORMS[form](name)
+            state |= {f"{prefix}.{down_name}.weight": down, f"{prefix}.{up_name}.weight": up}
+            if alphas:
+                state[f"{prefix}.alpha"] = torch.tensor(float(modules[name]))
+        save_file(state, tmp_path / "lora.safetensors")
+        pipe = make_pipeline()
+        pipe.load_lora_weights(tmp_path / "lora.safetensors", adapter_name="style")
+        return pipe(**embeds(), **FAST, generator=seeded()).frames
+
+    merged = make_pipeline()
+    for name, alpha in modules.items():
+        down, up = weights[name]
+        merged.transformer.get_submodule(name).weight.data += alpha / 2 * up @ down
+    expected = merged(**embeds(), **FAST, generator=seeded()).frames
+    plain = run("diffusers", alphas=False)
+    assert (plain - expected).abs().max() > 1e-2
+    for form in LORA_FORMS:
+        torch.testing.assert_close(run(form, alphas=True), expected, atol=1e-4, rtol=1e-4)
+        assert torch.equal(run(form, alphas=False), plain)
+
+
+def test_a_lora_that_peft_saved_keeps_the_alphas_of_its_config(make_pipeline, embeds, tmp_path):
+    config = LoraConfig(
+        r=2, lora_alpha=8, target_modules=["to_q", "to_k"], alpha_pattern={"to_k": 1}, init_lora_weights=False
+    )
+    model = get_peft_model(make_pipeline().transformer, config)
+    model.save_pretrained(tmp_path)
+    merged = make_pipeline(model.merge_and_unload())
+    pipe = make_pipeline()
+    pipe.load_lora_weights(tmp_path)
+    torch.testing.assert_close(
+        pipe(**embeds(), **FAST, generator=seeded()).frames,
+        merged(**embeds(), **FAST, generator=seeded()).frames,
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_a_lora_that_does_not_fit_leaves_the_pipeline_as_it_was(make_pipeline):
+    pipe = make_pipeline()
+    module = "transformer.transformer_blocks.9.attn1.to_q"
+    with pytest.raises(ValueError, match="10 layers"):
+        pipe.load_lora_weights(
+            {f"{module}.lora_A.weight": torch.ones(2, 32), f"{module}.lora_B.weight": torch.ones(32, 2)}
+        )
+    assert not pipe.get_list_adapters()
+
+
+# --- Dtypes and variants of components --------------------------------------------------------------------------------
+
+
+def test_a_dictionary_gives_each_component_its_dtype(small_model):
+    dtypes = {"transformer": torch.bfloat16, "default": torch.float16, "text_encoder": torch.float32}
+    pipe = Mask2DiTPipeline.from_pretrained(small_model, torch_dtype=dtypes)
+    assert (pipe.transformer.dtype, pipe.vae.dtype, pipe.text_encoder.dtype) == (
+        torch.bfloat16,
+        torch.float16,
+        torch.float32,
+    )
+    assert Mask2DiTPipeline.from_pretrained(small_model, torch_dtype={"vae": torch.float16}).transformer.dtype == (
+        torch.float32
+    )
+
+
+@pytest.mark.parametrize(
+    "dtype, message",
+    [
+        ("bfloat16", "'bfloat16'"),
+        ({"transformer": "bfloat16"}, "'bfloat16'"),
+        ({"transfomer": torch.bfloat16}, "'transfomer'.* text_encoder, vae, transformer, default"),
+    ],
+)
+def test_what_names_no_dtype_is_refused_and_does_not_become_float32(small_model, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        Mask2DiTPipeline.from_pretrained(small_model, torch_dtype=dtype)
+
+
+@pytest.mark.parametrize("shard_size", ["10GB", "40KB"])
+def test_a_folder_of_a_variant_and_one_that_holds_both_load_what_is_asked_for(small_model, tmp_path, shard_size):
+    pipe = Mask2DiTPipeline.from_pretrained(small_model)
+    plain = pipe.transformer.proj_out.bias.detach().clone()
+    pipe.save_pretrained(tmp_path / "both", max_shard_size=shard_size)
+    for component in (pipe.transformer, pipe.vae, pipe.text_encoder):
+        component.half()
+    torch.nn.init.constant_(pipe.transformer.proj_out.bias, 2.0)
+    torch.nn.init.constant_(pipe.text_encoder.encoder.final_layer_norm.weight, 2.0)
+    for name in ("both", "variant"):
+        pipe.save_pretrained(tmp_path / name, variant="fp16", max_shard_size=shard_size)
+
+    for folder, variant, is_plain in (("both", None, True), ("both", "fp16", False), ("variant", "fp16", False)):
+        read = Mask2DiTPipeline.from_pretrained(tmp_path / folder, variant=variant)
+        assert torch.equal(read.transformer.proj_out.bias, plain if is_plain else torch.full_like(plain, 2.0))
+        assert bool((read.text_encoder.encoder.final_layer_norm.weight == 2).all()) != is_plain
+    Mask2DiTPipeline.skeleton(tmp_path / "both")
+    Mask2DiTPipeline.skeleton(tmp_path / "variant")
+    with pytest.raises(FileNotFoundError, match="'bf16'"):
+        Mask2DiTPipeline.from_pretrained(tmp_path / "both", variant="bf16")
+
+
+def test_components_without_the_variant_load_their_plain_weights(small_model, tmp_path):
+    pipe = Mask2DiTPipeline.from_pretrained(small_model)
+    pipe.save_pretrained(tmp_path)
+    torch.nn.init.constant_(pipe.transformer.proj_out.bias, 2.0)
+    pipe.transformer.save_pretrained(tmp_path / "transformer", variant="ema")
+    read = Mask2DiTPipeline.from_pretrained(tmp_path, variant="ema")
+    assert (read.transformer.proj_out.bias == 2).all()
+
+
 def test_the_vae_is_let_go_between_encoding_context_and_denoising(make_pipeline, embeds, video, monkeypatch):
     pipe = make_pipeline()
     events = []
@@ -475,3 +838,87 @@ def test_the_vae_is_let_go_between_encoding_context_and_denoising(make_pipeline,
     )
     pipe(**embeds(), **FAST, context_video=[video()])
     assert events == ["free", "step", "step", "free"]
+
+
+CACHES = {
+    "first block": lambda pipe: FirstBlockCacheConfig(threshold=1e9),
+    "attention broadcast": lambda pipe: PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=3,
+        spatial_attention_timestep_skip_range=(-1, 1001),
+        current_timestep_callback=lambda: pipe.current_timestep,
+    ),
+    "faster": lambda pipe: FasterCacheConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(-1, 1001),
+        unconditional_batch_skip_range=2,
+        unconditional_batch_timestep_skip_range=(-1, 1001),
+        attention_weight_callback=lambda _: 0.5,
+        tensor_format="BFCHW",
+        current_timestep_callback=lambda: pipe.current_timestep,
+    ),
+    "magnitude": lambda pipe: MagCacheConfig(
+        threshold=0.5, max_skip_steps=2, retention_ratio=0.2, num_inference_steps=5, mag_ratios=[1.0] * 5
+    ),
+    "taylor": lambda pipe: TaylorSeerCacheConfig(
+        cache_interval=2, disable_cache_before_step=1, cache_identifiers=[r"transformer_blocks\.\d\.attn1"]
+    ),
+}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+def test_a_call_after_an_interrupted_one_equals_a_fresh_pipelines(make_pipeline, embeds, cache, error):
+    arguments = {**embeds(), **FAST, "num_inference_steps": 5}
+
+    def cached():
+        pipe = make_pipeline()
+        pipe.transformer.enable_cache(cache(pipe))
+        return pipe
+
+    expected = cached()(**arguments, generator=seeded()).frames
+    assert not torch.equal(
+        expected, make_pipeline()(**arguments, generator=seeded()).frames
+    )  # the cache does something
+
+    def fail(pipeline, step, timestep, tensors):
+        if step == 2:
+            raise error
+        return {}
+
+    pipe = cached()
+    with pytest.raises(error):
+        pipe(**arguments, generator=seeded(1), callback_on_step_end=fail)
+    assert pipe.current_timestep is None
+    assert torch.equal(pipe(**arguments, generator=seeded()).frames, expected)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_a_failure_in_any_part_takes_offloaded_weights_back(make_pipeline, embeds, video, monkeypatch, part):
+    pipe = make_pipeline()
+    freed = []
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(True))
+
+    def fail(*args, **kwargs):
+        freed.clear()
+        raise RuntimeError
+
+    monkeypatch.setattr(getattr(pipe, part), {"transformer": "forward", "vae": "encode"}[part], fail)
+    with pytest.raises(RuntimeError):
+        pipe(**embeds(), **FAST, context_video=[video()])
+    assert freed
+    freed.clear()
+    if part == "vae":
+        with pytest.raises(RuntimeError):
+            pipe.encode_context([[video()]], [9], 64, 96)
+        assert freed
+
+
+@pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+def test_caches_go_on_where_guidance_ends_midway(make_pipeline, embeds, cache):
+    pipe = make_pipeline()
+    if isinstance(cache(pipe), FasterCacheConfig):
+        pytest.skip("FasterCache takes half of every batch for the unconditional one")
+    pipe.transformer.enable_cache(cache(pipe))
+    callback = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
+    latents = pipe(**embeds(), **{**FAST, "num_inference_steps": 5}, callback_on_step_end=callback).frames
+    assert latents.shape == (1, 9, 4, 8, 12) and latents.isfinite().all()

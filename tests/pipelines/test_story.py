@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from mask2dit.pipelines.story import SceneStore, check_story, generate_story, story_windows
 
@@ -143,6 +144,46 @@ def test_a_damaged_scene_is_made_again(small_pipeline, tmp_path, caplog):
     assert any("damaged" in record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.parametrize("damage", ["nan", "another shape", "another name"])
+def test_a_stored_scene_that_cannot_be_what_it_stands_for_is_named_and_made_again(
+    small_pipeline, tmp_path, caplog, damage
+):
+    expected = tell(small_pipeline, PROMPTS[:1], store=SceneStore(tmp_path, "weights"))
+    (path,) = tmp_path.iterdir()
+    changed = {
+        "nan": {"latents": torch.full_like(expected[0], torch.nan)},
+        "another shape": {"latents": expected[0][:, :2].contiguous()},
+        "another name": {"scene": expected[0]},
+    }
+    save_file(changed[damage], path)
+    again = tell(small_pipeline, PROMPTS[:1], store=SceneStore(tmp_path, "weights"))
+    assert torch.equal(again[0], expected[0])
+    assert any(path.name in record.getMessage() for record in caplog.records)
+    assert torch.equal(load_file(path)["latents"], expected[0])
+
+
+def test_a_story_stops_at_the_first_window_that_is_not_finite_and_stores_nothing_of_it(
+    small_pipeline, tmp_path, monkeypatch
+):
+    forward, calls = small_pipeline.transformer.forward, []
+
+    def overflow(*args, **kwargs):
+        calls.append(1)
+        (noise,) = forward(*args, **kwargs)
+        return (noise * torch.inf if len(calls) > SMALL["num_inference_steps"] else noise,)
+
+    monkeypatch.setattr(small_pipeline.transformer, "forward", overflow)
+    with pytest.raises(FloatingPointError, match=r"scene 4 of 5 .*bfloat16"):
+        tell(small_pipeline, store=SceneStore(tmp_path, "weights"))
+    assert len(calls) == 2 * SMALL["num_inference_steps"]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_without_sizes_a_story_has_those_of_the_models_training(small_pipeline):
+    (scene,) = generate_story(small_pipeline, PROMPTS[:1], num_inference_steps=1)
+    assert scene.shape == (1, 3, 16, 8, 12)
+
+
 def test_the_callers_progress_bar_settings_are_kept(small_pipeline):
     tell(small_pipeline, PROMPTS[:1])
     assert small_pipeline._progress_bar_config == {"disable": True}
@@ -177,6 +218,7 @@ def test_each_scene_keeps_its_own_length_and_negative_prompt(small_pipeline):
         ({"context_latents": torch.zeros(2, 6, 16, 8, 12)}, r"\(1, 6, 16, 8, 12\).*\(2, 6, 16, 8, 12\)"),
         ({"context_latents": torch.zeros(1, 6, 16, 8, 12), "window": 1}, "use window=2"),
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
     ],
 )
 def test_bad_input_is_refused_at_the_call_and_not_at_the_first_scene(small_pipeline, options, message):

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
 from mask2dit.config import load_config
 from mask2dit.data.config import CacheConfig
-from mask2dit.models.loading import fingerprint, load_tokenizer
+from mask2dit.hashing import fingerprint
+from mask2dit.models.loading import load_tokenizer
 from mask2dit.storyworld.build import BuildConfig, build_model
 from mask2dit.storyworld.prompts import MARKER
 from mask2dit.storyworld.text import TextConfig, create_text_encoder, learn_pieces

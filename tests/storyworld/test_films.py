@@ -9,7 +9,7 @@ from mask2dit.data.datasets import FineTuneDataset, PretrainDataset
 from mask2dit.storyworld.films import FilmsConfig, make_films, story_of
 from mask2dit.storyworld.render import render_story
 from mask2dit.storyworld.world import caption, is_held_out
-from mask2dit.video.reading import DecordReader
+from mask2dit.video.reading import FileReader
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_films_show_their_stories_nearly_without_loss(films):
         story = story_of(config, "stories", seed)
         for k, (values, scene) in enumerate(zip(row["values"], render_story(story))):
             assert values["caption"] == caption(story, k)
-            error = DecordReader(folder / values["url"]).read(range(9)).numpy().astype(float) - scene
+            error = FileReader(folder / values["url"]).read(range(9)).numpy().astype(float) - scene
             assert 10 * np.log10(255**2 / np.square(error).mean()) > 35
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mask2dit.video.frames import choose_frames, frame_stride, resize_and_crop, to_uint8
+from mask2dit.video.frames import choose_frames, frame_stride, middle_frames, resize_and_crop, to_uint8
 
 
 @pytest.mark.parametrize(
@@ -118,3 +118,11 @@ def test_nan_is_refused_with_its_count():
 def test_bytes_are_not_taken_for_floats():
     with pytest.raises(ValueError, match="uint8"):
         to_uint8(np.zeros(3, dtype=np.uint8))
+
+
+def test_frames_are_the_middles_of_equal_intervals():
+    assert middle_frames(0, 16) == [1, 3, 5, 7, 9, 11, 13, 15]
+    assert middle_frames(49, 98) == [52, 58, 64, 70, 76, 82, 88, 94]
+    assert middle_frames(0, 2, 4) == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="hold no frame"):
+        middle_frames(3, 3)

@@ -1,9 +1,11 @@
+import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange, Colorspace
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image, ImageDraw
 
-from mask2dit.video import DecordReader, contact_sheet, write_clips, write_image, write_video, writing
+from mask2dit.video import FileReader, contact_sheet, write_clips, write_image, write_video, writing
 
 NOISE = np.random.default_rng(0).integers(256, size=(30, 96, 128, 3), dtype=np.uint8)
 
@@ -33,11 +35,28 @@ def fake_ffmpeg(tmp_path_factory, monkeypatch):
 def test_a_video_keeps_its_frames_size_rate_and_colours(tmp_path, fps, as_array):
     frames = colour_frames()
     write_video(tmp_path / "video.mp4", frames if as_array else (frame for frame in frames), fps)
-    reader = DecordReader(tmp_path / "video.mp4")
+    reader = FileReader(tmp_path / "video.mp4")
     assert (reader.num_frames, reader.height, reader.width) == (5, 48, 96)
     assert reader.fps == pytest.approx(fps, abs=1e-3)
     centres = reader.read([0, 4])[:, 24, 12::24].int().numpy()
     assert np.abs(centres - frames[[0, 4], 24, 12::24].astype(int)).max() <= 4
+
+
+@pytest.mark.parametrize("write", [write_video, lambda path, clip, *rest: write_clips([path], [clip], *rest)])
+@pytest.mark.parametrize("full_chroma", [False, True])
+@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)])
+def test_colours_are_converted_as_the_tags_of_stream_and_frame_say(tmp_path, write, full_chroma, colour):
+    path = tmp_path / "colour.mp4"
+    write(path, np.full((3, 64, 96, 3), colour, np.uint8), 8, full_chroma)
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        frame = next(container.decode(stream))
+        for tagged in (stream.codec_context, frame):  # the container's tags, and the bitstream's
+            assert (tagged.colorspace, tagged.color_range) == (Colorspace.ITU709, ColorRange.MPEG)
+            assert (tagged.color_primaries, tagged.color_trc) == (1, 1)  # BT.709
+    luma = 16 + 219 / 255 * np.dot((0.2126, 0.7152, 0.0722), colour)  # by BT.709, in 16 … 235
+    assert bytes(frame.planes[0])[0] == pytest.approx(luma, abs=1.5)
+    assert np.abs(frame.to_ndarray(format="rgb24")[32, 48].astype(int) - colour).max() <= 3
 
 
 def test_full_chroma_keeps_the_colour_of_single_pixels(tmp_path):
@@ -47,7 +66,7 @@ def test_full_chroma_keeps_the_colour_of_single_pixels(tmp_path):
 
     def error(**options):
         write_video(tmp_path / "video.mp4", frames, 8, **options)
-        return np.abs(DecordReader(tmp_path / "video.mp4").read([1])[0].int().numpy() - frames[1]).mean()
+        return np.abs(FileReader(tmp_path / "video.mp4").read([1])[0].int().numpy() - frames[1]).mean()
 
     assert error(full_chroma=True) < 5 < 30 < error()
 
@@ -64,7 +83,7 @@ def test_clips_written_together_are_videos_of_their_own(tmp_path, fps, count):
     write_clips(paths, clips, fps, full_chroma=True)
     assert sorted(tmp_path.iterdir()) == paths
     for path, clip in zip(paths, clips):
-        reader = DecordReader(path)
+        reader = FileReader(path)
         assert reader.num_frames == 9 and reader.fps == pytest.approx(fps, abs=1e-3)
         assert np.abs(reader.read(range(9)).int().numpy() - clip).max() <= 3
 
@@ -98,13 +117,13 @@ def test_clips_cut_short_by_an_ffmpeg_that_reports_success_are_an_error(tmp_path
 
 def test_sizes_that_are_even_but_no_multiple_of_16_are_not_resized(tmp_path):
     write_video(tmp_path / "video.mp4", np.zeros((3, 50, 70, 3), np.uint8), 8)
-    reader = DecordReader(tmp_path / "video.mp4")
+    reader = FileReader(tmp_path / "video.mp4")
     assert (reader.height, reader.width) == (50, 70)
 
 
 def test_one_frame_is_a_video(tmp_path):
     write_video(tmp_path / "video.mp4", NOISE[:1], 8)
-    assert DecordReader(tmp_path / "video.mp4").num_frames == 1
+    assert FileReader(tmp_path / "video.mp4").num_frames == 1
 
 
 def test_frames_are_encoded_as_they_arrive(tmp_path):
@@ -121,7 +140,7 @@ def test_frames_are_encoded_as_they_arrive(tmp_path):
 
 def test_frames_that_are_views_with_odd_strides_are_written_right(tmp_path):
     write_video(tmp_path / "video.mp4", colour_frames()[:, :, ::-1], 8)
-    red = DecordReader(tmp_path / "video.mp4").read([0])[0, 24, 84]
+    red = FileReader(tmp_path / "video.mp4").read([0])[0, 24, 84]
     assert np.abs(red.int().numpy() - [255, 0, 0]).max() <= 4
 
 
@@ -205,7 +224,7 @@ def test_a_relative_folder_may_have_a_colon_in_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "12:30").mkdir()
     write_video("12:30/video.mp4", NOISE[:2], 8)
-    assert DecordReader("12:30/video.mp4").num_frames == 2
+    assert FileReader("12:30/video.mp4").num_frames == 2
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -261,6 +280,11 @@ def drawn(monkeypatch):
 def test_scenes_are_numbered_and_captioned_below_the_title(drawn):
     contact_sheet([grey_scene(4)] * 2, ["A fox wakes.", "It runs."], title="The fox")
     assert [text for text, _ in drawn] == ["The fox", "Scene 1", "A fox wakes.", "Scene 2", "It runs."]
+
+
+def test_given_scenes_are_marked(drawn):
+    contact_sheet([grey_scene(4)] * 3, given=[0, 2])
+    assert [text for text, _ in drawn] == ["Scene 1 (given)", "Scene 2", "Scene 3 (given)"]
 
 
 def test_long_captions_are_cut_to_two_lines_inside_the_sheet(drawn):

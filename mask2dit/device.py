@@ -1,0 +1,16 @@
+"""The device that a configuration names."""
+
+import torch
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto": a GPU if there is one. Raises `ValueError` for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device has to be auto, cpu, cuda or cuda:1, but is {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name}, but torch finds no GPU: use device=cpu, or install torch for CUDA")
+    return device

@@ -1,0 +1,55 @@
+"""Which measures can run with the weights at hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from mask2dit.encoders.untrained import UNTRAINED, build_untrained_viclip
+from mask2dit.evaluation.config import EvaluationConfig
+from mask2dit.evaluation.measures.base import Measure
+from mask2dit.evaluation.measures.consistency import ConsistencyMeasure
+from mask2dit.evaluation.measures.cuts import CutMeasure
+from mask2dit.evaluation.measures.judge import JudgeMeasure
+from mask2dit.evaluation.measures.quality import AestheticMeasure, FrameConsistencyMeasure
+from mask2dit.evaluation.measures.storyworld import StoryWorldMeasure
+from mask2dit.evaluation.measures.vbench import VBenchMeasure
+
+
+def build_measures(config: EvaluationConfig, device: torch.device) -> tuple[list[Measure], dict[str, str]]:
+    """The measures that can run, and why the others cannot.
+
+    Raises:
+        ValueError: for weights that are there but damaged.
+    """
+    viclip, quality = config.viclip, config.quality
+    if viclip.build_untrained and viclip.weights and Path(viclip.weights).name.startswith(UNTRAINED):
+        build_untrained_viclip(viclip.weights)
+    measures: list[Measure] = []
+    off: dict[str, str] = {}
+
+    def add(name: str, build: Callable[[], Measure], *needed: str | None) -> None:
+        missing = [path for path in needed if path is None or not Path(path).exists()]
+        if missing:
+            off[name] = "not asked for" if missing[0] is None else f"put its weights at {missing[0]}"
+            return
+        try:
+            measures.append(build())
+        except FileNotFoundError as error:
+            off[name] = str(error)
+        except ModuleNotFoundError as error:
+            off[name] = f"{error}: pip install -e .[evaluation]"
+
+    add("consistency", lambda: ConsistencyMeasure(viclip, device), viclip.weights)
+    if config.videos is not None and config.boundaries == "detected":
+        off["cuts"] = "boundaries=detected takes the boundaries from the cuts themselves"
+    else:
+        add("cuts", lambda: CutMeasure(config.cuts))
+    add("aesthetic", lambda: AestheticMeasure(quality, device), quality.clip, quality.aesthetic_head)
+    for name, folder in (("subject_consistency", quality.dino), ("background_consistency", quality.background_clip)):
+        add(name, lambda n=name, f=folder: FrameConsistencyMeasure(n, f, quality.num_frames, device), folder)
+    work = Path(config.output) / "vbench"
+    add("vbench", lambda: VBenchMeasure(config.vbench, work), config.vbench.command)
+    add("judge", lambda: JudgeMeasure(config.judge), *([None] if config.judge.base_url is None else []))
+    add("storyworld", StoryWorldMeasure, *([] if config.storyworld else [None]))
+    return measures, off

@@ -1,0 +1,308 @@
+"""From a configuration to a video file with its contact sheet and its record: what the example scripts run."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
+from tqdm import tqdm
+
+from mask2dit.config import missing_model
+from mask2dit.device import choose_device
+from mask2dit.files import check_writable, move_new, write_errors, write_text
+from mask2dit.hashing import fingerprint
+from mask2dit.inference.config import InferenceConfig
+from mask2dit.models.lora import check_lora
+from mask2dit.models.masks import cross_scene
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
+from mask2dit.pipelines.story import SceneStore, check_story, generate_story
+from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
+from mask2dit.provenance import git_commit, versions
+from mask2dit.storyworld.prompts import check_prompts
+from mask2dit.texts import parse_json, read_text
+from mask2dit.video.frames import resize_and_crop, to_uint8
+from mask2dit.video.reading import choose_scene, open_video
+from mask2dit.video.writing import contact_sheet, write_image, write_video
+
+logger = logging.getLogger(__name__)
+
+CPU_BACKENDS = ("native", "_native_math", "flex")
+SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
+SHEET_COLUMNS = 6
+
+
+def generate(config: InferenceConfig) -> Path:
+    """Generates the story of a configuration.
+
+    Returns:
+        The mp4. Beside it lie a contact sheet (.png) and a record (.json) with everything needed to make it again.
+
+    Raises:
+        ValueError, FileNotFoundError, PermissionError: for anything that cannot be carried out, before weights are read.
+    """
+    started = time.time()
+    device = choose_device(config.device)
+    if config.build_untrained and Path(config.model).name.startswith("untrained"):
+        build_untrained_model(config.model)
+    config, given = check(config, device)
+    untrained = is_untrained(config.model)
+    if untrained:
+        logger.warning("The model in %s is untrained: its pictures are noise and mean nothing.", config.model)
+
+    for i, prompt in enumerate(config.prompts):
+        logger.info("Scene %d%s: %s", i + 1, f" (given, {given[i]})" if i < len(given) else "", prompt)
+    pipe = load_pipeline(config, device)
+    identity = weights_identity(config)
+    store = SceneStore(Path(config.save_path) / "scenes", identity)
+    context_latents = _context(config, pipe, store, given) if given else None
+    scenes = list(
+        generate_story(
+            pipe,
+            config.prompts,
+            negative_prompt=config.negative_prompt,
+            window=config.window,
+            context_latents=context_latents,
+            noise_context=config.noise_context,
+            height=config.height,
+            width=config.width,
+            num_frames=config.num_frames,
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=config.guidance_scale,
+            use_dynamic_cfg=config.use_dynamic_cfg,
+            seed=config.seed,
+            store=store,
+        )
+    )
+
+    sheet_rows, scene_frames = [], []
+
+    def frames() -> Iterator[np.ndarray]:
+        for i, latents in enumerate(tqdm(scenes, desc="decoding", unit="scene")):
+            if i < len(given):  # its own pixels, not the VAE's copy of them
+                video = given[i].frames
+            else:
+                video = to_uint8(pipe.decode_latents(latents.to(device), [latents.shape[1]])[0])
+            shown = np.linspace(0, len(video) - 1, min(SHEET_COLUMNS, len(video))).round().astype(int)
+            sheet_rows.append(video[shown])
+            scene_frames.append(len(video))
+            yield from video
+
+    with write_errors(config.save_path), tempfile.TemporaryDirectory(dir=config.save_path, prefix=".") as folder:
+        made = Path(folder) / "video.mp4"
+        write_video(made, frames(), config.fps)
+        title = "untrained weights: these pictures mean nothing" if untrained else None
+        sheet = contact_sheet(sheet_rows, config.prompts, columns=SHEET_COLUMNS, title=title, given=range(len(given)))
+        write_image(made.with_suffix(".png"), sheet)
+        record = _record(config, pipe, identity, given, scene_frames, device, time.time() - started)
+        write_text(made.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        output = _place(made, config)
+    logger.info("Wrote %s, %s and %s", output, output.with_suffix(".png").name, output.with_suffix(".json").name)
+    return output
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenScene:
+    """A scene that a context video gives."""
+
+    path: str
+    indices: list[int]
+    """Of the frames in the file."""
+    frames: np.ndarray
+    """As the model sees them: uint8 (num_frames, height, width, 3), resized and centre-cropped."""
+
+    def __str__(self) -> str:
+        return f"frames {self.indices[0]} to {self.indices[-1]} of {self.path}"
+
+
+def check(config: InferenceConfig, device: torch.device) -> tuple[InferenceConfig, list[GivenScene]]:
+    """Everything that can be found wrong without reading weights, found before reading them.
+
+    Returns:
+        The configuration with the model's size where it names none, and the given scenes.
+
+    Raises:
+        ValueError, FileNotFoundError, PermissionError: with what is wrong and what would be right.
+    """
+    check_memory_mode(config.memory, device)
+    if config.mask_variant is not None:
+        cross_scene(config.mask_variant)
+    if not (Path(config.model) / "transformer").is_dir():
+        small = "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml"
+        raise FileNotFoundError(missing_model(config.model, f"configs/inference/{small}"))
+    if config.attention_backend is not None:
+        _check_attention_backend(config.attention_backend, device)
+    check_prompts(config.model, config.prompts, config.window)
+    skeleton = Mask2DiTPipeline.skeleton(config.model)
+    skeleton.check_steps(config.num_inference_steps)
+    if config.vae_tiling:
+        enable_vae_tiling(skeleton.vae)
+    if config.lora.path:
+        check_lora(config.lora.path, skeleton.transformer)
+    size = skeleton.fill_size(config.height, config.width, config.num_frames)
+    config = dataclasses.replace(config, **dict(zip(("height", "width", "num_frames"), size)))
+    check_story(skeleton, len(config.prompts), len(config.context_videos), config.window, *size)
+    if config.name is not None and (Path(config.save_path) / f"{config.name}.mp4").exists():
+        raise FileExistsError(
+            f"{config.name}.mp4 is in {config.save_path!r} already: choose another name, or leave name out"
+        )
+    readers = [(video, open_video(video)) for video in config.context_videos]
+    sources = [(video, reader, scene) for video, reader in readers for scene in _scenes_of(video, reader.num_frames)]
+    if len(sources) > len(config.context_videos):
+        check_story(skeleton, len(config.prompts), len(sources), config.window, *size)
+    frames, _, _ = skeleton.check_size(*size, len(config.prompts))
+    generator = torch.Generator().manual_seed(config.seed)
+    given = []
+    for (video, reader, scene), num_frames in zip(sources, frames):
+        indices = choose_scene(scene, video, num_frames, start=config.context_start, generator=generator)
+        pixels = resize_and_crop(reader.read(indices), config.height, config.width)
+        given.append(
+            GivenScene(video, indices, to_uint8(pixels.add(1).div(2).permute(0, 2, 3, 1).contiguous().numpy()))
+        )
+    check_writable(config.save_path)
+    return config, given
+
+
+def _scenes_of(video: str, num_frames: int) -> list[range]:
+    """The frames of each scene in a context video: of all that its record names, if it was written here; else one scene."""
+    record = Path(video).with_suffix(".json")
+    if not record.is_file():
+        return [range(num_frames)]
+    try:
+        scenes = [range(*scene["frames"]) for scene in parse_json(read_text(record, "record"))["scenes"]]
+    except (ValueError, TypeError, KeyError):
+        scenes = []
+    if [frame for scene in scenes for frame in scene] != list(range(num_frames)):
+        logger.warning("%s does not say where the scenes of %s lie, which is taken for one scene", record, video)
+        return [range(num_frames)]
+    if len(scenes) > 1:
+        logger.info("%s holds %d scenes, as %s says: each of them is given", video, len(scenes), record.name)
+    return scenes
+
+
+def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipeline:
+    """The pipeline of a configuration on its device."""
+    pipe = Mask2DiTPipeline.from_pretrained(
+        config.model, mask_variant=config.mask_variant, torch_dtype=getattr(torch, config.dtype)
+    )
+    pipe.scheduler = SCHEDULERS[config.sampler].from_config(pipe.scheduler.config)
+    if config.lora.path:
+        pipe.load_lora_weights(config.lora.path, adapter_name="lora")
+        pipe.set_adapters("lora", config.lora.scale)
+    if config.attention_backend:
+        pipe.transformer.set_attention_backend(config.attention_backend)
+    pipe.vae.enable_slicing()
+    if config.vae_tiling:
+        enable_vae_tiling(pipe.vae)
+    apply_memory_mode(pipe, config.memory, device)
+    if config.compile:
+        pipe.transformer.compile_repeated_blocks(fullgraph=True)
+    return pipe
+
+
+def _context(
+    config: InferenceConfig, pipe: Mask2DiTPipeline, store: SceneStore, given: list[GivenScene]
+) -> torch.Tensor:
+    """Latents of the given scenes. They are kept like generated ones, since encoding on a GPU may differ in the last bit
+    from run to run, and what continues from them would then not be found again."""
+    digests = [hashlib.sha256(scene.frames).hexdigest() for scene in given]
+    frames = [len(scene.frames) for scene in given]
+    _, latent_frames, frame_shape = pipe.check_size(config.height, config.width, frames, len(frames))
+    key = store.key(digests, frames, config.height, config.width, config.sample_context, config.seed, config.dtype)
+    latents = store.load(key, (1, sum(latent_frames), *frame_shape))
+    if latents is None:
+        latents = pipe.encode_context(
+            [[scene.frames for scene in given]],
+            frames,
+            config.height,
+            config.width,
+            sample_posterior=config.sample_context,
+            generator=torch.Generator().manual_seed(config.seed),
+        ).cpu()
+        store.save(key, latents)
+    return latents
+
+
+def weights_identity(config: InferenceConfig) -> str:
+    """Names all that a scene is made with beside what `generate_story` knows: weights, and what computes with them."""
+    parts = [fingerprint(config.model), f"attention {config.attention_backend}", f"tiling {config.vae_tiling}"]
+    if config.memory == "fp8":
+        parts.append("fp8")
+    if config.lora.path:
+        parts.append(f"lora {fingerprint(config.lora.path)} * {config.lora.scale}")
+    return ", ".join(parts)
+
+
+def _check_attention_backend(name: str, device: torch.device) -> None:
+    """Raises `ValueError` for a backend that is unknown, not installed, or not for this device."""
+    backends = sorted(backend.value for backend in AttentionBackendName)
+    if name not in backends:
+        raise ValueError(f"attention_backend has to be one of {', '.join(backends)}, but is {name!r}")
+    if device.type == "cpu" and name not in CPU_BACKENDS:
+        raise ValueError(f"attention_backend={name} needs a GPU: on a CPU use {', '.join(CPU_BACKENDS)} or null")
+    try:
+        _check_attention_backend_requirements(AttentionBackendName(name))
+    except RuntimeError as error:
+        raise ValueError(f"attention_backend={name} cannot be used here: {error}") from error
+
+
+def _place(made: Path, config: InferenceConfig) -> Path:
+    """Gives a video that is whole, its sheet and its record their names, of which other runs may take some meanwhile.
+
+    Raises:
+        FileExistsError: if another run took the name that the configuration asks for.
+    """
+    folder = Path(config.save_path)
+    while True:
+        output = folder / f"{config.name or _next_number(folder)}.mp4"
+        try:
+            move_new(made, output)
+            break
+        except FileExistsError:
+            if config.name is not None:
+                raise
+    for suffix in (".png", ".json"):
+        made.with_suffix(suffix).replace(output.with_suffix(suffix))
+    return output
+
+
+def _next_number(folder: Path) -> str:
+    taken = [int(file.stem) for file in folder.glob("*.mp4") if re.fullmatch("[0-9]+", file.stem)]
+    return f"{max(taken, default=0) + 1:05d}"
+
+
+def _record(config, pipe, identity, given, scene_frames, device, seconds) -> dict:
+    """What made a video: the resolved configuration, its scenes, and the versions and device it was made with."""
+    stops = np.cumsum(scene_frames).tolist()
+    return {
+        "config": dataclasses.asdict(config),
+        "command": shlex.join(sys.argv),
+        "weights": identity,
+        "mask_variant": pipe.transformer.config.mask_variant,
+        "scheduler": {"class": type(pipe.scheduler).__name__, **pipe.scheduler.config},
+        "scenes": [
+            {
+                "prompt": prompt,
+                "frames": [stop - count, stop],
+                "context": scene
+                and {"path": scene.path, "fingerprint": fingerprint(scene.path), "indices": scene.indices},
+            }
+            for prompt, count, stop, scene in zip_longest(config.prompts, scene_frames, stops, given)
+        ],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "seconds": round(seconds, 1),
+    }

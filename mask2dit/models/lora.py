@@ -1,0 +1,226 @@
+"""LoRA files of CogVideoX in the forms that trainers write them, converted to diffusers' form.
+
+| written by           | a key                                                             |
+|----------------------|-------------------------------------------------------------------|
+| diffusers            | `transformer.transformer_blocks.0.attn1.to_q.lora_A.weight`       |
+| PEFT                 | `base_model.model.transformer_blocks.0.attn1.to_q.lora_A.weight`  |
+| ComfyUI              | `diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight`   |
+| kohya, VideoX-Fun    | `lora_unet__transformer_blocks_0_attn1_to_q.lora_down.weight`     |
+
+An `alpha` beside a module's weights scales that module by alpha / rank.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers.loaders import CogVideoXLoraLoaderMixin
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+from peft import LoraConfig
+from torch import nn
+
+from mask2dit.models.loading import weight_shapes
+
+logger = logging.getLogger(__name__)
+
+FILE_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+DOTTED_PREFIX = re.compile(r"(?:(?:base_model|model|diffusion_model|module|transformer)\.)*")
+FLAT_PREFIX = re.compile(r"lora_(?:unet|transformer)_+")
+PART = re.compile(
+    r"(?P<module>.+)\.(?:lora_(?P<side>A|B|down|up)(?:\.[^.]+)?\.(?P<kind>weight|bias)|(?P<alpha>alpha)"
+    r"|(?P<magnitude>lora_magnitude_vector)(?:\..+)?)"
+)
+SIDES = {"down": "A", "up": "B", "A": "A", "B": "B"}
+MODELS = {1920: " (CogVideoX-2B)", 3072: " (CogVideoX-5B)"}  # by width
+
+Key = tuple[str, str]  # the transformer's module, and which of its weights: "lora_A.weight", "alpha", …
+
+
+def lora_file(path: str | os.PathLike, weight_name: str | None = None, subfolder: str | None = None) -> Path:
+    """The one file that holds a LoRA: `path` itself or, of a folder, the file of that name, of diffusers' or PEFT's name, or
+    the only weights file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if a folder holds several and nothing tells which is meant.
+    """
+    path = Path(path) / (subfolder or "")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no LoRA {str(path)!r}: name a .safetensors file or the folder of one")
+    if path.is_file():
+        return path
+    names = FILE_NAMES if weight_name is None else (weight_name,)
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    if not files or weight_name is not None:
+        raise FileNotFoundError(f"there is no LoRA in {str(path)!r}: expected {weight_name or 'a .safetensors file'}")
+    if len(files) > 1:
+        raise ValueError(f"{str(path)!r} holds {', '.join(file.name for file in files)}: name one of these files")
+    return files[0]
+
+
+def check_lora(path: str | os.PathLike, transformer: nn.Module) -> None:
+    """Compares a LoRA's file with a transformer (on any device, "meta" too), without loading it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_lora`.
+    """
+    file = lora_file(path)
+    _parse(weight_shapes(file), transformer, str(file))
+
+
+def load_lora(
+    source: str | os.PathLike | Mapping[str, torch.Tensor], transformer: nn.Module, **kwargs
+) -> tuple[dict[str, torch.Tensor], dict | None]:
+    """Reads a LoRA in any of the forms above.
+
+    Args:
+        source: a file, a folder, a hub id, or the weights by key.
+        transformer: what it is meant for.
+        **kwargs: as for `lora_state_dict` of diffusers (`weight_name`, `subfolder`, `revision`, …).
+
+    Returns:
+        The weights in diffusers' form, alphas multiplied into them, and the configuration that the file carries, if any.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if a file is corrupt, its keys cannot be converted, or its weights do not fit the transformer.
+    """
+    name, file = str(source), None
+    if isinstance(source, Mapping):
+        name = "given as weights"
+        _parse(_shapes(source), transformer, name)
+    elif Path(source).exists():
+        file = lora_file(source, kwargs.pop("weight_name", None), kwargs.pop("subfolder", None))
+        source = name = str(file)
+        _parse(weight_shapes(file), transformer, name)
+    # Checked before as well, since diffusers leaves out what it cannot convert.
+    weights, metadata = CogVideoXLoraLoaderMixin.lora_state_dict(source, return_lora_metadata=True, **kwargs)
+    keys = _parse(_shapes(weights), transformer, name)
+    parts = {keys[key]: weight for key, weight in weights.items()}
+    if metadata is None and file is not None:
+        metadata = _peft_config(file)
+    converted = {}
+    for (module, part), weight in parts.items():
+        alpha = parts.get((module, "alpha"))
+        if part == "lora_B.weight" and alpha is not None:
+            weight = (weight.float() * (float(alpha) / weight.shape[1])).to(weight.dtype)
+        if part != "alpha":
+            converted[f"transformer.{module}.{part}"] = weight
+    return converted, metadata
+
+
+def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(torch.as_tensor(weight).shape) for key, weight in weights.items()}  # an alpha may be a number
+
+
+def _peft_config(file: Path) -> dict | None:
+    """The configuration that PEFT writes beside its file, under diffusers' names; it holds the alphas."""
+    if not (file.name.startswith("adapter_model.") and (file.parent / "adapter_config.json").is_file()):
+        return None
+    config = LoraConfig.from_pretrained(file.parent).to_dict()
+    return {f"transformer.{name}": value for name, value in config.items()}
+
+
+def _parse(shapes: Mapping[str, tuple[int, ...]], transformer: nn.Module, source: str) -> dict[str, Key]:
+    """What each key of a LoRA stands for; raises `ValueError` unless all of it fits the transformer."""
+    transformer = getattr(transformer, "_orig_mod", transformer)  # of torch.compile
+    modules = dict(transformer.named_modules())
+    flat_names = {name.replace(".", "_"): name for name in modules}
+    # The forms of older versions of diffusers; its converter takes any values.
+    renamed = {key: next(iter(convert_unet_state_dict_to_peft({key: None}))) for key in shapes}
+    keys: dict[str, Key] = {}
+    foreign = []
+    for key in shapes:
+        match = PART.fullmatch(renamed[key])
+        if match is None:
+            foreign.append(key)
+            continue
+        if match["alpha"]:
+            part = "alpha"
+        elif match["magnitude"]:
+            part = "lora_magnitude_vector"
+        else:
+            part = f"lora_{SIDES[match['side']]}.{match['kind']}"
+        keys[key] = (_module_name(match["module"], flat_names), part)
+    if not shapes:
+        raise ValueError(f"the LoRA {source!r} holds no weights")
+    if foreign:
+        raise ValueError(
+            f"the LoRA {source!r} has {len(foreign)} weights that cannot be converted to diffusers' form, for instance "
+            f"{foreign[0]!r}"
+        )
+    parts = {keys[key]: (key, shape) for key, shape in shapes.items()}
+    twice = [key for key in shapes if parts[keys[key]][0] != key]
+    if twice:
+        raise ValueError(
+            f"the LoRA {source!r} holds {twice[0]!r} again as {parts[keys[twice[0]]][0]!r}: keep one of them"
+        )
+    _check(parts, modules, transformer.config, source)
+    return keys
+
+
+def _module_name(name: str, flat_names: dict[str, str]) -> str:
+    """The dotted name of a module, within the transformer or in a transformer with more blocks."""
+    flat = FLAT_PREFIX.match(name)
+    if not flat:
+        return name[DOTTED_PREFIX.match(name).end() :]
+    name = name[flat.end() :]
+    block = re.fullmatch(r"transformer_blocks_(\d+)_(.+)", name)
+    if block and (in_block := flat_names.get(f"transformer_blocks_0_{block[2]}")):
+        return in_block.replace(".0.", f".{block[1]}.", 1)
+    return flat_names.get(name, name)
+
+
+def _check(parts: dict[Key, tuple[str, tuple[int, ...]]], modules: dict[str, nn.Module], config, source: str) -> None:
+    """Raises `ValueError` for a LoRA of another depth or width, of unknown modules, or of other shapes."""
+    layers, width = _depth_and_width({part: shape for part, (_, shape) in parts.items()})
+    has_layers, has_width = config.num_layers, config.num_attention_heads * config.attention_head_dim
+    if layers > has_layers or width not in (None, has_width):
+        of_width = "" if width is None else f" of width {width}{MODELS.get(width, '')}"
+        raise ValueError(
+            f"the LoRA {source!r} has weights for {layers} layers{of_width}, but this transformer has {has_layers} layers "
+            f"of width {has_width}{MODELS.get(has_width, '')}: use a LoRA that was trained for it"
+        )
+    for (module, _), (key, _) in parts.items():
+        if module not in modules or _features(modules[module]) is None:
+            raise ValueError(f"the LoRA {source!r} has weights for {module}, not for this transformer (key {key!r})")
+        if not {(module, "lora_A.weight"), (module, "lora_B.weight")} <= parts.keys():
+            raise ValueError(f"the LoRA {source!r} has only one half of the weights for {module} (key {key!r})")
+        down, up = (parts[module, f"lora_{side}.weight"][1] for side in "AB")
+        inputs, outputs = _features(modules[module])
+        if len(down) < 2 or len(up) < 2 or (down[1], up[0], down[0]) != (inputs, outputs, up[1]):
+            raise ValueError(
+                f"the LoRA {source!r} has weights of the shapes {down} and {up} for {module}, which needs (rank, {inputs}) "
+                f"and ({outputs}, rank) (key {key!r})"
+            )
+
+
+def _depth_and_width(shapes: Mapping[Key, tuple[int, ...]]) -> tuple[int, int | None]:
+    """The number of blocks that a LoRA reaches to, and their width; None if none of its weights tells."""
+    layers, width = 0, None
+    for (module, part), shape in shapes.items():
+        block = re.match(r"transformer_blocks\.(\d+)\.(.+)", module)
+        if not block:
+            continue
+        layers = max(layers, int(block[1]) + 1)
+        if part == "lora_A.weight" and re.search(r"to_[qkv]$|ff\.net\.0\.proj$", block[2]) and len(shape) == 2:
+            width = shape[1]
+        elif part == "lora_B.weight" and re.search(r"to_out\.0$|ff\.net\.2$", block[2]):
+            width = shape[0]
+    return layers, width
+
+
+def _features(module: nn.Module) -> tuple[int, int] | None:
+    """Input and output width of a layer that LoRA can change; None for others."""
+    module = getattr(module, "base_layer", module)  # of a layer that has a LoRA already
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, nn.Conv2d):
+        return module.in_channels, module.out_channels
+    return None

@@ -1,0 +1,1 @@
+"""Intervals and plots of results, whatever they are of."""

@@ -1,0 +1,79 @@
+"""The video files of a folder."""
+
+import logging
+import os
+from collections import deque
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = frozenset(
+    [
+        ".3gp",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".webm",
+        ".wmv",
+    ]
+)  # in lower case
+
+
+def is_video(path: Path) -> bool:
+    """True if the name of a file ends as those of videos do, and is not hidden, as macOS's "._a.mp4" is."""
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+
+
+def list_videos(folder: str | os.PathLike) -> list[Path]:
+    """The videos in a folder and in all below it, sorted; see `is_video` and `list_files`."""
+    return [path for path in list_files(folder) if is_video(path)]
+
+
+def list_files(folder: str | os.PathLike) -> list[Path]:
+    """The files in a folder and in all below it, sorted, without hidden files and what is in hidden folders.
+
+    Links to files and folders are followed. A folder that several paths lead to is listed once, by a path without links if
+    there is one. A dead link or a folder that cannot be read is left out with a warning.
+
+    Raises:
+        OSError: if the folder itself cannot be read.
+    """
+    files: list[Path] = []
+    seen = set()
+    waiting = deque([Path(folder)])
+    while waiting:
+        current = waiting.popleft()
+        try:
+            status = current.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+        except OSError as error:
+            if current == Path(folder):
+                raise
+            logger.warning("%s is left out: %s", current, error.strerror)
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = current / entry.name
+            if path.is_file():
+                files.append(path)
+            elif not path.is_dir():
+                if entry.is_symlink():
+                    logger.warning("%s is left out: it is a dead link to %s", path, os.readlink(path))
+            elif entry.is_symlink():
+                waiting.append(path)  # after all others, of which it may be one
+            else:
+                waiting.appendleft(path)
+    return sorted(files)
