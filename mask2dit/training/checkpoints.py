@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 
 from mask2dit.files import partial_folder, read_json, remove_partial_folders, replace_folder, write_errors, write_text
-from mask2dit.models.loading import fingerprint
+from mask2dit.hashing import fingerprint
 from mask2dit.provenance import git_commit, versions
 from mask2dit.training.config import TrainConfig
 from mask2dit.training.engine import world_size
