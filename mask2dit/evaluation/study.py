@@ -15,9 +15,9 @@ from pathlib import Path
 
 from mask2dit import cli
 from mask2dit.evaluation.config import LETTERS, StudyConfig
+from mask2dit.files import check_writable, write_text
 from mask2dit.hashing import digest, fingerprint
 from mask2dit.texts import parse_json, read_text
-from mask2dit.video.writing import check_writable, write_text
 
 logger = logging.getLogger(__name__)
 

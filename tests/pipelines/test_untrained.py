@@ -202,3 +202,10 @@ def test_command_writes_and_prints_the_folder(folder, tmp_path, capsys):
 
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "model")
     assert contents(tmp_path / "model") == contents(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert untrained.main([str(tmp_path / "file" / "model")]) == 1
+    error = capsys.readouterr().err
+    assert str(tmp_path / "file") in error and error.count("\n") == 1
