@@ -7,7 +7,6 @@ the clips that could not be read. Every file appears whole or not at all; a late
 Shapes: F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene, D text width.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ from mask2dit.data.encoding import encode_caption, encode_clip, load_encoders
 from mask2dit.data.manifests import read_manifest
 from mask2dit.data.quarantine import Quarantine
 from mask2dit.device import choose_device
-from mask2dit.hashing import fingerprint
+from mask2dit.hashing import digest, fingerprint
 from mask2dit.pipelines.mask2dit import VAE_REMEDY, Mask2DiTPipeline, require_finite
 from mask2dit.video.writing import atomic_path, check_writable, write_text
 
@@ -71,7 +70,7 @@ class LatentCache:
         self._sizes: dict[str, int] = {}  # of clips' video files in bytes
         for file in sorted([*self.folder.glob("latents-*.safetensors"), *self.folder.glob("text-*.safetensors")]):
             contents = _contents(file)
-            if contents["settings"] != _hash(settings):
+            if contents["settings"] != digest(settings):
                 raise ValueError(
                     f"{str(file)!r} does not belong to this cache, but to one of other settings: remove it"
                 )
@@ -138,7 +137,7 @@ def cache_settings(data: DataConfig, model: str | os.PathLike, dtype: str) -> di
         FileNotFoundError, ValueError: if the model's folder is not complete, or does not carry videos of this size.
     """
     skeleton = Mask2DiTPipeline.skeleton(model)
-    skeleton.check_size(data.height, data.width, data.num_frames, data.num_scenes)
+    skeleton.video_shape(data.height, data.width, data.num_frames, data.num_scenes)
     return {
         **{f"{part} weights": fingerprint(Path(model) / part) for part in ("vae", "text_encoder", "tokenizer")},
         "text_length": skeleton.transformer.config.max_text_seq_length,
@@ -230,8 +229,8 @@ def _write(
     if not tensors:
         return
     # In one entry, as safetensors writes several in any order.
-    metadata = {"contents": json.dumps({"settings": _hash(settings), "keys": keys, "sizes": sizes})}
-    with atomic_path(folder / f"{name}-{_hash(sorted(keys))}.safetensors") as temporary:
+    metadata = {"contents": json.dumps({"settings": digest(settings), "keys": keys, "sizes": sizes})}
+    with atomic_path(folder / f"{name}-{digest(sorted(keys))}.safetensors") as temporary:
         save_file(tensors, temporary, metadata)
 
 
@@ -249,15 +248,11 @@ def _chunks(items: list, size: int) -> list[list]:
 
 
 def _clip_key(clip: Clip) -> str:
-    return _hash(["clip", clip.name])
+    return digest(["clip", clip.name])
 
 
 def _caption_key(caption: str) -> str:
-    return _hash(["caption", caption])
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(["caption", caption])
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -27,7 +27,7 @@ from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
-from mask2dit.pipelines.story import SceneStore, check_story, generate_story
+from mask2dit.pipelines.story import SceneStore, generate_story, plan_windows
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import git_commit, versions
 from mask2dit.storyworld.prompts import check_prompts
@@ -150,7 +150,7 @@ def check(config: InferenceConfig, device: torch.device) -> tuple[InferenceConfi
         check_lora(config.lora.path, skeleton.transformer)
     size = skeleton.fill_size(config.height, config.width, config.num_frames)
     config = dataclasses.replace(config, **dict(zip(("height", "width", "num_frames"), size)))
-    check_story(skeleton, len(config.prompts), len(config.context_videos), config.window, *size)
+    plan_windows(skeleton, len(config.prompts), len(config.context_videos), config.window, *size)
     if config.name is not None and (Path(config.save_path) / f"{config.name}.mp4").exists():
         raise FileExistsError(
             f"{config.name}.mp4 is in {config.save_path!r} already: choose another name, or leave name out"
@@ -158,8 +158,8 @@ def check(config: InferenceConfig, device: torch.device) -> tuple[InferenceConfi
     readers = [(video, open_video(video)) for video in config.context_videos]
     sources = [(video, reader, scene) for video, reader in readers for scene in _scenes_of(video, reader.num_frames)]
     if len(sources) > len(config.context_videos):
-        check_story(skeleton, len(config.prompts), len(sources), config.window, *size)
-    frames, _, _ = skeleton.check_size(*size, len(config.prompts))
+        plan_windows(skeleton, len(config.prompts), len(sources), config.window, *size)
+    frames, _, _ = skeleton.video_shape(*size, len(config.prompts))
     generator = torch.Generator().manual_seed(config.seed)
     given = []
     for (video, reader, scene), num_frames in zip(sources, frames):
@@ -216,7 +216,7 @@ def _context(
     from run to run, and what continues from them would then not be found again."""
     digests = [hashlib.sha256(scene.frames).hexdigest() for scene in given]
     frames = [len(scene.frames) for scene in given]
-    _, latent_frames, frame_shape = pipe.check_size(config.height, config.width, frames, len(frames))
+    _, latent_frames, frame_shape = pipe.video_shape(config.height, config.width, frames, len(frames))
     key = store.key(digests, frames, config.height, config.width, config.sample_context, config.seed, config.dtype)
     latents = store.load(key, (1, sum(latent_frames), *frame_shape))
     if latents is None:

@@ -86,7 +86,7 @@ def build_model(config: BuildConfig) -> None:
         published_scheduler().config, prediction_type=config.prediction_type
     )
     pipe = Mask2DiTPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
-    pipe.check_size(config.height, config.width, config.num_frames, num_scenes=1)
+    pipe.video_shape(config.height, config.width, config.num_frames, num_scenes=1)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         written = Path(temporary) / "model"  # the temporary folder itself is private to its user

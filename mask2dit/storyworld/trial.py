@@ -107,7 +107,7 @@ def run_trial(config: TrialConfig) -> None:
 
     task, folder = TASKS[config.task], Path(config.output_dir)
     skeleton = Mask2DiTPipeline.skeleton(config.model)
-    skeleton.check_size(config.height, config.width, config.num_frames, task.num_scenes)
+    skeleton.video_shape(config.height, config.width, config.num_frames, task.num_scenes)
     check_writable(folder)
     _record(config, folder)
     missing = [seed for seed in story_seeds(config) if not video_path(folder, seed).is_file()]
@@ -170,7 +170,9 @@ def windows(task: Task) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         return [((k,), (k,)) for k in task.generated]
     if task.num_scenes <= WINDOW:
         return [(tuple(range(task.num_scenes)), task.generated)]
-    return [(tuple(range(k + 1 - WINDOW, k + 1)), (k,)) for k in task.generated]
+    from mask2dit.pipelines.story import story_windows
+
+    return [((*context, *new), tuple(new)) for context, new in story_windows(task.num_scenes, len(task.given), WINDOW)]
 
 
 def story_seeds(config: TrialConfig) -> range:

@@ -177,7 +177,7 @@ class Validation(Callback):
         """The scenes of a story, uint8 (frames, H, W, 3) each, for each task."""
         config, data = trainer.config.validation, trainer.config.data
         size = {"height": data.height, "width": data.width, "num_frames": data.num_frames}
-        frames, latent_frames, _ = pipe.check_size(**size, num_scenes=len(prompts))
+        frames, latent_frames, _ = pipe.video_shape(**size, num_scenes=len(prompts))
 
         def draw(context: torch.Tensor | None = None) -> torch.Tensor:
             with trainer.accelerator.autocast():

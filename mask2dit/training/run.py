@@ -106,7 +106,7 @@ def check(config: TrainConfig) -> Mask2DiTPipeline:
                 f"trackers names {tracker}, which is not installed: pip install {tracker}, or leave it out"
             )
     skeleton = Mask2DiTPipeline.skeleton(config.model, configs_only=config.dry_run)
-    skeleton.check_size(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
+    skeleton.video_shape(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
     # Whether a cache belongs to the model is seen from the model's weights.
     load_dataset(replace(config, data=replace(config.data, cache=None)) if config.dry_run else config)
     load_validation_dataset(config)

@@ -75,7 +75,7 @@ class Trainer:
         self.optimizer = create_optimizer(config, pipe.transformer)
         self.ema = EMAModel(pipe.transformer.parameters(), decay=config.ema_decay) if config.ema_decay else None
         data = config.data
-        _, latent_frames, (_, *size) = pipe.check_size(data.height, data.width, data.num_frames, data.num_scenes)
+        _, latent_frames, (_, *size) = pipe.video_shape(data.height, data.width, data.num_frames, data.num_scenes)
         self._tokens = pipe.transformer.scene_layout(*size, latent_frames).length * config.batch_size  # of a step
         self.transformer, self.prepared_optimizer = accelerator.prepare(pipe.transformer, self.optimizer)
         if self.ema:
