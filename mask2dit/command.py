@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from mask2dit.config import REPOSITORY, load_config
 
-PREEMPTED = 75  # the exit status after SIGTERM: saved, to be started again (EX_TEMPFAIL of sysexits.h)
+PREEMPTED = 75  # the exit status after SIGTERM or SIGHUP: saved, to be started again (EX_TEMPFAIL of sysexits.h)
 
 
 def run_command(schema: type, task: str, default_config: str | Path, arguments: Sequence[str]) -> int:
@@ -43,7 +43,8 @@ def run_command(schema: type, task: str, default_config: str | Path, arguments: 
         print(OmegaConf.to_yaml(OmegaConf.structured(schema)))
         return 0
     # A job that is stopped ends like one that fails: what it was writing is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in stop_signals():
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         path, overrides = split_arguments(arguments)
         config = load_config(schema, path or _found(default_config), overrides)
@@ -97,16 +98,25 @@ def _found(default_config: str | Path | None) -> str | Path | None:
     return REPOSITORY / default_config
 
 
+def stop_signals() -> list[int]:
+    """SIGTERM, and SIGHUP, with which a closed terminal ends its jobs; not those that this one ignores, as under nohup."""
+    return [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+
+
 @contextmanager
-def sigterm_noted() -> Iterator[Callable[[], bool]]:
-    """Notes SIGTERM instead of dying of it: a cluster that takes the node back leaves time to save.
+def stop_noted() -> Iterator[Callable[[], str | None]]:
+    """Notes the signals that stop a job instead of dying of them: a cluster that takes the node back leaves time to save.
 
     Yields:
-        A function that tells whether the signal has come.
+        A function that returns the name of the first signal that has come, or None.
     """
     noted = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: noted.append(True))
+    previous = {
+        number: signal.signal(number, lambda number, frame: noted.append(signal.Signals(number).name))
+        for number in stop_signals()
+    }
     try:
-        yield lambda: bool(noted)
+        yield lambda: noted[0] if noted else None
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

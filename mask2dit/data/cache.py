@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
@@ -27,9 +26,9 @@ from mask2dit.data.encoding import encode_caption, encode_clip, load_encoders
 from mask2dit.data.manifests import read_manifest
 from mask2dit.data.quarantine import Quarantine
 from mask2dit.device import choose_device
+from mask2dit.files import atomic_path, check_writable, open_tensors, read_json, write_text
 from mask2dit.hashing import digest, fingerprint
 from mask2dit.pipelines.mask2dit import VAE_REMEDY, Mask2DiTPipeline, require_finite
-from mask2dit.video.writing import atomic_path, check_writable, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +36,7 @@ logger = logging.getLogger(__name__)
 # in bfloat16, one caption 1.9 MB.
 CLIPS_A_FILE = 32
 CAPTIONS_A_FILE = 64
+REMEDY = "remove it and make it again with python -m mask2dit.data.cache"
 
 
 class LatentCache:
@@ -58,7 +58,7 @@ class LatentCache:
             raise FileNotFoundError(
                 f"there is no cache in {str(self.folder)!r}: make it with python -m mask2dit.data.cache, or set cache=null"
             )
-        found = json.loads(index.read_text(encoding="utf-8"))
+        found = read_json(index, REMEDY)
         differing = [key for key in {**settings, **found} if settings.get(key) != found.get(key)]
         if differing:
             changes = ", ".join(f"{key} ({found.get(key)} there, {settings.get(key)} now)" for key in differing)
@@ -113,13 +113,13 @@ class LatentCache:
         key = _clip_key(clip)
         if key not in self._files:
             raise UnreadableClipError(self._failed()[clip.name])
-        with safe_open(self._files[key], framework="pt") as file:
+        with open_tensors(self._files[key], REMEDY) as file:
             return file.get_tensor(f"{key}.{variant}.mean"), file.get_tensor(f"{key}.{variant}.logvar")
 
     def embeddings(self, caption: str) -> torch.Tensor:
         """The embeddings of a caption, (L, D); the empty one's too, for classifier-free guidance."""
         key = _caption_key(caption)
-        with safe_open(self._files[key], framework="pt") as file:
+        with open_tensors(self._files[key], REMEDY) as file:
             return file.get_tensor(key)
 
     def _failed(self) -> dict[str, str]:
@@ -236,11 +236,8 @@ def _write(
 
 def _contents(file: Path) -> dict:
     """What `_write` noted in a file, without reading its tensors."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return json.loads(opened.metadata()["contents"])
-    except SafetensorError as error:
-        raise ValueError(f"{str(file)!r} of the cache is damaged ({error}): remove it and make it again") from error
+    with open_tensors(file, REMEDY) as opened:
+        return json.loads(opened.metadata()["contents"])
 
 
 def _chunks(items: list, size: int) -> list[list]:

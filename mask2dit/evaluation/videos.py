@@ -15,6 +15,7 @@ import torch
 
 from mask2dit.device import choose_device
 from mask2dit.evaluation.config import EvaluationConfig
+from mask2dit.files import write_text
 from mask2dit.hashing import fingerprint
 from mask2dit.inference import run as inference
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
@@ -29,7 +30,7 @@ from mask2dit.video.cuts import detect_cuts
 from mask2dit.video.files import is_video
 from mask2dit.video.frames import to_uint8
 from mask2dit.video.reading import VideoReader, open_video
-from mask2dit.video.writing import write_text, write_video
+from mask2dit.video.writing import write_video
 
 logger = logging.getLogger(__name__)
 

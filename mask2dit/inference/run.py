@@ -7,9 +7,9 @@ import logging
 import re
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from mask2dit.config import missing_model
 from mask2dit.device import choose_device
+from mask2dit.files import check_writable, move_new, write_errors, write_text
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
 from mask2dit.models.lora import check_lora
@@ -34,7 +35,7 @@ from mask2dit.storyworld.prompts import check_prompts
 from mask2dit.texts import parse_json, read_text
 from mask2dit.video.frames import resize_and_crop, to_uint8
 from mask2dit.video.reading import choose_scene, open_video
-from mask2dit.video.writing import check_writable, contact_sheet, write_image, write_text, write_video
+from mask2dit.video.writing import contact_sheet, write_image, write_video
 
 logger = logging.getLogger(__name__)
 
@@ -99,13 +100,15 @@ def generate(config: InferenceConfig) -> Path:
             scene_frames.append(len(video))
             yield from video
 
-    with _reserved_output(config) as output:
-        write_video(output, frames(), config.fps)
-    title = "untrained weights: these pictures mean nothing" if untrained else None
-    sheet = contact_sheet(sheet_rows, config.prompts, columns=SHEET_COLUMNS, title=title, given=range(len(given)))
-    write_image(output.with_suffix(".png"), sheet)
-    record = _record(config, pipe, identity, given, scene_frames, device, time.time() - started)
-    write_text(output.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    with write_errors(config.save_path), tempfile.TemporaryDirectory(dir=config.save_path, prefix=".") as folder:
+        made = Path(folder) / "video.mp4"
+        write_video(made, frames(), config.fps)
+        title = "untrained weights: these pictures mean nothing" if untrained else None
+        sheet = contact_sheet(sheet_rows, config.prompts, columns=SHEET_COLUMNS, title=title, given=range(len(given)))
+        write_image(made.with_suffix(".png"), sheet)
+        record = _record(config, pipe, identity, given, scene_frames, device, time.time() - started)
+        write_text(made.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        output = _place(made, config)
     logger.info("Wrote %s, %s and %s", output, output.with_suffix(".png").name, output.with_suffix(".json").name)
     return output
 
@@ -255,23 +258,24 @@ def _check_attention_backend(name: str, device: torch.device) -> None:
         raise ValueError(f"attention_backend={name} cannot be used here: {error}") from error
 
 
-@contextmanager
-def _reserved_output(config: InferenceConfig) -> Iterator[Path]:
-    """The video's path, which no other run can take meanwhile. Nothing that exists is overwritten."""
+def _place(made: Path, config: InferenceConfig) -> Path:
+    """Gives a video that is whole, its sheet and its record their names, of which other runs may take some meanwhile.
+
+    Raises:
+        FileExistsError: if another run took the name that the configuration asks for.
+    """
     folder = Path(config.save_path)
     while True:
-        path = folder / f"{config.name or _next_number(folder)}.mp4"
+        output = folder / f"{config.name or _next_number(folder)}.mp4"
         try:
-            path.touch(exist_ok=False)
+            move_new(made, output)
             break
         except FileExistsError:
             if config.name is not None:
                 raise
-    try:
-        yield path
-    except BaseException:
-        path.unlink()
-        raise
+    for suffix in (".png", ".json"):
+        made.with_suffix(suffix).replace(output.with_suffix(suffix))
+    return output
 
 
 def _next_number(folder: Path) -> str:

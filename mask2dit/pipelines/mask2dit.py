@@ -38,6 +38,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 from mask2dit.config import check_between, check_finite
 from mask2dit.models.loading import (
     check_dtype,
+    check_links,
     check_text_encoder,
     check_weights,
     empty_model,
@@ -57,6 +58,7 @@ from mask2dit.video.reading import read_scene
 logger = logging.getLogger(__name__)
 
 Video = str | os.PathLike | np.ndarray  # a file, or (frames, H, W, 3) uint8
+COMPONENTS = ("tokenizer", "text_encoder", "vae", "transformer", "scheduler")
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 # They add noise as the model was trained, x_t = alpha_t x_0 + sigma_t e with alpha_t^2 + sigma_t^2 = 1, and do not scale the
 # model's input, so that given scenes stay clean.
@@ -217,12 +219,14 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             ValueError: if a file is corrupt, weights do not fit, or `torch_dtype` does not name dtypes of components.
             TypeError: for a keyword that is no component.
         """
-        names = ("tokenizer", "text_encoder", "vae", "transformer", "scheduler")
         dtypes = _component_dtypes(torch_dtype)
         for name in components:
-            if name not in names:
-                raise TypeError(f"{name!r} is no component of {cls.__name__}: its components are {', '.join(names)}")
+            if name not in COMPONENTS:
+                raise TypeError(
+                    f"{name!r} is no component of {cls.__name__}: its components are {', '.join(COMPONENTS)}"
+                )
         folder = Path(pretrained_model_name_or_path)
+        check_links(folder, set(COMPONENTS) - components.keys())
         variants = _component_variants(folder, variant, components)
         loaders = {
             "tokenizer": lambda: load_tokenizer(folder / "tokenizer"),
@@ -262,6 +266,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             ValueError: if a file is corrupt or weights do not fit.
         """
         folder = Path(folder)
+        check_links(folder, COMPONENTS)
         empty = {}
         for name, model_class in (("transformer", Mask2DiTTransformer3DModel), ("vae", AutoencoderKLCogVideoX)):
             path = model_folder(folder, name)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mask2dit.config import check_finite
+from mask2dit.files import atomic_path
 from mask2dit.hashing import digest
 from mask2dit.pipelines.mask2dit import (
     SAMPLING_REMEDY,
@@ -25,7 +26,6 @@ from mask2dit.pipelines.mask2dit import (
     count_given_scenes,
     require_finite,
 )
-from mask2dit.video.writing import atomic_path
 
 logger = logging.getLogger(__name__)
 

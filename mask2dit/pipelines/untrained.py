@@ -15,6 +15,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
+from mask2dit.files import write_errors
 from mask2dit.models.loading import load_tokenizer
 from mask2dit.models.tokenizer import sentencepiece_model
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
@@ -110,7 +111,7 @@ def build_untrained_model(folder: str | os.PathLike, seed: int = 0) -> Path:
             f"{str(folder)!r} is already there and holds no complete model: name another folder, or remove this one"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+    with write_errors(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         written = Path(temporary) / "model"  # the temporary folder itself is private to its user
         _write_model(written, seed)
         try:

@@ -8,7 +8,6 @@ import json
 import logging
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
 
 from mask2dit.command import run_command
+from mask2dit.files import atomic_folder, write_text
 from mask2dit.models.loading import load_model, load_text_encoder, load_tokenizer, model_folder
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.saving import SPIECE, published_scheduler, save_pipeline
 from mask2dit.storyworld.prompts import MARKER
-from mask2dit.video.writing import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -87,17 +86,12 @@ def build_model(config: BuildConfig) -> None:
     )
     pipe = Mask2DiTPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
     pipe.video_shape(config.height, config.width, config.num_frames, num_scenes=1)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
-        written = Path(temporary) / "model"  # the temporary folder itself is private to its user
+    with atomic_folder(output) as written:
         save_pipeline(pipe, written, Path(config.text) / "tokenizer" / SPIECE)
         trained_with = {name: getattr(config, name) for name in ("num_scenes", "num_frames", "height", "width")}
         write_text(written / MARKER, json.dumps(trained_with) + "\n")
-        if output.exists():
-            if (output / CARD).is_file():
-                shutil.copy2(output / CARD, written / CARD)
-            shutil.rmtree(output)
-        written.rename(output)
+        if (output / CARD).is_file():
+            shutil.copy2(output / CARD, written / CARD)
     logger.info("Wrote %s: a transformer of %.1f million weights", output, transformer.num_parameters() / 1e6)
 
 

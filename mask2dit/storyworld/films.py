@@ -25,10 +25,11 @@ from mask2dit.command import run_command
 from mask2dit.config import check_at_least
 from mask2dit.data.clips import required_frames
 from mask2dit.data.config import DataConfig
+from mask2dit.files import check_writable, write_text
 from mask2dit.storyworld.measure import measure_scene, visual_consistency
 from mask2dit.storyworld.render import render_story
 from mask2dit.storyworld.world import Story, caption, describe, sample_story
-from mask2dit.video.writing import check_writable, write_clips, write_text
+from mask2dit.video.writing import write_clips
 
 logger = logging.getLogger(__name__)
 

@@ -5,22 +5,22 @@ or not there. What a step sees follows from the seed and the step alone, so that
 """
 
 import dataclasses
-import json
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm import tqdm
 
-from mask2dit.command import PREEMPTED, sigterm_noted
+from mask2dit.command import PREEMPTED, stop_noted
 from mask2dit.config import check_at_least, check_choice
+from mask2dit.files import append_line, atomic_path, check_writable, keep_lines
 from mask2dit.training.muon import Muon, spectral_scale
-from mask2dit.video.writing import atomic_path, check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def learn(
         0, or `command.PREEMPTED` after a SIGTERM.
 
     Raises:
-        ValueError: if the checkpoint was made with another configuration, naming what differs.
+        ValueError: if the checkpoint was made with another configuration, naming what differs, or is damaged.
         FloatingPointError: if the loss is not finite.
         OSError: if nothing can be written.
     """
@@ -102,11 +102,12 @@ def learn(
     average = EMAModel(model.parameters(), decay=config.ema_decay)
     parts = {"model": model, "muon": muon, "adamw": adamw, "average": average}
     step = _load(config, parts)
-    _forget_metrics_after(folder / METRICS, step)
+    # Steps after the checkpoint will be done, and measured, again.
+    keep_lines(folder / METRICS, lambda record: record["step"] <= step)
 
     status = 0
     since: list[dict[str, float]] = []
-    with sigterm_noted() as terminated, tqdm(total=config.max_steps, initial=step, unit="step") as bar:
+    with stop_noted() as stopped_by, tqdm(total=config.max_steps, initial=step, unit="step") as bar:
         while step < config.max_steps and not status:
             for optimizer, highest in ((muon, config.matrix_learning_rate), (adamw, config.learning_rate)):
                 for group in optimizer.param_groups:
@@ -137,13 +138,12 @@ def learn(
                 model.train()
                 average.restore(model.parameters())
                 bar.set_postfix({name: f"{value:.4g}" for name, value in measured.items()})
-                with (folder / METRICS).open("a") as file:
-                    file.write(json.dumps({"step": step, **measured}) + "\n")
+                append_line(folder / METRICS, {"step": step, **measured})
                 since = []
                 _save(config, parts, step)
-            elif terminated():
+            elif stopped_by():
                 _save(config, parts, step)
-                logger.warning("stopped by SIGTERM after step %d, which is saved", step)
+                logger.warning("stopped by %s after step %d, which is saved", stopped_by(), step)
                 status = PREEMPTED
     average.copy_to(model.parameters())
     model.eval()
@@ -172,7 +172,12 @@ def _load(config: LearningConfig, parts: dict) -> int:
     path = Path(config.output_dir) / CHECKPOINT
     if not path.is_file():
         return 0
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): remove it, and the run starts anew"
+        ) from error
     now, before = dataclasses.asdict(config), checkpoint["config"]
     differing = [key for key in now if key not in FREE_KEYS and now[key] != before.get(key)]
     if differing:
@@ -190,10 +195,3 @@ def _save(config: LearningConfig, parts: dict, step: int) -> None:
     states = {name: part.state_dict() for name, part in parts.items()}
     with atomic_path(Path(config.output_dir) / CHECKPOINT) as temporary:
         torch.save({"step": step, "config": dataclasses.asdict(config), **states}, temporary)
-
-
-def _forget_metrics_after(path: Path, step: int) -> None:
-    """Drops the lines of steps that will be done, and measured, again."""
-    if path.is_file():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in lines))

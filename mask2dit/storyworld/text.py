@@ -26,13 +26,13 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from mask2dit.command import run_command
 from mask2dit.device import choose_device
+from mask2dit.files import atomic_folder, atomic_path
 from mask2dit.models.loading import load_tokenizer
 from mask2dit.models.tokenizer import CHARACTERS, sentencepiece_model
 from mask2dit.pipelines.saving import SPIECE
 from mask2dit.randomness import generator_for
 from mask2dit.storyworld.learning import LearningConfig, learn
 from mask2dit.storyworld.world import caption, sample_story
-from mask2dit.video.writing import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,8 @@ def train_text_encoder(config: TextConfig) -> int:
     status = learn(config, encoder, losses, evaluate)
     if not status:
         # Half precision suffices and halves the size; the same weights serve every later stage.
-        encoder.half().save_pretrained(Path(config.output_dir) / "text_encoder")
+        with atomic_folder(Path(config.output_dir) / "text_encoder") as folder:
+            encoder.half().save_pretrained(folder)
         logger.info("Wrote %s", config.output_dir)
     return status
 

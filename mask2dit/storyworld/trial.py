@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from mask2dit.command import run_command
 from mask2dit.config import DTYPES, check_at_least, check_choice
+from mask2dit.files import check_writable, read_json, write_text
 from mask2dit.provenance import git_commit, versions
 from mask2dit.randomness import generator_for
 from mask2dit.storyworld.render import render_scene
 from mask2dit.storyworld.world import Story, caption, sample_story
 from mask2dit.video.frames import to_uint8
-from mask2dit.video.writing import check_writable, write_text, write_video
+from mask2dit.video.writing import write_video
 
 if TYPE_CHECKING:
     from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
@@ -188,7 +189,7 @@ def read_record(folder: Path) -> TrialConfig:
     path = folder / RECORD
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no trial (no {RECORD}): run mask2dit.storyworld.trial first")
-    return TrialConfig(**json.loads(path.read_text())["config"])
+    return TrialConfig(**read_json(path, "remove this trial and make it again")["config"])
 
 
 def _record(config: TrialConfig, folder: Path) -> None:

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKLCogVideoX
 
 from mask2dit.command import run_command
 from mask2dit.device import choose_device
+from mask2dit.files import atomic_folder
 from mask2dit.randomness import generator_for
 from mask2dit.storyworld.learning import LearningConfig, learn
 from mask2dit.storyworld.render import render_scene
@@ -101,7 +102,8 @@ def train_vae(config: VAEConfig) -> int:
         std = latent_std(vae, [training_scenes(config, step) for step in range(config.num_measured)])
         vae.register_to_config(scaling_factor=1 / std)
         # Half precision suffices and halves the size; the same weights serve every later stage.
-        vae.half().save_pretrained(Path(config.output_dir) / "vae")
+        with atomic_folder(Path(config.output_dir) / "vae") as folder:
+            vae.half().save_pretrained(folder)
         logger.info("Wrote %s, with latents of standard deviation %.3f before scaling", config.output_dir, std)
     return status
 

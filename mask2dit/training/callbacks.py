@@ -1,6 +1,5 @@
 """What a run does beside optimising: logging, checkpoints and validation."""
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from mask2dit.data.datasets import StoryDataset, build_dataset, collate
 from mask2dit.data.order import Position
+from mask2dit.files import append_line, keep_lines
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.training.checkpoints import save_checkpoint
@@ -47,10 +47,9 @@ class Logging(Callback):
             total=config.max_steps, initial=trainer.step, unit="step", disable=not accelerator.is_main_process
         )
         self._file = Path(config.output_dir) / "metrics.jsonl"
-        if accelerator.is_main_process and self._file.is_file():
+        if accelerator.is_main_process:
             # Steps after the checkpoint that this run goes on from are done, and logged, again.
-            lines = [line for line in self._file.read_text().splitlines() if json.loads(line)["step"] <= trainer.step]
-            self._file.write_text("".join(f"{line}\n" for line in lines))
+            keep_lines(self._file, lambda record: record["step"] <= trainer.step)
 
     def on_step(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         self._since.append(metrics)
@@ -70,8 +69,7 @@ class Logging(Callback):
     def on_log(self, trainer: Trainer, values: dict[str, float]) -> None:
         if trainer.accelerator.is_main_process:
             trainer.accelerator.log(values, step=trainer.step)
-            with self._file.open("a") as file:
-                file.write(json.dumps({"step": trainer.step, **values}) + "\n")
+            append_line(self._file, {"step": trainer.step, **values})
 
     def on_end(self, trainer: Trainer) -> None:
         self._bar.close()

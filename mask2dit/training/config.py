@@ -115,6 +115,9 @@ class TrainConfig:
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """tensorboard, wandb, both or none; metrics.jsonl is always written."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    copy_frozen: bool = False
+    """Copy the frozen parts of the base model (VAE, text encoder, …) to the exported `model/`, so that it can be moved or
+    shared by itself; false: link to them."""
     dry_run: bool = False
     """Print what the run would need, without reading weights."""
 

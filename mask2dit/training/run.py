@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from dataclasses import replace
 from importlib.util import find_spec
@@ -18,11 +17,12 @@ from safetensors.torch import save_file
 from mask2dit.config import check_between, missing_model
 from mask2dit.data.datasets import StoryDataset, build_dataset
 from mask2dit.data.encoding import load_encoders
+from mask2dit.files import atomic_folder, check_writable, write_text
 from mask2dit.models.masks import cross_scene
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.training.callbacks import Checkpoints, Logging, Validation, load_validation_dataset
-from mask2dit.training.checkpoints import find_checkpoint, run_record
+from mask2dit.training.checkpoints import find_checkpoint, load_errors, remove_leftovers, run_record
 from mask2dit.training.config import TrainConfig
 from mask2dit.training.engine import (
     accumulation_steps,
@@ -33,7 +33,6 @@ from mask2dit.training.engine import (
 )
 from mask2dit.training.memory import estimate_memory
 from mask2dit.training.trainer import Callback, Trainer
-from mask2dit.video.writing import check_writable, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +49,12 @@ def train(config: TrainConfig) -> int:
     Raises:
         ValueError, FileNotFoundError, FileExistsError, PermissionError: before weights are read, for anything that cannot
             be carried out.
+        OSError: if something cannot be written, or another process of the run has ended.
     """
-    skeleton = check(config)
+    skeleton, found = check(config)
     if config.dry_run:
         print(estimate_memory(config, skeleton, world_size()))
         return 0
-    found = find_checkpoint(config)
     set_seed(config.seed)  # of the weights that LoRA adds; samples have their own
     # Before the accelerator: with ZeRO stage 3 under way, transformers would split the frozen text encoder as it reads it.
     pipe = load_pipeline(config)
@@ -66,15 +65,25 @@ def train(config: TrainConfig) -> int:
     callbacks = [Checkpoints(), Validation(), Export(), Logging()]  # logging ends the processes' group
     trainer = Trainer(config, accelerator, pipe, load_dataset(config), callbacks, start=found[1] if found else 0)
     if found:
-        trainer.load(found[0])
+        with load_errors(found[0], config):
+            trainer.load(found[0])
         logger.info("resumed from %s", found[0])
     if accelerator.is_main_process:
+        remove_leftovers(config)
         write_text(Path(config.output_dir) / "run.json", json.dumps(run_record(config), indent=2))
-    return trainer.train()
+    try:
+        return trainer.train()
+    except RuntimeError as error:
+        if "gloo/transport" in str(error):
+            raise ConnectionError("another process of this run has ended, and its own message says why") from error
+        raise
 
 
-def check(config: TrainConfig) -> Mask2DiTPipeline:
-    """Everything that can be found wrong without reading weights. Returns the model without its weights.
+def check(config: TrainConfig) -> tuple[Mask2DiTPipeline, tuple[Path, int] | None]:
+    """Everything that can be found wrong without reading weights.
+
+    Returns:
+        The model without its weights, and the checkpoint to go on from, as `find_checkpoint` has it.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError, PermissionError: with what is wrong and what would be right.
@@ -116,8 +125,7 @@ def check(config: TrainConfig) -> Mask2DiTPipeline:
             check_between("a timestep of validation.timesteps", timestep, 0, last)
         skeleton.check_steps(config.validation.num_inference_steps)
     check_writable(config.output_dir)
-    find_checkpoint(config)
-    return skeleton
+    return skeleton, find_checkpoint(config)
 
 
 def load_dataset(config: TrainConfig) -> StoryDataset:
@@ -161,19 +169,20 @@ class Export(Callback):
 
 
 def export(trainer: Trainer, output_dir: Path) -> None:
-    """Writes the trained transformer, averaged where there is an average, with links to the frozen parts; or its LoRA, with
-    the settings from which loaders know its scale."""
+    """Writes the trained transformer, averaged where there is an average, with the frozen parts or links to them; or its
+    LoRA, with the settings from which loaders know its scale."""
     accelerator, transformer = trainer.accelerator, trainer.accelerator.unwrap_model(trainer.transformer)
     if trainer.ema:
         trainer.ema.store(transformer.parameters())
         trainer.ema.copy_to(transformer.parameters())
     if trainer.config.lora.rank:
         if accelerator.is_main_process:
-            Mask2DiTPipeline.save_lora_weights(
-                output_dir / "lora",
-                transformer_lora_layers=get_peft_model_state_dict(transformer),
-                transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
-            )
+            with atomic_folder(output_dir / "lora") as folder:
+                Mask2DiTPipeline.save_lora_weights(
+                    folder,
+                    transformer_lora_layers=get_peft_model_state_dict(transformer),
+                    transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+                )
     else:
         _export_model(trainer, output_dir)
     if trainer.ema:
@@ -185,13 +194,14 @@ def _export_model(trainer: Trainer, output_dir: Path) -> None:
     accelerator, transformer = trainer.accelerator, trainer.accelerator.unwrap_model(trainer.transformer)
     weights = accelerator.get_state_dict(trainer.transformer)
     if accelerator.is_main_process:
-        partial, final = output_dir / ".model.partial", output_dir / "model"
-        shutil.rmtree(partial, ignore_errors=True)
-        transformer.save_config(partial / "transformer")
-        weights = {name: weight.contiguous().cpu() for name, weight in weights.items()}
-        save_file(weights, partial / "transformer" / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        for name in FROZEN:
-            os.symlink((Path(trainer.config.model) / name).resolve(), partial / name, target_is_directory=True)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        logger.info("Wrote %s", final)
+        with atomic_folder(output_dir / "model") as folder:
+            transformer.save_config(folder / "transformer")
+            weights = {name: weight.contiguous().cpu() for name, weight in weights.items()}
+            save_file(weights, folder / "transformer" / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+            for name in FROZEN:
+                source = (Path(trainer.config.model) / name).resolve()
+                if trainer.config.copy_frozen:
+                    shutil.copytree(source, folder / name)
+                else:
+                    (folder / name).symlink_to(source, target_is_directory=True)
+        logger.info("Wrote %s", output_dir / "model")

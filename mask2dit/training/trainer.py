@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
-from mask2dit.command import PREEMPTED, sigterm_noted
+from mask2dit.command import PREEMPTED, stop_noted
 from mask2dit.data.datasets import StoryDataset, collate
 from mask2dit.data.encoding import encode_caption, prepare_batch
 from mask2dit.data.order import PositionSampler
@@ -83,19 +83,24 @@ class Trainer:
             accelerator.register_for_checkpointing(self.ema)
 
     def train(self) -> int:
-        """Runs to `max_steps`, or to a SIGTERM. Returns the exit status: 0, or `PREEMPTED`."""
+        """Runs to `max_steps`, or to a SIGTERM or SIGHUP. Returns the exit status: 0, or `PREEMPTED`."""
         batches = self._batches()
         for callback in self.callbacks:
             callback.on_start(self)
         status = 0
-        with sigterm_noted() as terminated:
+        with stop_noted() as stopped_by:
             while self.step < self.config.max_steps:
                 metrics = self._step(batches)
                 for callback in self.callbacks:
                     callback.on_step(self, metrics)
-                if self._any(terminated()):
+                if self._any(stopped_by() is not None):
                     save_checkpoint(self.accelerator, self.config, self.step)
-                    logger.warning("stopped by SIGTERM after step %d, which is saved", self.step)
+                    if self.accelerator.is_main_process:
+                        logger.warning(
+                            "stopped by %s after step %d, which is saved: resume=latest goes on",
+                            stopped_by() or "another process",
+                            self.step,
+                        )
                     status = PREEMPTED
                     break
             for callback in self.callbacks:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from mask2dit import Mask2DiTPipeline
 from mask2dit.config import load_config
@@ -308,6 +309,27 @@ def test_a_defect_is_not_taken_for_a_broken_clip(cache_config, monkeypatch, tmp_
     with pytest.raises(ValueError, match="a defect"):
         build_cache(cache_config())
     assert not (tmp_path / "cache/failed.jsonl").exists()
+
+
+def test_a_full_disk_leaves_the_cache_whole_and_it_goes_on_later(cache_config, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mask2dit.data.cache.save_file", full)
+        with pytest.raises(OSError, match=r"cannot write \S+cache/text-\w+\.safetensors .*make room"):
+            build_cache(cache_config())
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["index.json"]
+    build_cache(cache_config())
+    assert list((tmp_path / "cache").glob("latents-*"))
+
+
+@pytest.mark.parametrize("torn", ['{"clip": "2.mp', ""])
+def test_a_line_of_failed_clips_that_was_cut_short_does_not_lock_the_cache(cache_config, tmp_path, torn):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/failed.jsonl").write_text(torn)
+    build_cache(cache_config())
+    dataset(cache_config(), tmp_path)
 
 
 def test_a_damaged_file_of_the_cache_is_named(cache_config, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -131,16 +132,18 @@ def test_deepspeed_compiles_nothing_on_a_cpu(config, launch, tmp_path):
     assert not (tmp_path / "compiled").exists()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_and_ends_with_its_own_status(config, command, run, metrics, processes):
+@pytest.mark.parametrize("processes, number", [(1, signal.SIGTERM), (1, signal.SIGHUP), (2, signal.SIGTERM)])
+def test_a_signal_to_stop_saves_and_ends_with_its_own_status(config, command, run, metrics, processes, number):
     long = config(max_steps=1000, checkpoint_every=1000)
     process = subprocess.Popen(**command(long, processes), stderr=subprocess.PIPE)
     log = Path(long.output_dir) / "metrics.jsonl"
     while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 2):
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
+    assert errors.count(f"stopped by {number.name}") == 1
+    assert "exitcode" not in errors and "Traceback" not in errors
     (checkpoint,) = checkpoints.checkpoints(long.output_dir)
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     if processes == 1:
@@ -167,6 +170,19 @@ def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, r
     assert [path.name for path in checkpoints.checkpoints(killed.output_dir)] == ["checkpoint-00000002"]
     assert run(replace(killed, resume="latest")) == 0
     assert [line["step"] for line in metrics(killed)] == [1, 2, 3, 4]
+    assert not list(Path(killed.output_dir).glob(".*"))
+
+
+@pytest.mark.parametrize("changes, status", [({"max_steps": 1}, 0), ({"model": "nowhere"}, 1)])
+def test_threads_that_abort_while_python_ends_do_not_change_the_status(config, command, tmp_path, changes, status):
+    """As gloo's do when they release a tensor then, after everything was saved."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os\nif 'RANK' in os.environ: atexit.register(os.abort)\n"
+    )
+    training = command(config(**changes), 2)
+    training["env"]["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    result = subprocess.run(**training, capture_output=True, check=False)
+    assert result.returncode == status, result.stderr
 
 
 def test_the_launcher_ends_with_the_status_of_what_it_launched(config, launch):
@@ -373,7 +389,7 @@ BAD = {
     "bad height": ({"data__height": 70}, "height=70 .* 64 or 80"),
     "a batch that does not divide": ({"batch_size": 3, "micro_batch_size": 2}, "batch_size=3 does not divide .* 2 and 4"),
     "nothing to resume": ({"resume": "latest"}, "no checkpoint in .* to resume"),
-    "an unknown checkpoint": ({"resume": "nowhere"}, "'nowhere' is no checkpoint"),
+    "an unknown checkpoint": ({"resume": "nowhere"}, "'nowhere' is not a checkpoint"),
     "no DeepSpeed file": ({"deepspeed": "nowhere.json"}, "no DeepSpeed configuration 'nowhere.json'"),
     "EMA with DeepSpeed": ({"deepspeed": str(ROOT / "configs/deepspeed/zero2.json"), "ema_decay": 0.9}, "ema_decay=0.9"),
     "8 bits with DeepSpeed": (
