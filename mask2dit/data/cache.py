@@ -130,13 +130,18 @@ class LatentCache:
         return size is not None and clip.path.is_file() and clip.path.stat().st_size != size
 
 
-def cache_settings(data: DataConfig, model: str | os.PathLike, dtype: str) -> dict:
+def cache_settings(data: DataConfig, model: str | os.PathLike, dtype: str, skeleton: Mask2DiTPipeline) -> dict:
     """Everything that latents and embeddings depend on, besides the clips and captions themselves.
 
+    Args:
+        data: of the clips.
+        model: the model's folder, whose encoders are fingerprinted.
+        dtype: of the encoders.
+        skeleton: of the same folder.
+
     Raises:
-        FileNotFoundError, ValueError: if the model's folder is not complete, or does not carry videos of this size.
+        ValueError: if the model does not carry videos of this size.
     """
-    skeleton = Mask2DiTPipeline.skeleton(model)
     skeleton.video_shape(data.height, data.width, data.num_frames, data.num_scenes)
     return {
         **{f"{part} weights": fingerprint(Path(model) / part) for part in ("vae", "text_encoder", "tokenizer")},
@@ -157,7 +162,8 @@ def build_cache(config: CacheConfig) -> None:
         QuarantineError: if too many clips cannot be read.
     """
     device = choose_device(config.device)
-    settings = cache_settings(config.data, config.model, config.dtype)
+    skeleton = Mask2DiTPipeline.skeleton(config.model)
+    settings = cache_settings(config.data, config.model, config.dtype, skeleton)
     # Whether or not a sample can be made of its row: the cache serves any num_scenes.
     listed = [clip for row in read_manifest(config.data) for clip in row if is_long_enough(clip, config.data)]
     clips = list({clip.name: clip for clip in listed}.values())
@@ -182,7 +188,7 @@ def build_cache(config: CacheConfig) -> None:
         logger.info("Nothing is missing in part %s of %s", config.shard, folder)
         return
 
-    pipe = load_encoders(config.model, getattr(torch, config.dtype), device)
+    pipe = load_encoders(config.model, getattr(torch, config.dtype), device, skeleton)
     with tqdm(total=num_captions, desc="captions", unit="caption") as progress:
         for chunk in caption_files:
             tensors = {}

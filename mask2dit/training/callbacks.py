@@ -94,10 +94,13 @@ class Validation(Callback):
 
     The loss is taken at fixed noise and timesteps, for the normal task and for extension from all scenes but the last, and
     logged for each timestep. Samples and stories are split over processes.
+
+    Args:
+        dataset: of `load_validation_dataset`.
     """
 
-    def on_start(self, trainer: Trainer) -> None:
-        self._dataset = load_validation_dataset(trainer.config)
+    def __init__(self, dataset: StoryDataset | None):
+        self._dataset = dataset
 
     def on_step(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         config = trainer.config.validation

@@ -10,6 +10,7 @@ of a scene, D text width.
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -129,7 +130,7 @@ class Trainer:
             num_scenes = len(batch["captions"][i])
             masks.append(scene_mask(num_scenes, config.conditional_probability, config.given_scenes, draw))
             if torch.rand(1, generator=draw) < config.text_dropout:
-                embeds[i] = self._empty_text().repeat(num_scenes, 1)
+                embeds[i] = self._empty_text.repeat(num_scenes, 1)
         return {
             "latents": latents.float(),
             "noise": torch.stack(noise).to(device),
@@ -198,11 +199,13 @@ class Trainer:
         )
         yield from loader
 
+    @cached_property
     def _empty_text(self) -> torch.Tensor:
-        """The embedding of no text, (L, D)."""
+        """The embedding of no text, (L, D), which does not change, since the text encoder is frozen."""
         if self.dataset.cache is not None:
             return self.dataset.cache.embeddings("").to(self.accelerator.device)
-        return encode_caption(self.pipe, "")
+        with self.accelerator.autocast():  # as in training, wherever it is asked for first
+            return encode_caption(self.pipe, "")
 
     def _require_finite(self, what: str, values: torch.Tensor, names: list[str]) -> None:
         """Raises `FloatingPointError` on all processes if one has a value that is not finite, naming the samples."""
