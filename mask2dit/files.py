@@ -18,6 +18,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from mask2dit.texts import parse_json
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -171,8 +173,8 @@ def read_json(path: str | os.PathLike, remedy: str) -> Any:
         ValueError: if it is damaged, naming the file and, by `remedy`, what to do.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return parse_json(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
 
 
@@ -216,7 +218,7 @@ def read_lines(
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(parse(json.loads(line.decode("utf-8", "surrogatepass"))))
+            records.append(parse(parse_json(line.decode("utf-8", "surrogatepass"))))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is damaged: delete the line and run again") from error
     return records

@@ -128,7 +128,7 @@ def task(config):
 
 
 @pytest.fixture
-def run_and_stop(tmp_path):
+def stop(tmp_path):
     """Runs a task that sends itself a signal while it writes a file. Returns its status."""
     (tmp_path / "package").mkdir()
     (tmp_path / "out").mkdir()
@@ -145,11 +145,11 @@ def run_and_stop(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_task_that_is_stopped_removes_what_it_was_writing(run_and_stop, tmp_path, number):
-    assert run_and_stop(number) == 128 + number
+def test_a_task_that_is_stopped_removes_what_it_was_writing(stop, tmp_path, number):
+    assert stop(number) == 128 + number
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_task_under_nohup_goes_on_when_the_terminal_is_closed(run_and_stop, tmp_path):
-    assert run_and_stop(signal.SIGHUP, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); ") == 0
+def test_a_task_under_nohup_goes_on_when_the_terminal_is_closed(stop, tmp_path):
+    assert stop(signal.SIGHUP, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); ") == 0
     assert (tmp_path / "out/result").read_text() == "whole"

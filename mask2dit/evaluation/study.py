@@ -16,8 +16,9 @@ from html import escape
 from pathlib import Path
 
 from mask2dit.command import run_command
-from mask2dit.files import check_writable, read_json, write_text
+from mask2dit.files import check_writable, write_text
 from mask2dit.hashing import digest, fingerprint
+from mask2dit.texts import parse_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -151,9 +152,10 @@ def _question(story: str, question: str, text: str, count: int) -> str:
 
 
 def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}")
-    content = read_json(path, "save the answers again" if path.name != "key.json" else "make the study again")
+    try:
+        content = parse_json(read_text(path, "file of answers or their key"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} has to hold an object")
     return content

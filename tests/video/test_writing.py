@@ -5,14 +5,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image, ImageDraw
 
-from mask2dit.video import (
-    FileReader,
-    contact_sheet,
-    write_clips,
-    write_image,
-    write_video,
-    writing,
-)
+from mask2dit.video import FileReader, contact_sheet, write_clips, write_image, write_video, writing
 
 NOISE = np.random.default_rng(0).integers(256, size=(30, 96, 128, 3), dtype=np.uint8)
 
