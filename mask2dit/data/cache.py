@@ -29,6 +29,7 @@ from mask2dit.device import choose_device
 from mask2dit.files import atomic_path, check_writable, open_tensors, read_json, write_text
 from mask2dit.hashing import digest, fingerprint
 from mask2dit.pipelines.mask2dit import VAE_REMEDY, Mask2DiTPipeline, require_finite
+from mask2dit.provenance import describe_changes
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,7 @@ class LatentCache:
                 f"there is no cache in {str(self.folder)!r}: make it with python -m mask2dit.data.cache, or set cache=null"
             )
         found = read_json(index, REMEDY)
-        differing = [key for key in {**settings, **found} if settings.get(key) != found.get(key)]
-        if differing:
-            changes = ", ".join(f"{key} ({found.get(key)} there, {settings.get(key)} now)" for key in differing)
+        if changes := describe_changes(found, settings):
             raise ValueError(
                 f"the cache {str(self.folder)!r} is stale, since it was made with other settings: {changes}; make another "
                 "with python -m mask2dit.data.cache, or go back to those"

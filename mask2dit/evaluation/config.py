@@ -1,10 +1,10 @@
 """The settings of `python -m mask2dit.evaluation`. Imports nothing heavy, so that a mistake in them shows at once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from mask2dit.config import check_at_least, check_choice, parse_shard
 from mask2dit.encoders.config import ViCLIPConfig
-from mask2dit.inference.config import InferenceConfig, LoRAConfig
+from mask2dit.inference.config import InferenceConfig, SamplingConfig
 
 MODES = ("fixed", "extension", "separate", "merged")
 BOUNDARIES = ("given", "equal", "detected")
@@ -19,48 +19,36 @@ VBENCH_DIMENSIONS = (
 
 
 @dataclass(kw_only=True)
-class GenerationConfig:
-    """How stories are generated. Keys that `InferenceConfig` has mean the same here."""
+class GenerationConfig(SamplingConfig):
+    """How stories are generated."""
 
     mode: str = "fixed"
     """fixed (the scenes of a window together), extension (the first scenes together, each later one from those before it),
     separate (every scene by itself, which any CogVideoX can do) or merged (all prompts in one, for a single clip)."""
     initial_scenes: int = 2
     """Scenes that an extension starts from."""
-    window: int | None = None
-    """Scenes that the model handles at once; null: all of them."""
 
-    model: str = "models/Mask2DiT"
-    build_untrained: bool = False
-    mask_variant: str | None = None
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
     negative_prompt: str = ""
+    """One text for all scenes."""
     height: int = 480
+    """In pixels, as the width."""
     width: int = 720
     num_frames: int = 49
-    """Frames of a scene whose story names no duration."""
-    sampler: str = "ddim"
-    num_inference_steps: int = 50
-    guidance_scale: float = 6.0
-    use_dynamic_cfg: bool = False
-    dtype: str = "bfloat16"
-    memory: str = "full"
-    vae_tiling: bool = False
-    attention_backend: str | None = None
-    compile: bool = False
-    fps: int = 8
+    """Frames per scene, unless the story names a duration."""
 
     def __post_init__(self):
+        super().__post_init__()
         check_choice("generation.mode", self.mode, MODES)
         for name in ("initial_scenes", "num_frames"):
             check_at_least(f"generation.{name}", getattr(self, name), 1)
 
-    def inference(self, prompts: list[str], num_frames: list[int], device: str, seed: int, save_path: str):
-        """What loads and checks the model for these prompts: an `InferenceConfig`."""
-        shared = vars(self).keys() & InferenceConfig.__dataclass_fields__.keys() - {"num_frames"}
-        settings = {name: getattr(self, name) for name in shared}
+    def inference(
+        self, prompts: list[str], num_frames: list[int], device: str, seed: int, save_path: str
+    ) -> InferenceConfig:
+        """The configuration that generates these prompts."""
+        shared = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
         return InferenceConfig(
-            **settings, prompts=prompts, num_frames=num_frames, device=device, seed=seed, save_path=save_path
+            **{**shared, "num_frames": num_frames}, prompts=prompts, device=device, seed=seed, save_path=save_path
         )
 
 

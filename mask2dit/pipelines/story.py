@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,6 +27,7 @@ from mask2dit.pipelines.mask2dit import (
     count_given_scenes,
     require_finite,
 )
+from mask2dit.video.frames import to_uint8
 
 logger = logging.getLogger(__name__)
 
@@ -278,6 +280,15 @@ def _generate_window(
     for number, scene in zip(new, scenes):
         require_finite(f"the latents of scene {number + 1} of {num_scenes}", scene, SAMPLING_REMEDY)
     return scenes
+
+
+def decode_scene(pipe: Mask2DiTPipeline, latents: torch.Tensor, device: torch.device | None = None) -> np.ndarray:
+    """The frames of one scene, uint8 (frames, H, W, 3), of its scaled latents (1, F, C, h, w).
+
+    Raises:
+        FloatingPointError: as `Mask2DiTPipeline.decode_latents`.
+    """
+    return to_uint8(pipe.decode_latents(latents.to(device or latents.device), [latents.shape[1]])[0])
 
 
 def _name(scenes: range) -> str:
