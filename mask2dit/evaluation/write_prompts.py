@@ -57,8 +57,8 @@ def write_prompts(config: WritePromptsConfig) -> None:
         OSError: if a request fails.
     """
     from mask2dit.endpoint import Endpoint
-    from mask2dit.stories import read_stories, write_stories
     from mask2dit.files import check_writable
+    from mask2dit.stories import read_stories, write_stories
 
     output = Path(config.output)
     check_writable(output.parent)
