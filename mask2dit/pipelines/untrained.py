@@ -206,7 +206,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where to write it")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
     arguments = parser.parse_args()
-    print(build_untrained_model(arguments.folder, arguments.seed))
+    try:
+        print(build_untrained_model(arguments.folder, arguments.seed))
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"error: cannot write {str(arguments.folder)!r}: {error}\n")
 
 
 if __name__ == "__main__":

@@ -205,3 +205,12 @@ def test_command_writes_and_prints_the_folder(folder, tmp_path, monkeypatch, cap
 
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "model")
     assert contents(tmp_path / "model") == contents(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["untrained", str(tmp_path / "file" / "model")])
+    with pytest.raises(SystemExit) as stopped:
+        untrained.main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and str(tmp_path / "file") in error and error.count("\n") == 1
