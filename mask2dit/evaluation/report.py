@@ -13,10 +13,10 @@ from PIL import Image
 
 from mask2dit.evaluation.measures.base import Column
 from mask2dit.evaluation.results import Results, StoryResult
+from mask2dit.files import write_text
 from mask2dit.reporting.bootstrap import Interval, paired_difference, rank_correlation
 from mask2dit.reporting.svg import heat_map, interval_plot, scatter_plot
 from mask2dit.video.reading import open_video
-from mask2dit.video.writing import write_text
 
 logger = logging.getLogger(__name__)
 
