@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from mask2dit.command import run_command
+from mask2dit import cli
 from mask2dit.config import parse_shard
 from mask2dit.data.clips import Clip, UnreadableClipError, is_long_enough, read_clip
 from mask2dit.data.config import CacheConfig, DataConfig
@@ -258,8 +258,7 @@ def _caption_key(caption: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    default = Path(__file__).parents[2] / "configs/data/cache.yaml"
-    return run_command(CacheConfig, "mask2dit.data.cache:build_cache", default, arguments)
+    return cli.run("cache", arguments)
 
 
 if __name__ == "__main__":

@@ -37,26 +37,32 @@ class LearningConfig:
     """What the two have in common."""
 
     output_dir: str
-    """Checkpoint, metrics and result; one run only, which goes on where it was stopped."""
+    """Folder for the checkpoint, the metrics and the result of one run, which continues where it was stopped."""
     max_steps: int
+    """Optimization steps."""
     batch_size: int
+    """Samples per step."""
     matrix_learning_rate: float = 0.03
-    """Of Muon, which trains matrices and convolutions, at its highest: it rises from 0 over `warmup_steps` and falls to 0
-    along a cosine."""
+    """Peak learning rate of Muon, which trains matrices and convolutions: it rises from 0 over `warmup_steps` and falls
+    to 0 along a cosine."""
     learning_rate: float = 2e-3
-    """Of AdamW, which trains everything else, likewise."""
+    """Peak learning rate of AdamW, which trains everything else, with the same schedule."""
     warmup_steps: int = 100
+    """Steps over which the learning rates rise linearly from 0."""
     weight_decay: float = 0.01
+    """Decoupled weight decay."""
     max_grad_norm: float = 1.0
+    """Gradient norm above which gradients are scaled down."""
     ema_decay: float = 0.999
-    """Of the moving average of the weights, which is what is evaluated and kept."""
+    """Decay of the exponential moving average of the weights, which is evaluated and kept."""
     precision: str = "bf16"
-    """fp32, or bf16: autocast."""
+    """fp32, or bf16 (autocast)."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
     seed: int = 0
+    """Seed of the weights and of the samples."""
     evaluate_every: int = 500
-    """Steps between two evaluations, each of which saves a checkpoint too."""
+    """Steps between evaluations, each of which saves a checkpoint too."""
 
     def __post_init__(self):
         for name in ("max_steps", "batch_size", "evaluate_every"):

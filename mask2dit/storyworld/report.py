@@ -81,12 +81,13 @@ class ReportConfig:
     """Where trials are, and where the page is."""
 
     trials: str = "outputs/storyworld/trials"
-    """A folder a trial, named as in `TRIALS`."""
+    """Folder of the trials, which are named as in `TRIALS`."""
     ablations: str = "outputs/storyworld/ablations"
-    """A folder a run, named as in `ABLATIONS`, with its trials in `trials/fixed` and `trials/extension`."""
+    """Folder of the ablations, whose runs are named as in `ABLATIONS`, each with its trials in `trials/fixed` and
+    `trials/extension`."""
     page: str = "docs/storyworld.md"
-    """Its tables stand between `<!-- begin NAME -->` and `<!-- end NAME -->`; pictures and summaries lie in the folder of
-    its name beside it."""
+    """Page whose tables are written between `<!-- begin NAME -->` and `<!-- end NAME -->`; pictures and summaries go
+    into the folder of the same name."""
 
 
 def write_report(config: ReportConfig) -> None:

@@ -66,29 +66,35 @@ class TrialConfig:
     """Which model makes which stories."""
 
     model: str = "models/storyworld"
-    """A folder in diffusers' layout."""
+    """Model folder in diffusers' layout."""
     mask_variant: str | None = None
-    """v1 … v5; null: the model's own."""
+    """Mask variant: v1, v2, v3, v4 or v5; null: the model's own."""
     task: str = "fixed"
     """fixed, extension, no_context, middle or sliding."""
     output_dir: str = "outputs/storyworld/trials/fixed"
+    """Folder for the videos and the record."""
     split: str = "held_out"
-    """held_out (stories with combinations that training never showed) or train (the kind of stories it did)."""
+    """held_out (stories with combinations that training never showed) or train (stories like those of training)."""
     first_story: int = 100_000
-    """Seeds of the stories count up from here; training's are lower."""
+    """Seed of the first story; the others follow. Seeds of training are lower."""
     num_stories: int = 100
+    """Number of stories."""
     seed: int = 0
-    """Of the noise, with the story's."""
+    """Seed of the noise, combined with the story's seed."""
     num_inference_steps: int = 30
+    """Denoising steps."""
     guidance_scale: float = 2.0
+    """Weight of classifier-free guidance."""
     num_frames: int = 9
-    """Frames of a scene."""
+    """Frames per scene."""
     height: int = 64
+    """Height in pixels."""
     width: int = 64
+    """Width in pixels."""
     batch_size: int = 10
-    """Stories made together."""
+    """Stories generated together."""
     dtype: str = "bfloat16"
-    """Of the model: float32, bfloat16 or float16."""
+    """Data type of the model: float32, bfloat16 or float16."""
 
     def __post_init__(self):
         check_choice("task", self.task, TASKS)
@@ -205,6 +211,4 @@ def _record(config: TrialConfig, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(
-        run_command(TrialConfig, "mask2dit.storyworld.trial:run_trial", "configs/storyworld/trial.yaml", sys.argv[1:])
-    )
+    sys.exit(run_command(TrialConfig, "mask2dit.storyworld.trial:run_trial", None, sys.argv[1:]))

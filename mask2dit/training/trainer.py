@@ -197,7 +197,13 @@ class Trainer:
             collate_fn=collate,
             persistent_workers=self.config.num_workers > 0,
         )
-        yield from loader
+        try:
+            yield from loader
+        except (OSError, ValueError) as error:
+            if "in DataLoader worker" not in str(error):
+                raise
+            # Its message is the worker's traceback, which ends with the error.
+            raise type(error)(str(error).splitlines()[-1].partition(": ")[2]) from error
 
     @cached_property
     def _empty_text(self) -> torch.Tensor:

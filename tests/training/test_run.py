@@ -19,6 +19,7 @@ from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
 from mask2dit.data.cache import LatentCache, build_cache
 from mask2dit.data.config import CacheConfig
 from mask2dit.data.order import Position
+from mask2dit.data.quarantine import QuarantineError
 from mask2dit.hashing import fingerprint
 from mask2dit.training import checkpoints
 from mask2dit.training.callbacks import Logging, Validation
@@ -355,6 +356,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_samples(config, ru
     )
     with pytest.raises(FloatingPointError, match=r"loss of step 1 .*clip_\d\.mp4"):
         run(config())
+
+
+def test_what_ends_a_worker_of_the_data_is_one_sentence(config, run, clips, tmp_path):
+    manifest = tmp_path / "broken.csv"
+    manifest.write_text((clips / "pretrain.csv").read_text().replace("clip_", "gone_"))
+    broken = config(data__manifest=str(manifest), data__data_root=str(clips), num_workers=1, max_steps=1)
+    with pytest.raises(QuarantineError, match=r"of 8 clips could not be read") as error:
+        run(broken)
+    assert "\n" not in str(error.value)
 
 
 def test_a_dry_run_reads_no_weights_and_prints_what_is_needed(config, run, capsys, monkeypatch):
