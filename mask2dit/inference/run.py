@@ -126,12 +126,13 @@ class InferencePlan:
     """A checked configuration with what its checks built."""
 
     config: InferenceConfig
-    """With the model's size where the original names none."""
+    """The resolved configuration, with the model's size where the original names none."""
     skeleton: Mask2DiTPipeline
     """The model without its weights."""
     shape: VideoShape
-    """Of the whole story."""
+    """Frames and latent frames of the whole story."""
     given: list[GivenScene]
+    """The scenes that context videos give, decoded."""
 
 
 def load_skeleton(model: str, small_config: str = "fixed_scene_small.yaml") -> Mask2DiTPipeline:
@@ -147,9 +148,9 @@ def plan_generation(
     """Checks everything that can be found wrong without reading weights, and reads the context videos.
 
     Args:
-        config: of the story.
-        device: that the model will run on.
-        skeleton: of `load_skeleton`, where several stories share a model. None: it is built here.
+        config: the configuration of the story.
+        device: the device that the model will run on.
+        skeleton: the result of `load_skeleton`, to share it between several stories. None: it is built here.
 
     Raises:
         ValueError, FileNotFoundError, PermissionError: with what is wrong and what would be right.
