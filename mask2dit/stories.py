@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from mask2dit.files import write_text
 from mask2dit.texts import find_encoding_fault, parse_json, read_text
-from mask2dit.video.writing import write_text
 
 ACTOR = re.compile(r"\bActor[1-9][0-9]*\b")  # the only grammar of actors' names: Actor1, Actor2, …, Actor10, …
 STORY_KEYS = {"title", "cast", "scenes"}

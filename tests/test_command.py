@@ -1,10 +1,12 @@
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 import torch
 
 from mask2dit.command import run_command, split_arguments
-from mask2dit.storyworld.films import FilmsConfig
 
 told = []
 
@@ -78,11 +80,24 @@ def test_a_file_may_have_an_equals_sign_in_its_path(tmp_path):
     assert split_arguments(["./a=b.yaml", "c=d"]) == ("./a=b.yaml", ["c=d"])
 
 
-def test_a_default_configuration_is_found_from_any_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_without_a_configuration_file_the_defaults_of_the_dataclass_apply():
     told.clear()
-    assert run_command(FilmsConfig, f"{__name__}:note", "configs/storyworld/films.yaml", ["num_clips=7"]) == 0
-    assert told == [FilmsConfig(num_clips=7)]
+    assert run_command(Settings, f"{__name__}:note", None, ["text=a"]) == 0
+    assert told == [Settings(1, "a")]
+
+
+@pytest.mark.parametrize(
+    "arguments, settings",
+    [
+        (["a.csv", "steps=2"], Settings(2, "a.csv")),
+        (["steps=2", "a.csv"], Settings(2, "a.csv")),
+        (["my.yaml"], Settings(5)),
+        (["my.yaml", "text=a"], Settings(5, "a")),
+    ],
+)
+def test_a_file_that_is_no_configuration_sets_the_positional_key(run, arguments, settings):
+    assert run_command(Settings, f"{__name__}:note", None, arguments, positional="text") == 0
+    assert told == [settings]
 
 
 def take_memory(settings: Settings) -> None:
@@ -103,3 +118,50 @@ def test_too_little_memory_is_told_in_one_sentence(tmp_path, capsys, by):
 def test_another_runtime_error_keeps_its_trace():
     with pytest.raises(RuntimeError, match="a defect"):
         run_command(Settings, f"{__name__}:take_memory", None, [])
+
+
+TASK = """
+import os, signal
+from dataclasses import dataclass
+from pathlib import Path
+from mask2dit.files import atomic_path
+
+@dataclass
+class Config:
+    folder: str = "."
+    signal: int = 0
+
+def task(config):
+    with atomic_path(Path(config.folder) / "result") as path:
+        path.write_text("half")
+        os.kill(os.getpid(), config.signal)
+        path.write_text("whole")
+"""
+
+
+@pytest.fixture
+def stop(tmp_path):
+    """Runs a task that sends itself a signal while it writes a file. Returns its status."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "package/task.py").write_text(TASK)
+    program = "import sys, task; from mask2dit.command import run_command; "
+    program += "sys.exit(run_command(task.Config, 'task:task', None, sys.argv[1:]))"
+
+    def in_another_process(number, before=""):
+        arguments = [f"folder={tmp_path / 'out'}", f"signal={int(number)}"]
+        code = f"import sys; sys.path.insert(0, {str(tmp_path / 'package')!r}); {before}{program}"
+        return subprocess.run([sys.executable, "-c", code, *arguments], check=False).returncode
+
+    return in_another_process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_task_that_is_stopped_removes_what_it_was_writing(stop, tmp_path, number):
+    assert stop(number) == 128 + number
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_task_under_nohup_goes_on_when_the_terminal_is_closed(stop, tmp_path):
+    assert stop(signal.SIGHUP, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); ") == 0
+    assert (tmp_path / "out/result").read_text() == "whole"

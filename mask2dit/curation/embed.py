@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mask2dit.curation.config import EmbedConfig
@@ -18,10 +17,10 @@ from mask2dit.encoders.config import ViCLIPConfig
 from mask2dit.encoders.features import normalise
 from mask2dit.encoders.untrained import UNTRAINED, build_untrained_viclip
 from mask2dit.encoders.viclip import load_viclip, preprocess
+from mask2dit.files import atomic_path, open_tensors
 from mask2dit.hashing import digest, fingerprint
 from mask2dit.video.frames import middle_frames
 from mask2dit.video.reading import open_video
-from mask2dit.video.writing import atomic_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +103,6 @@ def read_features(features: Sequence[Features], folder: Path) -> np.ndarray:
         by_path.setdefault(entry.path, []).append(i)
     found: dict[int, np.ndarray] = {}
     for path, indices in by_path.items():
-        try:
-            with safe_open(folder / path, framework="np") as file:
-                found |= {i: file.get_tensor(features[i].id) for i in indices}
-        except (FileNotFoundError, SafetensorError) as error:
-            raise ValueError(
-                f"{folder / path} is missing or damaged ({error}): delete embed*.jsonl in {folder} and run again"
-            ) from error
+        with open_tensors(folder / path, f"delete embed*.jsonl in {folder} and run again", "np") as file:
+            found |= {i: file.get_tensor(features[i].id) for i in indices}
     return np.stack([found[i] for i in range(len(features))])

@@ -15,8 +15,8 @@ from mask2dit.curation.write import Clip
 from mask2dit.data.clips import required_frames
 from mask2dit.data.config import DataConfig
 from mask2dit.data.manifests import read_manifest
+from mask2dit.files import check_writable, write_text
 from mask2dit.hashing import digest
-from mask2dit.video.writing import check_writable, write_text
 
 CSV_FIELDS = ("fps", "width", "height", "caption", "path", "num_frame")
 

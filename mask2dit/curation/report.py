@@ -12,11 +12,11 @@ from mask2dit.curation.config import CurationConfig
 from mask2dit.curation.verify import Verified
 from mask2dit.curation.write import Clip
 from mask2dit.encoders.untrained import UNTRAINED
+from mask2dit.files import write_text
 from mask2dit.provenance import git_commit, versions
 from mask2dit.reporting.pages import render
 from mask2dit.reporting.plots import histogram
 from mask2dit.reporting.tables import markdown_table, text_table
-from mask2dit.video.writing import write_text
 
 UNITS = {  # what goes into each stage
     "probe": "films",

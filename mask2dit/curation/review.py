@@ -13,11 +13,11 @@ from mask2dit.curation.answers import check_captions
 from mask2dit.curation.caption import Captions
 from mask2dit.curation.group import Group
 from mask2dit.curation.write import Clip
+from mask2dit.files import atomic_path, write_text
 from mask2dit.hashing import digest
 from mask2dit.reporting.pages import render
 from mask2dit.texts import parse_json, read_text
 from mask2dit.video.reading import open_video
-from mask2dit.video.writing import atomic_path, write_text
 
 DECISIONS = "decisions.json"
 POSTER_SIZE = (480, 320)

@@ -28,8 +28,8 @@ from mask2dit.curation.verify import Verified, verify
 from mask2dit.curation.write import Clip, write
 from mask2dit.data.config import DataConfig
 from mask2dit.device import choose_device
+from mask2dit.files import check_writable, write_text
 from mask2dit.hashing import digest
-from mask2dit.video.writing import check_writable, write_text
 
 logger = logging.getLogger(__name__)
 

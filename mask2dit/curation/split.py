@@ -13,7 +13,7 @@ from mask2dit.curation.optional import import_optional
 from mask2dit.curation.probe import Film
 from mask2dit.curation.store import Dropped, Entry
 from mask2dit.video.cuts import detect_cuts, run_detector
-from mask2dit.video.reading import VideoReader, open_video
+from mask2dit.video.reading import FileReader, VideoReader
 
 DETECTION_WIDTH = 256  # pixels; cuts show in small pictures as well, in a fraction of the time
 
@@ -38,7 +38,7 @@ def split(films: Iterable[Film], folder: Path, config: SplitConfig, min_frames: 
     detectors = [load_detector(name, config) for name in config.detectors]
     for film in films:
         try:
-            reader = open_video(folder / film.id)
+            reader = FileReader(folder / film.id)  # its warnings were printed after probing
             small = _Small(reader)
             cuts = sorted({cut for detect in detectors for cut in detect(small)})
         except ValueError as error:

@@ -6,7 +6,6 @@ calls it with the entries whose results are not in the stage's file yet, and wri
 """
 
 import dataclasses
-import json
 import logging
 import os
 from collections import Counter
@@ -18,8 +17,8 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from mask2dit.config import parse_shard
+from mask2dit.files import append_line, check_writable, read_lines
 from mask2dit.hashing import digest
-from mask2dit.video.writing import check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +111,8 @@ class Workspace:
                 for entry, results in process(missing):
                     key, fields = keys[entry.key], [_fields(result) for result in results]
                     done[key] = [_entry(made, entry.key, record) for record in fields]
-                    self._append(stage, {"key": key, "from": entry.id, "results": fields})
+                    record = {"key": key, "from": entry.id, "results": fields}
+                    append_line(self.folder / f"{stage}{self.suffix}.jsonl", record)
                     progress.update()
         found = [result for entry in entries for result in done.get(keys[entry.key], [])]
         not_done = [entry for entry in entries if keys[entry.key] not in done]
@@ -131,31 +131,17 @@ class Workspace:
         Args:
             wanted: the keys of lines, with the key of what went in.
         """
+
+        def parse(record: dict) -> tuple[str, list[T | Dropped]] | None:
+            key = record["key"]
+            return (
+                (key, [_entry(made, wanted[key], result) for result in record["results"]]) if key in wanted else None
+            )
+
         done = {}
         for path in sorted([*self.folder.glob(f"{stage}.jsonl"), *self.folder.glob(f"{stage}.*-of-*.jsonl")]):
-            with path.open(encoding="utf-8", errors="surrogatepass") as file:
-                for number, line in enumerate(file, start=1):
-                    if not line.endswith("\n"):
-                        break  # cut short by an interruption, or just being written by another process
-                    try:
-                        record = json.loads(line)
-                        if (key := record["key"]) in wanted:
-                            done[key] = [_entry(made, wanted[key], result) for result in record["results"]]
-                    except (ValueError, KeyError, TypeError) as error:
-                        raise ValueError(f"{path}, line {number} is damaged: delete the line and run again") from error
+            done |= dict(filter(None, read_lines(path, parse)))
         return done
-
-    def _append(self, stage: str, record: dict) -> None:
-        # Names of files need not be UTF-8; Python holds the bytes that are not as surrogates.
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
-        file = os.open(self.folder / f"{stage}{self.suffix}.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            size = os.lseek(file, 0, os.SEEK_END)
-            if size and os.pread(file, 1, size - 1) != b"\n":
-                os.ftruncate(file, _last_line_end(file, size))
-            os.write(file, line)
-        finally:
-            os.close(file)
 
 
 def _warn_of_lost_films(stage: str, results: Sequence[Entry], going_on: set[str]) -> None:
@@ -183,10 +169,3 @@ def _fields(result: Entry) -> dict:
 
 def _entry(made: type[T], made_from: str, fields: dict) -> T | Dropped:
     return (Dropped if "rule" in fields else made)(key=digest([made_from, fields]), **fields)
-
-
-def _last_line_end(file: int, size: int) -> int:
-    """Where the last whole line ends."""
-    while size and os.pread(file, 1, size - 1) != b"\n":
-        size -= 1
-    return size

@@ -16,7 +16,7 @@ from mask2dit.curation.config import WriteConfig
 from mask2dit.curation.split import Scene
 from mask2dit.curation.store import Dropped, Entry
 from mask2dit.hashing import digest
-from mask2dit.video.reading import VideoReader, open_video
+from mask2dit.video.reading import FileReader, VideoReader, open_video
 from mask2dit.video.writing import write_video
 
 FRAMES_AT_ONCE = 16
@@ -58,7 +58,7 @@ def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfi
         path = folder / "clips" / Path(scene.source).with_suffix("") / name
         try:
             if scene.source != source:
-                reader = open_video(films / scene.source)
+                reader = FileReader(films / scene.source)
                 crop = film_crop(reader, config)
                 source = scene.source
             frames = cropped_frames(reader, start, stop, crop, config.max_short_side)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from mask2dit.encoders.clip_tokenizer import clip_tokenizer
 from mask2dit.encoders.viclip import ViCLIP
-from mask2dit.video.writing import atomic_path
+from mask2dit.files import atomic_path, write_text
 
 UNTRAINED = "untrained"
 CONFIG = {
@@ -42,8 +42,8 @@ def build_untrained_viclip(path: str | os.PathLike, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         weights = ViCLIP(**CONFIG).state_dict()
     tokenizer = clip_tokenizer([])
-    (path.parent / "vocab.json").write_text(json.dumps(tokenizer.get_vocab()), encoding="utf-8")
-    (path.parent / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    write_text(path.parent / "vocab.json", json.dumps(tokenizer.get_vocab()))
+    write_text(path.parent / "merges.txt", "#version: 0.2\n")
     with atomic_path(path) as temporary:
         save_file(weights, temporary, {"config": json.dumps(CONFIG)})
     return path

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mask2dit.encoders.config import PREPROCESSING
 from mask2dit.encoders.weights import load_weights
+from mask2dit.files import open_tensors
 
 # Mean and standard deviation of the pixels, in [0, 1].
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -175,11 +175,8 @@ def load_viclip(path: str | os.PathLike) -> ViCLIP:
 def _stated_config(path: str | os.PathLike) -> dict | None:
     if Path(path).suffix != ".safetensors":
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = (file.metadata() or {}).get("config")
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is damaged ({error}): fetch it again") from error
+    with open_tensors(path, "fetch it again") as file:
+        config = (file.metadata() or {}).get("config")
     return json.loads(config) if config else None
 
 

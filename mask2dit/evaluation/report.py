@@ -12,12 +12,12 @@ from PIL import Image
 
 from mask2dit.evaluation.measures.base import Column
 from mask2dit.evaluation.results import Results, StoryResult
+from mask2dit.files import write_text
 from mask2dit.reporting.bootstrap import Interval, paired_difference, rank_correlation
 from mask2dit.reporting.pages import render
 from mask2dit.reporting.plots import heat_map, interval_plot, scatter_plot
 from mask2dit.reporting.tables import markdown_table
 from mask2dit.video.reading import open_video
-from mask2dit.video.writing import write_text
 
 logger = logging.getLogger(__name__)
 

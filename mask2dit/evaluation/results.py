@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mask2dit.evaluation.measures.base import Column
+from mask2dit.files import read_json, read_lines, write_lines, write_text
 from mask2dit.reporting.bootstrap import Interval, mean_interval
-from mask2dit.video.writing import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,7 @@ class Results:
     def write(self, folder: str | os.PathLike) -> None:
         """Writes `results.jsonl`, `summary.json` and `results.csv`."""
         folder = Path(folder)
-        lines = [json.dumps(dataclasses.asdict(story), ensure_ascii=False) for story in self.stories]
-        write_text(folder / "results.jsonl", "".join(f"{line}\n" for line in lines))
+        write_lines(folder / "results.jsonl", map(dataclasses.asdict, self.stories))
         summary = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "stories"}
         summary["columns"] = [dataclasses.asdict(column) for column in self.columns]
         summary["faults"] = [dataclasses.asdict(fault) for fault in self.faults]
@@ -97,12 +96,13 @@ class Results:
         for name in ("summary.json", "results.jsonl"):
             if not (Path(folder) / name).is_file():
                 raise FileNotFoundError(f"there is no {name} in {str(folder)!r}: evaluate that run first")
+        path = Path(folder) / "summary.json"
+        stories = read_lines(Path(folder) / "results.jsonl", lambda record: StoryResult(**record), grows=False)
+        summary = read_json(path, remedy := "evaluate that run again")
         try:
-            summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
             del summary["means"]
             summary["columns"] = [Column(**column) for column in summary["columns"]]
             summary["faults"] = [Fault(**fault) for fault in summary["faults"]]
-            lines = (Path(folder) / "results.jsonl").read_text(encoding="utf-8").splitlines()
-            return cls(stories=[StoryResult(**json.loads(line)) for line in lines], **summary)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"the results in {str(folder)!r} are damaged: evaluate that run again") from error
+            return cls(stories=stories, **summary)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}): {remedy}") from error

@@ -22,13 +22,13 @@ from mask2dit.evaluation.measures.registry import build_measures
 from mask2dit.evaluation.report import write_report
 from mask2dit.evaluation.results import Fault, Results, StoryResult
 from mask2dit.evaluation.videos import Generator, StoryVideo, find_video
-from mask2dit.hashing import fingerprint
+from mask2dit.files import atomic_path, check_writable, write_text
+from mask2dit.hashing import digest, fingerprint
 from mask2dit.provenance import git_commit, versions
 from mask2dit.stories import Story, read_stories
 from mask2dit.video.files import list_videos
 from mask2dit.video.frames import middle_frames
 from mask2dit.video.reading import open_video
-from mask2dit.video.writing import atomic_path, check_writable, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def _read_scores(measure: Measure, video: StoryVideo, folder: Path) -> Scores | 
 
 
 def _key(identity: str, video: StoryVideo) -> str:
-    return hashlib.sha256(json.dumps([identity, video.identity]).encode()).hexdigest()[:16]
+    return digest([identity, video.identity])
 
 
 def _result(video: StoryVideo, measures: Sequence[Measure], folder: Path) -> StoryResult:
@@ -237,7 +237,7 @@ def _features(
             if not path.is_file():
                 clips = [video.frames(middle_frames(*scene, NUM_FRAMES)) for scene in video.scenes]
                 _save(path, extract(clips))
-            features.append(np.load(path))
+            features.append(_load(path))
         except FAULTS as error:
             _note(faults, video.story, name, error)
     return features
@@ -255,7 +255,7 @@ def _reference_features(name: str, extract: _Loader, reference: Path, folder: Pa
         if not path.is_file():
             reader = open_video(file)
             _save(path, extract([reader.read(middle_frames(0, reader.num_frames, NUM_FRAMES))]))
-        features.append(np.load(path))
+        features.append(_load(path))
     return np.concatenate(features)
 
 
@@ -269,6 +269,13 @@ def _distances(features: list[np.ndarray], reference: np.ndarray, allow_differen
         "scenes": len(scenes),
         "reference": len(reference),
     }
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(path)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and its features are computed again") from error
 
 
 def _save(path: Path, features: np.ndarray) -> None:

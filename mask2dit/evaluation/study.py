@@ -10,20 +10,17 @@ import logging
 import random
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from mask2dit.command import run_command
+from mask2dit import cli
+from mask2dit.evaluation.config import LETTERS, StudyConfig
+from mask2dit.files import check_writable, write_text
 from mask2dit.hashing import digest, fingerprint
 from mask2dit.reporting.pages import render
 from mask2dit.reporting.tables import markdown_table
 from mask2dit.texts import parse_json, read_text
-from mask2dit.video.writing import check_writable, write_text
 
 logger = logging.getLogger(__name__)
-
-LETTERS = "ABCDEFGHIJ"
 
 QUESTIONS = {
     "visual_consistency": "In which video do characters and places stay the same most from scene to scene?",
@@ -31,26 +28,6 @@ QUESTIONS = {
     "quality": "Which video has the best pictures and motion?",
     "overall": "Which video is best overall?",
 }
-
-
-@dataclass(kw_only=True)
-class StudyConfig:
-    runs: list[str] = field(default_factory=list)
-    """Output folders of two runs or more of the same stories."""
-    output: str = "outputs/evaluation/study"
-    """The folder of the study: send it out without key.json."""
-    num_stories: int = 20
-    seed: int = 0
-    answers: list[str] = field(default_factory=list)
-    """Files that came back; with them, the tally is written instead of the page."""
-
-    def __post_init__(self):
-        if not self.answers and not 2 <= len(self.runs) <= len(LETTERS):
-            raise ValueError(
-                f"runs has to name the output folders of 2 to {len(LETTERS)} runs, such as runs=[one, another]"
-            )
-        if self.num_stories < 1:
-            raise ValueError(f"num_stories={self.num_stories} has to be at least 1")
 
 
 def study(config: StudyConfig) -> None:
@@ -143,9 +120,5 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def main(arguments: Sequence[str]) -> int:
-    return run_command(StudyConfig, "mask2dit.evaluation.study:study", "configs/evaluation/study.yaml", arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(cli.run("study", sys.argv[1:]))

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -44,6 +44,17 @@ def model_folder(folder: str | os.PathLike, subfolder: str | None, default: str 
             f"there is no {CONFIG_NAME} in {str(folder / subfolder)!r}: a part of the model is missing"
         )
     return folder / subfolder
+
+
+def check_links(folder: Path, parts: Iterable[str]) -> None:
+    """Raises `FileNotFoundError` if a part of a model, or a file in it, is a link to something that is not there."""
+    for part in parts:
+        for path in (folder / part, *(folder / part).glob("*")):
+            if path.is_symlink() and not path.exists():
+                raise FileNotFoundError(
+                    f"{str(path)!r} is a link to {os.readlink(path)!r}, which is not there: put it back, or make the folder "
+                    "whole where it is (export with copy_frozen=true, or copy it with cp -rL)"
+                )
 
 
 def weight_files(folder: Path, variant: str | None = None, names: tuple[str, str] = DIFFUSERS_NAMES) -> list[Path]:

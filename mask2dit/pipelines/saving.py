@@ -5,6 +5,7 @@ from pathlib import Path
 
 from diffusers import CogVideoXDDIMScheduler
 
+from mask2dit.files import apply_umask
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
 SPIECE = "spiece.model"
@@ -25,6 +26,7 @@ def save_pipeline(pipe: Mask2DiTPipeline, folder: Path, spiece: Path) -> None:
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2) + "\n")
+    apply_umask(folder)
 
 
 def published_scheduler() -> CogVideoXDDIMScheduler:

@@ -25,10 +25,11 @@ from mask2dit.command import run_command
 from mask2dit.config import check_at_least
 from mask2dit.data.clips import required_frames
 from mask2dit.data.config import DataConfig
+from mask2dit.files import check_writable, write_text
 from mask2dit.storyworld.measure import measure_scene, visual_consistency
 from mask2dit.storyworld.render import render_story
 from mask2dit.storyworld.world import Story, caption, describe, sample_story
-from mask2dit.video.writing import check_writable, write_clips, write_text
+from mask2dit.video.writing import write_clips
 
 logger = logging.getLogger(__name__)
 
@@ -40,33 +41,39 @@ class FilmsConfig:
     """What to render. `configs/storyworld/films.yaml` holds values for all of it."""
 
     output_dir: str = "datasets/storyworld"
+    """Folder for the videos and the manifests."""
 
     # How much
     num_clips: int = 6000
-    """Single scenes in `pretrain.csv`, each of another story and none of them of a story in `sft.json`."""
+    """Number of single scenes in `pretrain.csv`, each of another story and none of them of a story in `sft.json`."""
     num_stories: int = 3000
-    """In `sft.json`."""
+    """Number of stories in `sft.json`."""
     num_held_out: int = 100
-    """In `held_out.json`."""
+    """Number of stories in `held_out.json`."""
     seed: int = 0
-    """Stories are numbered from here on: first those of `sft.json`, then the clips."""
+    """Seed of the first story; first those of `sft.json` are numbered, then the clips."""
 
     # Of what
     num_scenes: int = 3
+    """Scenes per story."""
     num_frames: int = 9
-    """Frames of a scene as training takes it."""
+    """Frames per scene in training."""
     height: int = 64
+    """Height in pixels."""
     width: int = 64
+    """Width in pixels."""
     fps: int = 8
+    """Frames per second."""
 
     # Stories whose scenes do not belong together
     drifting_share: float = 0.0
-    """The share of stories in `sft.json` whose identity changes from scene to scene: some a little, some altogether."""
+    """Share of the stories in `sft.json`, 0 to 1, whose identity changes from scene to scene, some slightly, some
+    completely."""
     thresholds: list[float] = field(default_factory=list)
-    """For each, a manifest of the stories whose scenes are at least so similar."""
+    """Similarities for each of which a manifest lists the stories whose scenes are at least that similar."""
 
     num_workers: int = 2
-    """Processes."""
+    """Number of processes."""
 
     def __post_init__(self):
         for name in ("num_clips", "num_stories", "num_held_out", "seed"):
@@ -190,5 +197,4 @@ def _write_csv(path: Path, scenes: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    DEFAULT_CONFIG = "configs/storyworld/films.yaml"
-    sys.exit(run_command(FilmsConfig, "mask2dit.storyworld.films:make_films", DEFAULT_CONFIG, sys.argv[1:]))
+    sys.exit(run_command(FilmsConfig, "mask2dit.storyworld.films:make_films", None, sys.argv[1:]))

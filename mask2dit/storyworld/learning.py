@@ -5,22 +5,23 @@ or not there. What a step sees follows from the seed and the step alone, so that
 """
 
 import dataclasses
-import json
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm import tqdm
 
-from mask2dit.command import PREEMPTED, sigterm_noted
+from mask2dit.command import PREEMPTED, stop_noted
 from mask2dit.config import check_at_least, check_choice
+from mask2dit.files import append_line, atomic_path, check_writable, keep_lines
+from mask2dit.provenance import describe_changes
 from mask2dit.training.muon import Muon, spectral_scale
-from mask2dit.video.writing import atomic_path, check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -36,26 +37,32 @@ class LearningConfig:
     """What the two have in common."""
 
     output_dir: str
-    """Checkpoint, metrics and result; one run only, which goes on where it was stopped."""
+    """Folder for the checkpoint, the metrics and the result of one run, which continues where it was stopped."""
     max_steps: int
+    """Optimization steps."""
     batch_size: int
+    """Samples per step."""
     matrix_learning_rate: float = 0.03
-    """Of Muon, which trains matrices and convolutions, at its highest: it rises from 0 over `warmup_steps` and falls to 0
-    along a cosine."""
+    """Peak learning rate of Muon, which trains matrices and convolutions: it rises from 0 over `warmup_steps` and falls
+    to 0 along a cosine."""
     learning_rate: float = 2e-3
-    """Of AdamW, which trains everything else, likewise."""
+    """Peak learning rate of AdamW, which trains everything else, with the same schedule."""
     warmup_steps: int = 100
+    """Steps over which the learning rates rise linearly from 0."""
     weight_decay: float = 0.01
+    """Decoupled weight decay."""
     max_grad_norm: float = 1.0
+    """Gradient norm above which gradients are scaled down."""
     ema_decay: float = 0.999
-    """Of the moving average of the weights, which is what is evaluated and kept."""
+    """Decay of the exponential moving average of the weights, which is evaluated and kept."""
     precision: str = "bf16"
-    """fp32, or bf16: autocast."""
+    """fp32, or bf16 (autocast)."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
     seed: int = 0
+    """Seed of the weights and of the samples."""
     evaluate_every: int = 500
-    """Steps between two evaluations, each of which saves a checkpoint too."""
+    """Steps between evaluations, each of which saves a checkpoint too."""
 
     def __post_init__(self):
         for name in ("max_steps", "batch_size", "evaluate_every"):
@@ -89,7 +96,7 @@ def learn(
         0, or `command.PREEMPTED` after a SIGTERM.
 
     Raises:
-        ValueError: if the checkpoint was made with another configuration, naming what differs.
+        ValueError: if the checkpoint was made with another configuration, naming what differs, or is damaged.
         FloatingPointError: if the loss is not finite.
         OSError: if nothing can be written.
     """
@@ -102,11 +109,12 @@ def learn(
     average = EMAModel(model.parameters(), decay=config.ema_decay)
     parts = {"model": model, "muon": muon, "adamw": adamw, "average": average}
     step = _load(config, parts)
-    _forget_metrics_after(folder / METRICS, step)
+    # Steps after the checkpoint will be done, and measured, again.
+    keep_lines(folder / METRICS, lambda record: record["step"] <= step)
 
     status = 0
     since: list[dict[str, float]] = []
-    with sigterm_noted() as terminated, tqdm(total=config.max_steps, initial=step, unit="step") as bar:
+    with stop_noted() as stopped_by, tqdm(total=config.max_steps, initial=step, unit="step") as bar:
         while step < config.max_steps and not status:
             for optimizer, highest in ((muon, config.matrix_learning_rate), (adamw, config.learning_rate)):
                 for group in optimizer.param_groups:
@@ -137,13 +145,12 @@ def learn(
                 model.train()
                 average.restore(model.parameters())
                 bar.set_postfix({name: f"{value:.4g}" for name, value in measured.items()})
-                with (folder / METRICS).open("a") as file:
-                    file.write(json.dumps({"step": step, **measured}) + "\n")
+                append_line(folder / METRICS, {"step": step, **measured})
                 since = []
                 _save(config, parts, step)
-            elif terminated():
+            elif stopped_by():
                 _save(config, parts, step)
-                logger.warning("stopped by SIGTERM after step %d, which is saved", step)
+                logger.warning("stopped by %s after step %d, which is saved", stopped_by(), step)
                 status = PREEMPTED
     average.copy_to(model.parameters())
     model.eval()
@@ -172,11 +179,13 @@ def _load(config: LearningConfig, parts: dict) -> int:
     path = Path(config.output_dir) / CHECKPOINT
     if not path.is_file():
         return 0
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    now, before = dataclasses.asdict(config), checkpoint["config"]
-    differing = [key for key in now if key not in FREE_KEYS and now[key] != before.get(key)]
-    if differing:
-        changes = ", ".join(f"{key} ({before.get(key)!r} then, {now[key]!r} now)" for key in differing)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): remove it, and the run starts anew"
+        ) from error
+    if changes := describe_changes(checkpoint["config"], dataclasses.asdict(config), ignore=FREE_KEYS):
         raise ValueError(
             f"{str(path)!r} was made with another configuration: {changes}; use another output_dir, or remove it"
         )
@@ -190,10 +199,3 @@ def _save(config: LearningConfig, parts: dict, step: int) -> None:
     states = {name: part.state_dict() for name, part in parts.items()}
     with atomic_path(Path(config.output_dir) / CHECKPOINT) as temporary:
         torch.save({"step": step, "config": dataclasses.asdict(config), **states}, temporary)
-
-
-def _forget_metrics_after(path: Path, step: int) -> None:
-    """Drops the lines of steps that will be done, and measured, again."""
-    if path.is_file():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in lines))

@@ -1,10 +1,10 @@
 """What the small world's own model can be asked for: it knows this world's captions and nothing else."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mask2dit.files import read_json
 from mask2dit.storyworld.world import parse_caption
 
 MARKER = "storyworld.json"  # in the folder of a model of this world: what it was trained with
@@ -27,7 +27,7 @@ def check_prompts(model: str | os.PathLike, prompts: Sequence[str], window: int 
         return
     for prompt in prompts:
         parse_caption(prompt)
-    trained = json.loads(marker.read_text(encoding="utf-8"))["num_scenes"]
+    trained = read_json(marker, "fetch the model again")["num_scenes"]
     at_once = min(window or len(prompts), len(prompts))
     if at_once > trained:
         raise ValueError(

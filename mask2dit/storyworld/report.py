@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mask2dit.command import run_command
+from mask2dit.files import read_json, write_text
 from mask2dit.reporting.bootstrap import mean_interval
 from mask2dit.reporting.plots import line_plot
 from mask2dit.reporting.tables import markdown_table
@@ -25,7 +26,7 @@ from mask2dit.storyworld.observe import find_cuts
 from mask2dit.storyworld.trial import RECORD, TASKS, TrialConfig, read_record, story_seeds, video_path
 from mask2dit.storyworld.world import caption, describe, sample_story
 from mask2dit.video.reading import open_video
-from mask2dit.video.writing import contact_sheet, write_image, write_text
+from mask2dit.video.writing import contact_sheet, write_image
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +82,13 @@ class ReportConfig:
     """Where trials are, and where the page is."""
 
     trials: str = "outputs/storyworld/trials"
-    """A folder a trial, named as in `TRIALS`."""
+    """Folder of the trials, which are named as in `TRIALS`."""
     ablations: str = "outputs/storyworld/ablations"
-    """A folder a run, named as in `ABLATIONS`, with its trials in `trials/fixed` and `trials/extension`."""
+    """Folder of the ablations, whose runs are named as in `ABLATIONS`, each with its trials in `trials/fixed` and
+    `trials/extension`."""
     page: str = "docs/storyworld.md"
-    """Its tables stand between `<!-- begin NAME -->` and `<!-- end NAME -->`; pictures and summaries lie in the folder of
-    its name beside it."""
+    """Page whose tables are written between `<!-- begin NAME -->` and `<!-- end NAME -->`; pictures and summaries go
+    into the folder of the same name."""
 
 
 def write_report(config: ReportConfig) -> None:
@@ -102,7 +104,7 @@ def write_report(config: ReportConfig) -> None:
     folder = page.with_suffix("")
     folder.mkdir(exist_ok=True)
     summaries_path = folder / "results.json"
-    summaries = json.loads(summaries_path.read_text()) if summaries_path.is_file() else {}
+    summaries = read_json(summaries_path, "restore it from the repository") if summaries_path.is_file() else {}
     measured: dict[Path, list[dict]] = {}
     for root in (Path(config.trials), Path(config.ablations)):
         for record in sorted(root.rglob(RECORD)):
@@ -133,7 +135,7 @@ def measure_trial(folder: Path) -> list[dict]:
     config = read_record(folder)
     code = code_identity()
     path = folder / MEASUREMENTS
-    kept = json.loads(path.read_text()) if path.is_file() else {"code": code, "stories": {}}
+    kept = read_json(path, "remove it to measure again") if path.is_file() else {"code": code, "stories": {}}
     stories = kept["stories"] if kept["code"] == code else {}
     seeds = [seed for seed in story_seeds(config) if video_path(folder, seed).is_file()]
     missing = [seed for seed in seeds if str(seed) not in stories]

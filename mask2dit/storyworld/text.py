@@ -26,13 +26,13 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from mask2dit.command import run_command
 from mask2dit.device import choose_device
+from mask2dit.files import atomic_folder, atomic_path
 from mask2dit.models.loading import load_tokenizer
 from mask2dit.models.tokenizer import CHARACTERS, sentencepiece_model
 from mask2dit.pipelines.saving import SPIECE
 from mask2dit.randomness import generator_for
 from mask2dit.storyworld.learning import LearningConfig, learn
 from mask2dit.storyworld.world import caption, sample_story
-from mask2dit.video.writing import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -45,20 +45,28 @@ class TextConfig(LearningConfig):
 
     output_dir: str = "outputs/storyworld/text"
     max_steps: int = 1500
+    matrix_learning_rate: float = 0.01
+    ema_decay: float = 0.99
+    precision: str = "fp32"
+    evaluate_every: int = 250
     batch_size: int = 64
-    """Samples of a step: one or two captions each."""
+    """Samples per step, of one or two captions each."""
     num_stories: int = 2000
     """Training stories from whose captions the tokenizer learns its pieces."""
     window: int = 32
     """Tokens that a caption is padded to."""
     width: int = 128
+    """Width of the encoder."""
     num_layers: int = 2
+    """Number of encoder layers."""
     num_heads: int = 4
+    """Attention heads per layer."""
     feed_forward_width: int = 256
+    """Width of the feed-forward layers."""
     hidden_share: float = 0.3
-    """Of the tokens, the share that has to be filled in."""
+    """Share of the tokens that are masked and have to be predicted."""
     num_evaluated: int = 256
-    """Held-out stories of an evaluation."""
+    """Held-out stories per evaluation."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -107,7 +115,8 @@ def train_text_encoder(config: TextConfig) -> int:
     status = learn(config, encoder, losses, evaluate)
     if not status:
         # Half precision suffices and halves the size; the same weights serve every later stage.
-        encoder.half().save_pretrained(Path(config.output_dir) / "text_encoder")
+        with atomic_folder(Path(config.output_dir) / "text_encoder") as folder:
+            encoder.half().save_pretrained(folder)
         logger.info("Wrote %s", config.output_dir)
     return status
 
@@ -213,10 +222,5 @@ def _batch(config: TextConfig, tokenizer: T5Tokenizer, step: int) -> torch.Tenso
     return tokenize(tokenizer, samples, config.window)
 
 
-def main(arguments: Sequence[str]) -> int:
-    default = Path(__file__).parents[2] / "configs/storyworld/text.yaml"
-    return run_command(TextConfig, "mask2dit.storyworld.text:train_text_encoder", default, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(TextConfig, "mask2dit.storyworld.text:train_text_encoder", None, sys.argv[1:]))

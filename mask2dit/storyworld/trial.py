@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from mask2dit.command import run_command
 from mask2dit.config import DTYPES, check_at_least, check_choice
-from mask2dit.provenance import git_commit, versions
+from mask2dit.files import check_writable, read_json, write_text
+from mask2dit.provenance import describe_changes, software
 from mask2dit.randomness import generator_for
 from mask2dit.storyworld.render import render_scene
 from mask2dit.storyworld.world import Story, caption, sample_story
 from mask2dit.video.frames import to_uint8
-from mask2dit.video.writing import check_writable, write_text, write_video
+from mask2dit.video.writing import write_video
 
 if TYPE_CHECKING:
     from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
@@ -65,29 +66,35 @@ class TrialConfig:
     """Which model makes which stories."""
 
     model: str = "models/storyworld"
-    """A folder in diffusers' layout."""
+    """Model folder in diffusers' layout."""
     mask_variant: str | None = None
-    """v1 … v5; null: the model's own."""
+    """Mask variant: v1, v2, v3, v4 or v5; null: the model's own."""
     task: str = "fixed"
     """fixed, extension, no_context, middle or sliding."""
     output_dir: str = "outputs/storyworld/trials/fixed"
+    """Folder for the videos and the record."""
     split: str = "held_out"
-    """held_out (stories with combinations that training never showed) or train (the kind of stories it did)."""
+    """held_out (stories with combinations that training never showed) or train (stories like those of training)."""
     first_story: int = 100_000
-    """Seeds of the stories count up from here; training's are lower."""
+    """Seed of the first story; the others follow. Seeds of training are lower."""
     num_stories: int = 100
+    """Number of stories."""
     seed: int = 0
-    """Of the noise, with the story's."""
+    """Seed of the noise, combined with the story's seed."""
     num_inference_steps: int = 30
+    """Denoising steps."""
     guidance_scale: float = 2.0
+    """Weight of classifier-free guidance."""
     num_frames: int = 9
-    """Frames of a scene."""
+    """Frames per scene."""
     height: int = 64
+    """Height in pixels."""
     width: int = 64
+    """Width in pixels."""
     batch_size: int = 10
-    """Stories made together."""
+    """Stories generated together."""
     dtype: str = "bfloat16"
-    """Of the model: float32, bfloat16 or float16."""
+    """Data type of the model: float32, bfloat16 or float16."""
 
     def __post_init__(self):
         check_choice("task", self.task, TASKS)
@@ -107,7 +114,7 @@ def run_trial(config: TrialConfig) -> None:
 
     task, folder = TASKS[config.task], Path(config.output_dir)
     skeleton = Mask2DiTPipeline.skeleton(config.model)
-    skeleton.check_size(config.height, config.width, config.num_frames, task.num_scenes)
+    skeleton.video_shape(config.height, config.width, config.num_frames, task.num_scenes)
     check_writable(folder)
     _record(config, folder)
     missing = [seed for seed in story_seeds(config) if not video_path(folder, seed).is_file()]
@@ -170,7 +177,9 @@ def windows(task: Task) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         return [((k,), (k,)) for k in task.generated]
     if task.num_scenes <= WINDOW:
         return [(tuple(range(task.num_scenes)), task.generated)]
-    return [(tuple(range(k + 1 - WINDOW, k + 1)), (k,)) for k in task.generated]
+    from mask2dit.pipelines.story import story_windows
+
+    return [((*context, *new), tuple(new)) for context, new in story_windows(task.num_scenes, len(task.given), WINDOW)]
 
 
 def story_seeds(config: TrialConfig) -> range:
@@ -186,24 +195,20 @@ def read_record(folder: Path) -> TrialConfig:
     path = folder / RECORD
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no trial (no {RECORD}): run mask2dit.storyworld.trial first")
-    return TrialConfig(**json.loads(path.read_text())["config"])
+    return TrialConfig(**read_json(path, "remove this trial and make it again")["config"])
 
 
 def _record(config: TrialConfig, folder: Path) -> None:
     """Writes what the stories are made with, or checks that those in the folder were made with the same."""
     if (folder / RECORD).is_file():
-        before, now = dataclasses.asdict(read_record(folder)), dataclasses.asdict(config)
         free = ("output_dir", "num_stories", "batch_size")
-        differing = [key for key in now if key not in free and before[key] != now[key]]
-        if differing:
-            changes = ", ".join(f"{key} ({before[key]!r} then, {now[key]!r} now)" for key in differing)
+        then = dataclasses.asdict(read_record(folder))
+        if changes := describe_changes(then, dataclasses.asdict(config), ignore=free):
             raise FileExistsError(f"{str(folder)!r} holds another trial: {changes}; choose another output_dir")
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"config": dataclasses.asdict(config), "versions": versions(), "git_commit": git_commit()}
+    record = {"config": dataclasses.asdict(config), **software()}
     write_text(folder / RECORD, json.dumps(record, indent=2))
 
 
 if __name__ == "__main__":
-    sys.exit(
-        run_command(TrialConfig, "mask2dit.storyworld.trial:run_trial", "configs/storyworld/trial.yaml", sys.argv[1:])
-    )
+    sys.exit(run_command(TrialConfig, "mask2dit.storyworld.trial:run_trial", None, sys.argv[1:]))

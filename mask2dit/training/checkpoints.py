@@ -6,22 +6,32 @@ moment leaves the last good one. What the engines write in it is pickled, which 
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
 
-from mask2dit.provenance import git_commit, versions
+from mask2dit.files import partial_folder, read_json, remove_partial_folders, replace_folder, write_errors, write_text
+from mask2dit.hashing import fingerprint
+from mask2dit.provenance import describe_changes, software
 from mask2dit.training.config import TrainConfig
-from mask2dit.video.writing import write_text
+from mask2dit.training.engine import world_size
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
 STATE = "run.json"
 # What may differ between a run and its continuation: where it runs, how far and how it ends, and what it reports.
 FREE_KEYS = ("resume", "max_steps", "decay_steps", "num_workers", "checkpoint_every", "keep_checkpoints", "log_every",
-             "trackers", "validation", "output_dir", "dry_run", "micro_batch_size")  # fmt: skip
+             "trackers", "validation", "output_dir", "dry_run", "micro_batch_size", "copy_frozen")  # fmt: skip
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
@@ -31,13 +41,13 @@ def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
 
 
 def find_checkpoint(config: TrainConfig) -> tuple[Path, int] | None:
-    """The checkpoint that a run goes on from and its step, or None for a new run.
+    """The checkpoint that a run goes on from and its step, or None for a new run. Warns of what differs without harm.
 
     Raises:
         FileNotFoundError: if the checkpoint to resume is not there.
         FileExistsError: if a new run would write into the folder of another.
-        ValueError: if the checkpoint was made with another configuration, naming the keys that differ, or is another
-            run's.
+        ValueError: if the checkpoint is damaged, naming the newest one that is whole; was made with another configuration,
+            naming the keys that differ, or by another number of DeepSpeed's processes; or lies beyond `max_steps`.
     """
     existing = checkpoints(config.output_dir)
     if config.resume is None:
@@ -55,41 +65,138 @@ def find_checkpoint(config: TrainConfig) -> tuple[Path, int] | None:
         if path.resolve() not in [checkpoint.resolve() for checkpoint in existing]:
             known = ", ".join(checkpoint.name for checkpoint in existing) or "none"
             raise FileNotFoundError(
-                f"{config.resume!r} is no checkpoint of {config.output_dir!r}, whose checkpoints are: {known}"
+                f"{config.resume!r} is not a checkpoint of {config.output_dir!r}, whose checkpoints are: {known}"
             )
-    state = json.loads((path / STATE).read_text())
-    now = _comparable(dataclasses.asdict(config))
-    before = _comparable(state["config"])
-    differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
-    if differing:
-        changes = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing)
+    if (reason := fault(path)) is not None:
+        raise damaged(path, reason, config)
+    state = read_json(path / STATE, "resume another checkpoint")
+    if changes := describe_changes(_comparable(state["config"]), _comparable(dataclasses.asdict(config))):
         raise ValueError(f"{str(path)!r} was made with another configuration: {changes}")
+    if config.max_steps < state["step"]:
+        raise ValueError(
+            f"max_steps={config.max_steps} is below step {state['step']} of {str(path)!r}: raise max_steps, or resume an "
+            "earlier checkpoint"
+        )
+    _compare_surroundings(config, path, state)
     return path, state["step"]
 
 
+def _compare_surroundings(config: TrainConfig, path: Path, state: dict) -> None:
+    """Tells what else has changed since a checkpoint. Raises `ValueError` where a run cannot go on with it."""
+    then, now = state.get("num_processes"), world_size()
+    if then not in (None, now):
+        if config.deepspeed:
+            raise ValueError(
+                f"{str(path)!r} was saved by {then} processes, over which DeepSpeed splits the optimizer's state, but there "
+                f"are {now} now: start {then} processes"
+            )
+        _warn("%s was saved by %s processes, and %s go on: the steps stay the same up to rounding", path, then, now)
+    if state.get("manifest") not in (None, fingerprint(config.data.manifest)):
+        _warn(
+            "data.manifest=%s has changed since %s was saved: from here on, other samples are drawn than before the change",
+            config.data.manifest,
+            path,
+        )
+
+
+def _warn(message: str, *args: object) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning(message, *args)
+
+
+def fault(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be loaded, as far as the sizes and headers of its files tell. None: it can."""
+    try:
+        sizes = json.loads((checkpoint / STATE).read_text())["files"]
+    except FileNotFoundError:
+        return f"{STATE} is missing"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{STATE}: {error!r}"
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if (found := file.stat().st_size) != size:
+            return f"{name} has {found} bytes instead of {size}"
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except SafetensorError as error:
+                return f"{name}: {error}"
+        elif file.suffix in (".bin", ".pt", ".pkl") and not is_zipfile(file):  # torch.save writes zip files
+            return f"{name} is not a file of torch.save"
+    return None
+
+
+def damaged(checkpoint: Path, reason: str, config: TrainConfig) -> ValueError:
+    """The error for a checkpoint that cannot be loaded."""
+    whole = [path for path in checkpoints(config.output_dir) if path.name != checkpoint.name and fault(path) is None]
+    if whole:
+        remedy = f"resume={whole[-1]} goes on from the newest one that is whole, and replaces those that are not"
+    else:
+        remedy = "no other one is whole, so start a new run in another output_dir"
+    return ValueError(f"the checkpoint {str(checkpoint)!r} is damaged ({reason}): {remedy}")
+
+
+@contextmanager
+def load_errors(checkpoint: Path, config: TrainConfig) -> Iterator[None]:
+    """Turns the errors by which libraries report a damaged file into that of `damaged`."""
+    try:
+        yield
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        raise damaged(checkpoint, str(error).split("\n")[0], config) from error
+
+
+def remove_leftovers(config: TrainConfig) -> None:
+    """Removes checkpoints of a run that are damaged, and what killed processes were writing."""
+    remove_partial_folders(config.output_dir)
+    for path in checkpoints(config.output_dir):
+        if (reason := fault(path)) is not None:
+            logger.warning("removed %s, which is damaged (%s)", path, reason)
+            shutil.rmtree(path)
+
+
 def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) -> None:
-    """Saves model, optimizer and random states after a step, on all processes, and removes checkpoints beyond the limit."""
+    """Saves model, optimizer and random states after a step, on all processes, and removes checkpoints beyond the limit.
+
+    Raises:
+        OSError: if the disk is full; the checkpoints before stay as they were.
+    """
     final = Path(config.output_dir) / f"{PREFIX}{step:08d}"
     if final.exists():
         return
-    partial = final.with_name(f".{final.name}.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        state = {"step": step, **run_record(config)}
-        write_text(partial / STATE, json.dumps(state, indent=2))
-        partial.rename(final)
-        for old in checkpoints(config.output_dir)[: -config.keep_checkpoints]:
-            shutil.rmtree(old)
+    partial = partial_folder(final)
+    try:
+        with write_errors(final):
+            accelerator.save_state(str(partial))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                files = sorted(path for path in partial.rglob("*") if path.is_file())
+                sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
+                state = {"step": step, **run_record(config), "files": sizes}
+                write_text(partial / STATE, json.dumps(state, indent=2))
+                replace_folder(partial, final)
+                older = [path for path in checkpoints(config.output_dir) if path.name <= final.name]
+                for old in older[: -config.keep_checkpoints]:
+                    shutil.rmtree(old)
+    except BaseException:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
     accelerator.wait_for_everyone()
 
 
 def run_record(config: TrainConfig) -> dict[str, Any]:
-    """The resolved configuration, and the versions and commit that a run was made with."""
-    return {"config": dataclasses.asdict(config), "versions": versions(), "git_commit": git_commit()}
+    """The resolved configuration, and what else a run was made with."""
+    return {
+        "config": dataclasses.asdict(config),
+        "num_processes": world_size(),
+        "manifest": fingerprint(config.data.manifest),
+        **software(),
+    }
 
 
 def _comparable(config: dict) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Starts the processes of a run: `python -m mask2dit.training.launch [torchrun's options] -m mask2dit.training …`.
 
-torchrun alone answers SIGTERM by killing its processes half a minute later, in which a large model is not saved, and ends
-with status 1 whatever they ended with, so that a cluster could not tell a run that was stopped from one that failed.
+torchrun alone answers SIGTERM and SIGHUP by killing its processes half a minute later, in which a large model is not saved,
+and ends with status 1 whatever they ended with, so that a cluster could not tell a run that was stopped from one that failed.
 """
 
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ import psutil
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
+from mask2dit.command import PREEMPTED, stop_signals
+
 
 def launch(arguments: Sequence[str]) -> int:
-    """Runs torchrun and passes SIGTERM on to its processes.
+    """Runs torchrun and passes SIGTERM and SIGHUP on to its processes.
 
     Args:
         arguments: of torchrun.
@@ -27,9 +30,13 @@ def launch(arguments: Sequence[str]) -> int:
         for process in psutil.Process().children():
             process.send_signal(number)
 
-    signal.signal(signal.SIGTERM, pass_on)
+    for number in stop_signals():
+        signal.signal(number, pass_on)
+    # Where torchrun reports a process that failed, in red; one that saved and ended as it was told to did not.
+    agent = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
+    agent.addFilter(lambda record: not (record.levelno == logging.ERROR and PREEMPTED in (record.args or ())))
     try:
-        main(["--signals_to_handle=SIGINT,SIGHUP,SIGQUIT", *arguments])
+        main(["--signals_to_handle=SIGINT,SIGQUIT", *arguments])
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode

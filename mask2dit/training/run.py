@@ -2,9 +2,8 @@
 
 import json
 import logging
-import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,11 +17,12 @@ from safetensors.torch import save_file
 from mask2dit.config import check_between, missing_model
 from mask2dit.data.datasets import StoryDataset, build_dataset
 from mask2dit.data.encoding import load_encoders
+from mask2dit.files import atomic_folder, check_writable, write_text
 from mask2dit.models.masks import cross_scene
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.training.callbacks import Checkpoints, Logging, Validation, load_validation_dataset
-from mask2dit.training.checkpoints import find_checkpoint, run_record
+from mask2dit.training.checkpoints import find_checkpoint, load_errors, remove_leftovers, run_record
 from mask2dit.training.config import TrainConfig
 from mask2dit.training.engine import (
     accumulation_steps,
@@ -33,7 +33,6 @@ from mask2dit.training.engine import (
 )
 from mask2dit.training.memory import estimate_memory
 from mask2dit.training.trainer import Callback, Trainer
-from mask2dit.video.writing import check_writable, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -50,31 +49,52 @@ def train(config: TrainConfig) -> int:
     Raises:
         ValueError, FileNotFoundError, FileExistsError, PermissionError: before weights are read, for anything that cannot
             be carried out.
+        OSError: if something cannot be written, or another process of the run has ended.
     """
-    skeleton = check(config)
+    plan = plan_training(config)
+    found = plan.checkpoint
     if config.dry_run:
-        print(estimate_memory(config, skeleton, world_size()))
+        print(estimate_memory(config, plan.skeleton, world_size()))
         return 0
-    found = find_checkpoint(config)
     set_seed(config.seed)  # of the weights that LoRA adds; samples have their own
     # Before the accelerator: with ZeRO stage 3 under way, transformers would split the frozen text encoder as it reads it.
-    pipe = load_pipeline(config)
+    pipe = load_pipeline(config, plan.skeleton)
     accelerator = create_accelerator(config)
     for part in (pipe.vae, pipe.text_encoder):
         if part is not None and part.device.type != "meta":
             part.to(accelerator.device)
-    callbacks = [Checkpoints(), Validation(), Export(), Logging()]  # logging ends the processes' group
-    trainer = Trainer(config, accelerator, pipe, load_dataset(config), callbacks, start=found[1] if found else 0)
+    # Logging ends the processes' group.
+    callbacks = [Checkpoints(), Validation(plan.validation_dataset), Export(), Logging()]
+    trainer = Trainer(config, accelerator, pipe, plan.dataset, callbacks, start=found[1] if found else 0)
     if found:
-        trainer.load(found[0])
+        with load_errors(found[0], config):
+            trainer.load(found[0])
         logger.info("resumed from %s", found[0])
     if accelerator.is_main_process:
+        remove_leftovers(config)
         write_text(Path(config.output_dir) / "run.json", json.dumps(run_record(config), indent=2))
-    return trainer.train()
+    try:
+        return trainer.train()
+    except RuntimeError as error:
+        if "gloo/transport" in str(error):
+            raise ConnectionError("another process of this run has ended, and its own message says why") from error
+        raise
 
 
-def check(config: TrainConfig) -> Mask2DiTPipeline:
-    """Everything that can be found wrong without reading weights. Returns the model without its weights.
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """The parts of a run that its checks built."""
+
+    skeleton: Mask2DiTPipeline
+    """The model without its weights."""
+    dataset: StoryDataset
+    validation_dataset: StoryDataset | None
+    checkpoint: tuple[Path, int] | None
+    """The checkpoint that the run goes on from and its step, as `find_checkpoint` returns them."""
+
+
+def plan_training(config: TrainConfig) -> TrainingPlan:
+    """Checks everything that can be found wrong without reading weights.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError, PermissionError: with what is wrong and what would be right.
@@ -106,33 +126,31 @@ def check(config: TrainConfig) -> Mask2DiTPipeline:
                 f"trackers names {tracker}, which is not installed: pip install {tracker}, or leave it out"
             )
     skeleton = Mask2DiTPipeline.skeleton(config.model, configs_only=config.dry_run)
-    skeleton.check_size(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
+    skeleton.video_shape(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
     # Whether a cache belongs to the model is seen from the model's weights.
-    load_dataset(replace(config, data=replace(config.data, cache=None)) if config.dry_run else config)
-    load_validation_dataset(config)
+    data = replace(config.data, cache=None) if config.dry_run else config.data
+    quarantine = Path(config.output_dir) / "quarantine.jsonl"  # the run's list of clips that could not be read
+    dataset = build_dataset(data, quarantine, config.model, DTYPES[config.precision], skeleton)
+    validation_dataset = load_validation_dataset(config)
     if config.validation.every:
         last = skeleton.scheduler.config.num_train_timesteps - 1
         for timestep in config.validation.timesteps:
             check_between("a timestep of validation.timesteps", timestep, 0, last)
         skeleton.check_steps(config.validation.num_inference_steps)
     check_writable(config.output_dir)
-    find_checkpoint(config)
-    return skeleton
-
-
-def load_dataset(config: TrainConfig) -> StoryDataset:
-    """The dataset of a run, with the run's list of clips that could not be read."""
-    return build_dataset(
-        config.data, Path(config.output_dir) / "quarantine.jsonl", config.model, DTYPES[config.precision]
+    return TrainingPlan(
+        skeleton=skeleton,
+        dataset=dataset,
+        validation_dataset=validation_dataset,
+        checkpoint=find_checkpoint(config),
     )
 
 
-def load_pipeline(config: TrainConfig) -> Mask2DiTPipeline:
-    """The pipeline to train: the transformer in float32, what is frozen in the run's precision, on the CPU."""
+def load_pipeline(config: TrainConfig, skeleton: Mask2DiTPipeline) -> Mask2DiTPipeline:
+    """Loads the weights into a skeleton: the transformer in float32, what is frozen in the run's precision, on the CPU."""
+    pipe = skeleton
     if config.data.cache is None or config.validation.every:
-        pipe = load_encoders(config.model, getattr(torch, DTYPES[config.precision]), torch.device("cpu"))
-    else:
-        pipe = Mask2DiTPipeline.skeleton(config.model)
+        pipe = load_encoders(config.model, getattr(torch, DTYPES[config.precision]), torch.device("cpu"), skeleton)
     transformer = Mask2DiTTransformer3DModel.from_pretrained(
         config.model, subfolder="transformer", mask_variant=config.mask_variant
     )
@@ -161,19 +179,20 @@ class Export(Callback):
 
 
 def export(trainer: Trainer, output_dir: Path) -> None:
-    """Writes the trained transformer, averaged where there is an average, with links to the frozen parts; or its LoRA, with
-    the settings from which loaders know its scale."""
+    """Writes the trained transformer, averaged where there is an average, with the frozen parts or links to them; or its
+    LoRA, with the settings from which loaders know its scale."""
     accelerator, transformer = trainer.accelerator, trainer.accelerator.unwrap_model(trainer.transformer)
     if trainer.ema:
         trainer.ema.store(transformer.parameters())
         trainer.ema.copy_to(transformer.parameters())
     if trainer.config.lora.rank:
         if accelerator.is_main_process:
-            Mask2DiTPipeline.save_lora_weights(
-                output_dir / "lora",
-                transformer_lora_layers=get_peft_model_state_dict(transformer),
-                transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
-            )
+            with atomic_folder(output_dir / "lora") as folder:
+                Mask2DiTPipeline.save_lora_weights(
+                    folder,
+                    transformer_lora_layers=get_peft_model_state_dict(transformer),
+                    transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+                )
     else:
         _export_model(trainer, output_dir)
     if trainer.ema:
@@ -185,13 +204,14 @@ def _export_model(trainer: Trainer, output_dir: Path) -> None:
     accelerator, transformer = trainer.accelerator, trainer.accelerator.unwrap_model(trainer.transformer)
     weights = accelerator.get_state_dict(trainer.transformer)
     if accelerator.is_main_process:
-        partial, final = output_dir / ".model.partial", output_dir / "model"
-        shutil.rmtree(partial, ignore_errors=True)
-        transformer.save_config(partial / "transformer")
-        weights = {name: weight.contiguous().cpu() for name, weight in weights.items()}
-        save_file(weights, partial / "transformer" / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        for name in FROZEN:
-            os.symlink((Path(trainer.config.model) / name).resolve(), partial / name, target_is_directory=True)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        logger.info("Wrote %s", final)
+        with atomic_folder(output_dir / "model") as folder:
+            transformer.save_config(folder / "transformer")
+            weights = {name: weight.contiguous().cpu() for name, weight in weights.items()}
+            save_file(weights, folder / "transformer" / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+            for name in FROZEN:
+                source = (Path(trainer.config.model) / name).resolve()
+                if trainer.config.copy_frozen:
+                    shutil.copytree(source, folder / name)
+                else:
+                    (folder / name).symlink_to(source, target_is_directory=True)
+        logger.info("Wrote %s", output_dir / "model")

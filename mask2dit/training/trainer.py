@@ -10,6 +10,7 @@ of a scene, D text width.
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
-from mask2dit.command import PREEMPTED, sigterm_noted
+from mask2dit.command import PREEMPTED, stop_noted
 from mask2dit.data.datasets import StoryDataset, collate
 from mask2dit.data.encoding import encode_caption, prepare_batch
 from mask2dit.data.order import PositionSampler
@@ -75,7 +76,7 @@ class Trainer:
         self.optimizer = create_optimizer(config, pipe.transformer)
         self.ema = EMAModel(pipe.transformer.parameters(), decay=config.ema_decay) if config.ema_decay else None
         data = config.data
-        _, latent_frames, (_, *size) = pipe.check_size(data.height, data.width, data.num_frames, data.num_scenes)
+        _, latent_frames, (_, *size) = pipe.video_shape(data.height, data.width, data.num_frames, data.num_scenes)
         self._tokens = pipe.transformer.scene_layout(*size, latent_frames).length * config.batch_size  # of a step
         self.transformer, self.prepared_optimizer = accelerator.prepare(pipe.transformer, self.optimizer)
         if self.ema:
@@ -83,19 +84,24 @@ class Trainer:
             accelerator.register_for_checkpointing(self.ema)
 
     def train(self) -> int:
-        """Runs to `max_steps`, or to a SIGTERM. Returns the exit status: 0, or `PREEMPTED`."""
+        """Runs to `max_steps`, or to a SIGTERM or SIGHUP. Returns the exit status: 0, or `PREEMPTED`."""
         batches = self._batches()
         for callback in self.callbacks:
             callback.on_start(self)
         status = 0
-        with sigterm_noted() as terminated:
+        with stop_noted() as stopped_by:
             while self.step < self.config.max_steps:
                 metrics = self._step(batches)
                 for callback in self.callbacks:
                     callback.on_step(self, metrics)
-                if self._any(terminated()):
+                if self._any(stopped_by() is not None):
                     save_checkpoint(self.accelerator, self.config, self.step)
-                    logger.warning("stopped by SIGTERM after step %d, which is saved", self.step)
+                    if self.accelerator.is_main_process:
+                        logger.warning(
+                            "stopped by %s after step %d, which is saved: resume=latest goes on",
+                            stopped_by() or "another process",
+                            self.step,
+                        )
                     status = PREEMPTED
                     break
             for callback in self.callbacks:
@@ -124,7 +130,7 @@ class Trainer:
             num_scenes = len(batch["captions"][i])
             masks.append(scene_mask(num_scenes, config.conditional_probability, config.given_scenes, draw))
             if torch.rand(1, generator=draw) < config.text_dropout:
-                embeds[i] = self._empty_text().repeat(num_scenes, 1)
+                embeds[i] = self._empty_text.repeat(num_scenes, 1)
         return {
             "latents": latents.float(),
             "noise": torch.stack(noise).to(device),
@@ -191,13 +197,21 @@ class Trainer:
             collate_fn=collate,
             persistent_workers=self.config.num_workers > 0,
         )
-        yield from loader
+        try:
+            yield from loader
+        except (OSError, ValueError) as error:
+            if "in DataLoader worker" not in str(error):
+                raise
+            # Its message is the worker's traceback, which ends with the error.
+            raise type(error)(str(error).splitlines()[-1].partition(": ")[2]) from error
 
+    @cached_property
     def _empty_text(self) -> torch.Tensor:
-        """The embedding of no text, (L, D)."""
+        """The embedding of no text, (L, D), which does not change, since the text encoder is frozen."""
         if self.dataset.cache is not None:
             return self.dataset.cache.embeddings("").to(self.accelerator.device)
-        return encode_caption(self.pipe, "")
+        with self.accelerator.autocast():  # as in training, wherever it is asked for first
+            return encode_caption(self.pipe, "")
 
     def _require_finite(self, what: str, values: torch.Tensor, names: list[str]) -> None:
         """Raises `FloatingPointError` on all processes if one has a value that is not finite, naming the samples."""

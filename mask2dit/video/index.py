@@ -36,7 +36,7 @@ class Start:
     frame: int
     """The number of the first frame that is shown from here on."""
     pts: int
-    pos: int
+    pos: int | None
     """Where its packet lies in the file; names the packet together with `pts`."""
     seek: int
     """The time to which the container seeks for it."""
@@ -58,35 +58,37 @@ class FrameIndex:
         at = bisect_left(self.starts, number + 1, key=lambda start: start.frame)
         return self.starts[at - 1] if at else None
 
-    def fps(self, time_base: Fraction, nominal: Fraction | None) -> float | None:
+    def fps(self, time_base: Fraction | None, nominal: Fraction | None) -> float | None:
         """Frames per second: the file's nominal rate where frames keep to it, else their number per duration shown.
 
         Returns:
             None if the file has neither times nor a nominal rate.
         """
-        if not self._has_times:
+        times = self._increasing_times()
+        if times is None or time_base is None:
             return float(nominal) if nominal else None
-        span = self.times[-1] - self.times[0]
-        rate = len(self.times) / ((span + (self.last_duration or span / (len(self.times) - 1))) * time_base)
+        span = times[-1] - times[0]
+        rate = len(times) / ((span + (self.last_duration or span / (len(times) - 1))) * time_base)
         # Containers round times, matroska to milliseconds: 23.976 stays 24000/1001.
         if nominal and not self.is_variable and abs(rate / nominal - 1) < 0.01:
             rate = nominal
         return float(rate)
 
     @property
-    def _has_times(self) -> bool:
-        """Whether times can be told: some containers have none, and those that FFmpeg guesses for AVI may go back."""
-        if None in self.times or len(self.times) < 2:
-            return False
-        return all(time < following for time, following in pairwise(self.times))
-
-    @property
     def is_variable(self) -> bool:
         """Whether some frame is shown more than one frame's time away from where a constant rate would show it."""
-        if not self._has_times:
+        times = self._increasing_times()
+        if times is None:
             return False
-        first, step = self.times[0], (self.times[-1] - self.times[0]) / (len(self.times) - 1)
-        return any(abs(time - first - number * step) > step for number, time in enumerate(self.times))
+        step = (times[-1] - times[0]) / (len(times) - 1)
+        return any(abs(time - times[0] - number * step) > step for number, time in enumerate(times))
+
+    def _increasing_times(self) -> list[int] | None:
+        """The times if they can be trusted: some containers have none, and those that FFmpeg guesses for AVI may go back."""
+        times = [time for time in self.times if time is not None]
+        if len(times) < max(2, len(self.times)) or any(time >= following for time, following in pairwise(times)):
+            return None
+        return times
 
 
 def index_packets(container: "InputContainer", stream: "VideoStream") -> FrameIndex | None:
@@ -99,9 +101,9 @@ def index_packets(container: "InputContainer", stream: "VideoStream") -> FrameIn
         DamagedError: if the container gives away that the file was cut short.
         av.FFmpegError: if the file cannot be read.
     """
-    is_timed = container.format.name.split(",")[0] == "mpegts"
+    is_transport_stream = container.format.name.split(",")[0] == "mpegts"  # seeks by decoding time
     shown: dict[int, int] = {}  # presentation times with durations
-    keys: list[tuple[int, int, int]] = []
+    keys: list[tuple[int, int | None, int]] = []
     num_packets, latest = 0, None
     is_proven = _is_frame_per_packet(container, stream)
     for packet in container.demux(stream):
@@ -118,7 +120,7 @@ def index_packets(container: "InputContainer", stream: "VideoStream") -> FrameIn
         # Frames before a key frame in time may need frames from before it (an open group of pictures), those after it do
         # not, provided that all of them also come after it in the file.
         if packet.is_keyframe and (latest is None or packet.pts > latest) and _is_random_access(packet, stream):
-            seek = packet.dts if is_timed and packet.dts is not None else packet.pts
+            seek = packet.dts if is_transport_stream and packet.dts is not None else packet.pts
             keys.append((packet.pts, packet.pos, seek))
         is_proven = bool(keys)
         latest = packet.pts if latest is None else max(latest, packet.pts)
@@ -129,12 +131,10 @@ def index_packets(container: "InputContainer", stream: "VideoStream") -> FrameIn
     if not is_proven or not shown:
         return None
     times = sorted(shown)
-    starts = [Start(bisect_left(times, pts), pts, pos, seek) for pts, pos, seek in keys]
+    found = [Start(bisect_left(times, pts), pts, pos, seek) for pts, pos, seek in keys]
     # Of key frames that show nothing before the next one, as an edit list hides them, the last is the one to start from.
-    starts = [
-        start for start, following in pairwise([*starts, None]) if not following or following.frame > start.frame
-    ]
-    return FrameIndex(times, shown[times[-1]], starts)
+    starts = {start.frame: start for start in found}
+    return FrameIndex([*times], shown[times[-1]], [*starts.values()])
 
 
 def index_frames(container: "InputContainer", stream: "VideoStream") -> FrameIndex:

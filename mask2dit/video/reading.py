@@ -27,6 +27,7 @@ from mask2dit.video.index import (
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,10 @@ class FileReader:
             that away.
     """
 
-    _container: "InputContainer | None" = None
+    _container: "InputContainer"
+    _stream: "VideoStream"
+    _index: FrameIndex
+    _frames: "Iterator[av.VideoFrame] | None"
 
     def __init__(self, path: str | os.PathLike):
         # Here and not above: it loads FFmpeg's libraries, and most of the package never opens a video.
@@ -97,14 +101,7 @@ class FileReader:
             self._open()
             if self._container.format.name.startswith("matroska") and is_cut_matroska(self.path):
                 raise DamagedError("the file is shorter than its header says, so it is cut short")
-            self._index = index_packets(self._container, self._stream)
-            try:
-                first = self._decode_to(0) if self._index else None
-            except (av.FFmpegError, DamagedError):
-                first = None
-            if first is None:
-                self._index = self._index_frames()
-                first = self._decode_to(0)
+            first = self._make_index()
         except (av.FFmpegError, DamagedError) as error:
             raise ValueError(
                 f"video {self.path} cannot be read: {_reason(error)}; check that it plays, then download or encode it again"
@@ -151,6 +148,20 @@ class FileReader:
             ) from error
         return output
 
+    def _make_index(self) -> "av.VideoFrame":
+        """Index the file, by its packets if the first frame agrees with them. Returns that frame."""
+        import av
+
+        index = index_packets(self._container, self._stream)
+        if index is not None:
+            self._index = index
+            try:
+                return self._decode_to(0)
+            except (av.FFmpegError, DamagedError):
+                pass  # decoding in order tells whether the file is damaged or only the index wrong
+        self._index = self._index_frames()
+        return self._decode_to(0)
+
     def _read_into(self, output: torch.Tensor, indices: list[int]) -> None:
         places: dict[int, list[int]] = {}
         for place, number in enumerate(indices):
@@ -175,25 +186,25 @@ class FileReader:
             or number < self._number
             or (start is not None and start.frame > self._number + FRAMES_BEFORE_SEEKING)
         ):
-            self._start_at(start)
+            self._frames = self._frames_from(start)
+            self._number = start.frame - 1 if start else -1
         while self._number < number:
             self._last = next(self._frames, None)
             self._number += 1
             if self._last is None or self._last.pts != self._index.times[self._number]:
                 raise DamagedError(f"frame {self._number} does not come out of the decoder")
+        assert self._last is not None
         return self._last
 
-    def _start_at(self, start: Start | None) -> None:
+    def _frames_from(self, start: Start | None) -> "Iterator[av.VideoFrame]":
         if start is None:
             self._open()
-            self._frames = shown_frames(self._container, self._stream)
-            return
+            return shown_frames(self._container, self._stream)
         packets = seek_packets(self._container, self._stream, start)
         if packets is None:
             self._open()
             packets = packets_from(self._container.demux(self._stream), start)
-        self._frames = frames_from(packets, self._stream, self._index.times[start.frame])
-        self._number = start.frame - 1
+        return frames_from(packets, self._stream, start.pts)
 
     def _index_frames(self) -> FrameIndex:
         self._open()
@@ -203,22 +214,24 @@ class FileReader:
 
     def _open(self) -> None:
         import av
+        from av.stream import Disposition
 
         self._close()
         # Absolute, or FFmpeg takes a folder with a colon in its name for a protocol.
         self._container = av.open(str(self.path.absolute()), metadata_errors="replace")
-        self._stream = self._container.streams.best("video")
+        stream = self._container.streams.best("video")
         if self._container.format.name == "tty":
             raise DamagedError("it is a text")  # FFmpeg opens a .txt as the video of a terminal
-        if self._stream is None or self._stream.disposition & av.stream.Disposition.attached_pic:
+        if not isinstance(stream, av.VideoStream) or stream.disposition & Disposition.attached_pic:
             raise DamagedError("there is no video in it")
+        self._stream = stream
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1
         self._frames, self._number, self._last = None, -1, None
 
     def _close(self) -> None:
         # By hand: PyAV's containers refer to themselves, and would keep files and decoders until Python looks for such.
-        if self._container is not None:
+        if hasattr(self, "_container"):
             self._container.close()
 
     __del__ = _close

@@ -1,65 +1,21 @@
-"""Videos, images and texts written whole or not at all, and sheets of thumbnails to judge a story at a glance."""
+"""Videos and images written whole or not at all, and sheets of thumbnails to judge a story at a glance."""
 
 import math
 import os
-import secrets
 import subprocess
 import tempfile
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mask2dit.files import atomic_path, write_errors
+
 CRF = 17  # x264's constant rate factor; at this one the loss cannot be seen
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a hidden temporary path beside `path`; on success it becomes `path`, on any failure it is removed.
-
-    The suffix is kept, as some writers choose their format by it. A file that was at `path` before stays as it was
-    until the new one is whole.
-
-    Raises:
-        FileNotFoundError: if the folder of `path` does not exist.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: folder {path.parent} does not exist; create it first")
-    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def check_writable(folder: str | os.PathLike) -> None:
-    """Create `folder` and prove that a file can be written in it. Call it before anything expensive.
-
-    Raises:
-        OSError: if it cannot be created or written in; PermissionError where permission is what is missing.
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"0")
-            file.flush()
-    except OSError as error:
-        # OSError picks its subclass by the error number.
-        raise OSError(
-            error.errno, f"cannot write in the folder {str(folder)!r} ({error.strerror}): choose another one"
-        ) from error
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_image(path: str | os.PathLike, image: Image.Image) -> None:
@@ -127,7 +83,7 @@ def write_clips(
     folder = paths[0].parent
     if not folder.is_dir():
         raise FileNotFoundError(f"cannot write {paths[0]}: folder {folder} does not exist; create it first")
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
+    with write_errors(paths[0]), tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
         names, table = str(Path(temporary).absolute() / "%06d.mp4"), Path(temporary) / "segments.csv"
         # Each clip begins with a key frame and is a segment of its own; frames that wait for later ones (B) would shift the
         # times by which the segments are counted.
@@ -239,7 +195,7 @@ def _encode(
             ffmpeg.wait()
             raise
         log.seek(0)
-        message = log.read().decode(errors="replace").strip()
+        message = "; ".join(log.read().decode(errors="replace").split("\n")).strip("; ")
 
     if ffmpeg.returncode != 0:
         raise OSError(f"ffmpeg failed to write {path} (exit status {ffmpeg.returncode}): {message or 'no message'}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from mask2dit import Mask2DiTPipeline
 from mask2dit.config import load_config
@@ -228,11 +229,11 @@ def test_a_longer_manifest_adds_to_the_cache(cache_config, write_csv, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"height": 48}, r"height \(32 there, 48 now\); make another"),
-        ({"num_windows": 3, "seed": 5}, r"num_windows \(2 there, 3 now\), seed \(0 there, 5 now\);"),
-        ({"max_stride": 1}, r"max_stride \(2 there, 1 now\)"),
-        ({"num_frames": 5}, r"num_frames \(9 there, 5 now\)"),
-        ({"dtype": "bfloat16"}, r"dtype \(float32 there, bfloat16 now\)"),
+        ({"height": 48}, r"height \(32 then, 48 now\); make another"),
+        ({"num_windows": 3, "seed": 5}, r"num_windows \(2 then, 3 now\), seed \(0 then, 5 now\);"),
+        ({"max_stride": 1}, r"max_stride \(2 then, 1 now\)"),
+        ({"num_frames": 5}, r"num_frames \(9 then, 5 now\)"),
+        ({"dtype": "bfloat16"}, r"dtype \('float32' then, 'bfloat16' now\)"),
     ],
 )
 def test_a_stale_cache_is_refused_by_training_and_by_the_command(cache_config, tmp_path, changes, message):
@@ -251,7 +252,7 @@ def test_a_cache_of_other_weights_is_refused(cache_config, small_model, tmp_path
     assert dataset(cache_config(model=other), tmp_path)  # the same weights elsewhere are the same
     weights = other / "vae/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"1234")
-    with pytest.raises(ValueError, match=r"other settings: vae weights \(\w+ there, \w+ now\); make"):
+    with pytest.raises(ValueError, match=r"other settings: vae weights \('\w+' then, '\w+' now\); make"):
         dataset(cache_config(model=other), tmp_path)
 
 
@@ -308,6 +309,27 @@ def test_a_defect_is_not_taken_for_a_broken_clip(cache_config, monkeypatch, tmp_
     with pytest.raises(ValueError, match="a defect"):
         build_cache(cache_config())
     assert not (tmp_path / "cache/failed.jsonl").exists()
+
+
+def test_a_full_disk_leaves_the_cache_whole_and_it_goes_on_later(cache_config, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mask2dit.data.cache.save_file", full)
+        with pytest.raises(OSError, match=r"cannot write \S+cache/text-\w+\.safetensors .*make room"):
+            build_cache(cache_config())
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["index.json"]
+    build_cache(cache_config())
+    assert list((tmp_path / "cache").glob("latents-*"))
+
+
+@pytest.mark.parametrize("torn", ['{"clip": "2.mp', ""])
+def test_a_line_of_failed_clips_that_was_cut_short_does_not_lock_the_cache(cache_config, tmp_path, torn):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/failed.jsonl").write_text(torn)
+    build_cache(cache_config())
+    dataset(cache_config(), tmp_path)
 
 
 def test_a_damaged_file_of_the_cache_is_named(cache_config, tmp_path):

@@ -230,6 +230,18 @@ def test_what_cannot_be_read_is_listed_with_the_reason(with_broken, tmp_path):
     assert "7.mp4 does not exist" in reasons["7.mp4"]
 
 
+def test_a_line_of_the_quarantine_that_was_cut_short_does_not_lock_the_run(with_broken, tmp_path):
+    path = tmp_path / "run/quarantine.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"clip": "5.mp4", "ro')
+    dataset = with_broken("pretrain", max_quarantined_share=0.25)
+    load(dataset, stop=12)
+    assert dataset.quarantine.reasons().keys() == {"2.mp4", "7.mp4"}
+    path.write_text("not json\n" + path.read_text())
+    with pytest.raises(ValueError, match=r"quarantine\.jsonl, line 1 is damaged"):
+        dataset.quarantine.reasons()
+
+
 def test_more_than_the_share_ends_the_run(with_broken):
     dataset = with_broken("pretrain", max_quarantined_share=0.2)  # one of eight is borne, two are not
     with pytest.raises(QuarantineError, match=r"2 of 8 clips could not be read, more than max_quarantined_share=0\.2"):

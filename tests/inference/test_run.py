@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from mask2dit.inference import run
 from mask2dit.inference.config import InferenceConfig, LoRAConfig
 from mask2dit.inference.run import generate
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.untrained import MARKER
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import write_video
@@ -68,11 +70,59 @@ def test_a_run_writes_video_contact_sheet_and_record(config):
     assert record["scheduler"]["class"] == "CogVideoXDDIMScheduler"
 
 
+def test_a_run_checks_its_model_and_fingerprints_its_weights_once(config, monkeypatch):
+    calls = []
+    skeleton, fingerprint = Mask2DiTPipeline.skeleton, run.fingerprint
+    monkeypatch.setattr(Mask2DiTPipeline, "skeleton", lambda *args: calls.append("skeleton") or skeleton(*args))
+    monkeypatch.setattr(run, "fingerprint", lambda path: calls.append("fingerprint") or fingerprint(path))
+    generate(config())
+    assert calls == ["skeleton", "fingerprint"]
+
+
 def test_runs_are_numbered_and_never_overwrite(config):
     assert [generate(config()).name for _ in range(2)] == ["00001.mp4", "00002.mp4"]
     assert generate(config(name="fox")).name == "fox.mp4"
     with pytest.raises(FileExistsError, match=r"fox\.mp4 is in"):
         generate(config(name="fox"))
+
+
+def test_a_run_takes_its_number_only_when_everything_is_whole(config, tmp_path, monkeypatch):
+    """So that a killed one leaves none, and two at the same time take different ones."""
+    write_image, others = run.write_image, []
+
+    def write_while_another_run_begins_and_ends(path, image):
+        write_image(path, image)
+        if not others:
+            others.append(None)
+            others[0] = generate(config(prompts=["a bear", "a wood"])).name
+
+    monkeypatch.setattr(run, "write_image", write_while_another_run_begins_and_ends)
+    assert generate(config()).name == "00002.mp4" and others == ["00001.mp4"]
+    record = json.loads((tmp_path / "out/00002.json").read_text())
+    assert record["config"]["prompts"] == ["a fox", "a lake"]
+
+    def write_and_look(path, frames, fps):
+        list(frames)
+        assert not (tmp_path / "out/00003.mp4").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "write_video", write_and_look)
+    with pytest.raises(KeyboardInterrupt):
+        generate(config())
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"00001", "00002", "scenes"}
+
+
+@pytest.mark.parametrize("writer", ["write_video", "write_image", "write_text"])
+def test_a_full_disk_leaves_no_part_of_the_result_and_the_run_goes_on_later(config, tmp_path, monkeypatch, writer):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, writer, full)
+        with pytest.raises(OSError, match=r"cannot write \S+out .*make room"):
+            generate(config())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scenes"]
+    assert generate(config()).name == "00001.mp4"
 
 
 def test_the_same_configuration_makes_the_same_video(config, tmp_path):

@@ -170,12 +170,12 @@ def test_blocks_are_compiled_once_per_number_of_scenes_whatever_their_lengths(ma
     compiled.compile_repeated_blocks(fullgraph=True, backend="eager")
     counters["stats"].clear()
     with torch.no_grad():
-        for num_scenes in (3, 4, 2, 5, 1):
+        for num_scenes in (3, 4, 1):
             for frames in (3, 2):
                 inputs = random_inputs(num_scenes=num_scenes, num_frames=num_scenes * frames)
                 kwargs = {"scene_frames": (frames,) * num_scenes}
                 torch.testing.assert_close(compiled(*inputs, **kwargs).sample, plain(*inputs, **kwargs).sample)
-    assert counters["stats"]["unique_graphs"] == 5
+    assert counters["stats"]["unique_graphs"] == 3
 
 
 def test_the_whole_transformer_compiles_for_every_number_of_scenes(make_transformer, random_inputs):
@@ -183,7 +183,7 @@ def test_the_whole_transformer_compiles_for_every_number_of_scenes(make_transfor
     transformer = make_transformer(num_layers=1)
     compiled = torch.compile(transformer, fullgraph=True, backend="eager")
     with torch.no_grad():
-        for num_scenes in (3, 4, 2, 5, 1):
+        for num_scenes in (3, 2, 1):
             inputs = random_inputs(num_scenes=num_scenes, num_frames=num_scenes * 3)
             torch.testing.assert_close(compiled(*inputs).sample, transformer(*inputs).sample)
 

@@ -4,9 +4,10 @@ import sys
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mask2dit.pipelines.story import SceneStore, check_story, generate_story, story_windows
+from mask2dit.pipelines.story import SceneStore, generate_story, plan_windows, story_windows
 
 PROMPTS = ["a fox", "a lake", "a hut", "the moon", "morning"]
 SMALL = {"height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 2}
@@ -64,6 +65,17 @@ def test_new_scenes_continue_from_the_latents_of_the_last_ones(small_pipeline, m
     assert [prompts for prompts, _ in calls] == [PROMPTS[:3], PROMPTS[1:4], PROMPTS[2:5]]
     assert torch.equal(calls[1][1], torch.cat(scenes[1:3], dim=1))
     assert torch.equal(calls[2][1], torch.cat(scenes[2:4], dim=1))
+
+
+def test_a_scene_that_does_not_fit_on_the_disk_is_named_and_not_stored(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("mask2dit.pipelines.story.save_file", full)
+    store = SceneStore(tmp_path / "scenes", "weights")
+    with pytest.raises(OSError, match=r"cannot write \S+scenes/\w+\.safetensors .*make room"):
+        store.save(store.key("a"), torch.zeros(1))
+    assert store.load(store.key("a")) is None and not list((tmp_path / "scenes").iterdir())
 
 
 def test_an_interrupted_story_goes_on_where_it_stopped_with_the_same_result(small_pipeline, tmp_path, monkeypatch):
@@ -222,4 +234,4 @@ def test_prompts_that_are_one_text_are_refused(small_pipeline):
 def test_a_window_that_the_positions_cannot_carry_is_refused(make_pipeline):
     pipe = make_pipeline(use_rotary_positional_embeddings=False)  # sin-cos: at most 3 latent frames a scene
     with pytest.raises(ValueError, match="sin-cos positions"):
-        check_story(pipe, 5, 0, 3, 64, 96, 13)
+        plan_windows(pipe, 5, 0, 3, 64, 96, 13)

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,9 +16,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
-from mask2dit.data.cache import build_cache
+from mask2dit.data.cache import LatentCache, build_cache
 from mask2dit.data.config import CacheConfig
 from mask2dit.data.order import Position
+from mask2dit.data.quarantine import QuarantineError
+from mask2dit.hashing import fingerprint
 from mask2dit.training import checkpoints
 from mask2dit.training.callbacks import Logging, Validation
 from mask2dit.training.config import LoRATrainingConfig, ValidationConfig
@@ -131,16 +134,18 @@ def test_deepspeed_compiles_nothing_on_a_cpu(config, launch, tmp_path):
     assert not (tmp_path / "compiled").exists()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_and_ends_with_its_own_status(config, command, run, metrics, processes):
+@pytest.mark.parametrize("processes, number", [(1, signal.SIGTERM), (1, signal.SIGHUP), (2, signal.SIGTERM)])
+def test_a_signal_to_stop_saves_and_ends_with_its_own_status(config, command, run, metrics, processes, number):
     long = config(max_steps=1000, checkpoint_every=1000)
     process = subprocess.Popen(**command(long, processes), stderr=subprocess.PIPE)
     log = Path(long.output_dir) / "metrics.jsonl"
     while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 2):
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
+    assert errors.count(f"stopped by {number.name}") == 1
+    assert "exitcode" not in errors and "Traceback" not in errors
     (checkpoint,) = checkpoints.checkpoints(long.output_dir)
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     if processes == 1:
@@ -167,6 +172,19 @@ def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, r
     assert [path.name for path in checkpoints.checkpoints(killed.output_dir)] == ["checkpoint-00000002"]
     assert run(replace(killed, resume="latest")) == 0
     assert [line["step"] for line in metrics(killed)] == [1, 2, 3, 4]
+    assert not list(Path(killed.output_dir).glob(".*"))
+
+
+@pytest.mark.parametrize("changes, status", [({"max_steps": 1}, 0), ({"model": "nowhere"}, 1)])
+def test_threads_that_abort_while_python_ends_do_not_change_the_status(config, command, tmp_path, changes, status):
+    """As gloo's do when they release a tensor then, after everything was saved."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os\nif 'RANK' in os.environ: atexit.register(os.abort)\n"
+    )
+    training = command(config(**changes), 2)
+    training["env"]["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    result = subprocess.run(**training, capture_output=True, check=False)
+    assert result.returncode == status, result.stderr
 
 
 def test_the_launcher_ends_with_the_status_of_what_it_launched(config, launch):
@@ -263,8 +281,7 @@ def test_validation_counts_every_sample_once_however_many_processes_share_them(
         def __getitem__(self, position: Position):
             return position.position + 1
 
-    validation = Validation()
-    validation._dataset = Held()
+    validation = Validation(Held())
 
     def losses(rank, num_processes):
         forward_passes.clear()
@@ -341,6 +358,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_samples(config, ru
         run(config())
 
 
+def test_what_ends_a_worker_of_the_data_is_one_sentence(config, run, clips, tmp_path):
+    manifest = tmp_path / "broken.csv"
+    manifest.write_text((clips / "pretrain.csv").read_text().replace("clip_", "gone_"))
+    broken = config(data__manifest=str(manifest), data__data_root=str(clips), num_workers=1, max_steps=1)
+    with pytest.raises(QuarantineError, match=r"of 8 clips could not be read") as error:
+        run(broken)
+    assert "\n" not in str(error.value)
+
+
 def test_a_dry_run_reads_no_weights_and_prints_what_is_needed(config, run, capsys, monkeypatch):
     monkeypatch.setattr("mask2dit.training.run.load_pipeline", lambda *args: pytest.fail("weights were read"))
     assert run(config(dry_run=True)) == 0
@@ -373,7 +399,7 @@ BAD = {
     "bad height": ({"data__height": 70}, "height=70 .* 64 or 80"),
     "a batch that does not divide": ({"batch_size": 3, "micro_batch_size": 2}, "batch_size=3 does not divide .* 2 and 4"),
     "nothing to resume": ({"resume": "latest"}, "no checkpoint in .* to resume"),
-    "an unknown checkpoint": ({"resume": "nowhere"}, "'nowhere' is no checkpoint"),
+    "an unknown checkpoint": ({"resume": "nowhere"}, "'nowhere' is not a checkpoint"),
     "no DeepSpeed file": ({"deepspeed": "nowhere.json"}, "no DeepSpeed configuration 'nowhere.json'"),
     "EMA with DeepSpeed": ({"deepspeed": str(ROOT / "configs/deepspeed/zero2.json"), "ema_decay": 0.9}, "ema_decay=0.9"),
     "8 bits with DeepSpeed": (
@@ -449,3 +475,24 @@ def test_the_cache_and_the_videos_give_the_same_losses(config, run, metrics, tmp
     from_cache = replace(from_videos, output_dir=str(tmp_path / "cached"), data=data)
     run(from_cache)
     assert losses(metrics(from_cache)) == losses(metrics(from_videos))
+
+
+def test_a_cached_run_checks_its_model_and_fingerprints_its_encoders_once(config, run, tmp_path, monkeypatch):
+    cached = config(data__num_windows=1, data__cache=str(tmp_path / "cache"), text_dropout=1.0, max_steps=2)
+    calls = {"skeleton": [], "fingerprint": [], "embeddings": []}
+
+    def count(name, function):
+        def counted(*args, **kwargs):
+            calls[name].append(args)
+            return function(*args, **kwargs)
+
+        return counted
+
+    monkeypatch.setattr(Mask2DiTPipeline, "skeleton", count("skeleton", Mask2DiTPipeline.skeleton))
+    monkeypatch.setattr("mask2dit.data.cache.fingerprint", count("fingerprint", fingerprint))
+    monkeypatch.setattr(LatentCache, "embeddings", count("embeddings", LatentCache.embeddings))
+    build_cache(CacheConfig(model=cached.model, data=cached.data, dtype="float32", device="cpu"))
+    assert (len(calls["skeleton"]), len(calls["fingerprint"])) == (1, 3)  # VAE, text encoder and tokenizer
+    run(cached)
+    assert (len(calls["skeleton"]), len(calls["fingerprint"])) == (2, 6)
+    assert [caption for _, caption in calls["embeddings"]].count("") == 1

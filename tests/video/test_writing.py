@@ -1,7 +1,3 @@
-import errno
-import os
-import re
-
 import av
 import numpy as np
 import pytest
@@ -9,17 +5,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image, ImageDraw
 
-from mask2dit.video import (
-    FileReader,
-    atomic_path,
-    check_writable,
-    contact_sheet,
-    write_clips,
-    write_image,
-    write_text,
-    write_video,
-    writing,
-)
+from mask2dit.video import FileReader, contact_sheet, write_clips, write_image, write_video, writing
 
 NOISE = np.random.default_rng(0).integers(256, size=(30, 96, 128, 3), dtype=np.uint8)
 
@@ -236,7 +222,7 @@ def test_frames_lost_by_an_ffmpeg_that_reports_success_are_an_error(tmp_path, fa
 
 def test_a_relative_folder_may_have_a_colon_in_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    check_writable("12:30")
+    (tmp_path / "12:30").mkdir()
     write_video("12:30/video.mp4", NOISE[:2], 8)
     assert FileReader("12:30/video.mp4").num_frames == 2
 
@@ -246,83 +232,11 @@ def test_a_missing_folder_is_named(tmp_path):
         write_video(tmp_path / "nowhere" / "video.mp4", NOISE, 8)
 
 
-def test_a_file_appears_only_when_it_is_whole(tmp_path):
-    path = tmp_path / "a.json"
-    with atomic_path(path) as temporary:
-        temporary.write_text("new")
-        assert temporary.parent == tmp_path
-        assert temporary.suffix == ".json"
-        assert temporary.name.startswith(".")
-        assert not path.exists()
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, error):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with pytest.raises(type(error)) as caught, atomic_path(path) as temporary:
-        temporary.write_text("half of the n")
-        raise error
-    assert caught.value is error
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_name_as_long_as_the_file_system_allows_can_be_written(tmp_path):
-    path = tmp_path / ("x" * 251 + ".txt")
-    write_text(path, "text")
-    assert path.read_text() == "text"
-
-
-def test_text_is_written_as_utf8(tmp_path):
-    write_text(tmp_path / "a.txt", "Mask²DiT, 镜头\n")
-    assert (tmp_path / "a.txt").read_bytes() == "Mask²DiT, 镜头\n".encode()
-
-
 def test_an_image_is_written_as_png_without_loss(tmp_path):
     write_image(tmp_path / "a.png", Image.fromarray(NOISE[0]))
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), NOISE[0])
-
-
-def test_a_folder_is_created_and_left_empty(tmp_path):
-    folder = tmp_path / "new" / "deep"
-    check_writable(folder)
-    check_writable(folder)
-    assert folder.is_dir() and not list(folder.iterdir())
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_write_permission_is_refused(tmp_path):
-    folder = tmp_path / "closed"
-    folder.mkdir(mode=0o500)
-    with pytest.raises(
-        PermissionError, match=re.escape(f"cannot write in the folder {str(folder)!r} (Permission denied)")
-    ):
-        check_writable(folder)
-    with pytest.raises(OSError, match="Permission denied"):
-        write_video(folder / "video.mp4", NOISE, 8)
-
-
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError, match=r"cannot write in the folder .*file"):
-        check_writable(tmp_path / "file")
-
-
-def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(writing.tempfile, "TemporaryFile", full)
-    with pytest.raises(
-        OSError, match=re.escape(f"cannot write in the folder {str(tmp_path)!r} (No space left")
-    ) as caught:
-        check_writable(tmp_path)
-    assert caught.value.errno == errno.ENOSPC
 
 
 def levels_in_rows(sheet, step):
