@@ -1,10 +1,10 @@
 """The settings of `python -m mask2dit.evaluation`. Imports nothing heavy, so that a mistake in them shows at once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from mask2dit.config import check_at_least, check_choice, parse_shard
 from mask2dit.encoders.config import ViCLIPConfig
-from mask2dit.inference.config import InferenceConfig, LoRAConfig
+from mask2dit.inference.config import InferenceConfig, SamplingConfig
 
 MODES = ("fixed", "extension", "separate", "merged")
 BOUNDARIES = ("given", "equal", "detected")
@@ -20,8 +20,8 @@ LETTERS = "ABCDEFGHIJ"  # what a user study calls its runs
 
 
 @dataclass(kw_only=True)
-class GenerationConfig:
-    """How stories are generated. Keys that `InferenceConfig` has mean the same here."""
+class GenerationConfig(SamplingConfig):
+    """How stories are generated."""
 
     mode: str = "fixed"
     """fixed (the scenes of a window together), extension (the first scenes together, each later one from those before
@@ -29,17 +29,7 @@ class GenerationConfig:
     clip)."""
     initial_scenes: int = 2
     """Scenes that an extension starts from."""
-    window: int | None = None
-    """Scenes generated together; null: all of them."""
 
-    model: str = "models/Mask2DiT"
-    """Model folder in diffusers' layout."""
-    build_untrained: bool = False
-    """Build a small model with random weights in the model folder if it does not exist. Its name has to begin with
-    "untrained"; its pictures mean nothing."""
-    mask_variant: str | None = None
-    """Mask variant: v1, v2, v3, v4 or v5; null: the one that the model was trained with."""
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
     negative_prompt: str = ""
     """Negative prompt for all scenes."""
     height: int = 480
@@ -48,38 +38,20 @@ class GenerationConfig:
     """Width in pixels."""
     num_frames: int = 49
     """Frames per scene, unless the story names a duration."""
-    sampler: str = "ddim"
-    """Sampler: ddim (published) or dpm."""
-    num_inference_steps: int = 50
-    """Denoising steps."""
-    guidance_scale: float = 6.0
-    """Weight of classifier-free guidance."""
-    use_dynamic_cfg: bool = False
-    """Vary the guidance weight over the steps by the formula of diffusers' CogVideoX pipeline."""
-    dtype: str = "bfloat16"
-    """Data type of the weights: float32, bfloat16 or float16."""
-    memory: str = "full"
-    """Memory mode: full, model_offload, group_offload, sequential_offload or fp8."""
-    vae_tiling: bool = False
-    """Decode frames in tiles: less memory, slower, faint seams possible."""
-    attention_backend: str | None = None
-    """Attention backend of diffusers, such as flash, sage or _native_cudnn; null: torch's own choice."""
-    compile: bool = False
-    """Compile the transformer's blocks: slow to start, then faster."""
-    fps: int = 8
-    """Frames per second of the videos."""
 
     def __post_init__(self):
+        super().__post_init__()
         check_choice("generation.mode", self.mode, MODES)
         for name in ("initial_scenes", "num_frames"):
             check_at_least(f"generation.{name}", getattr(self, name), 1)
 
-    def inference(self, prompts: list[str], num_frames: list[int], device: str, seed: int, save_path: str):
-        """What loads and checks the model for these prompts: an `InferenceConfig`."""
-        shared = vars(self).keys() & InferenceConfig.__dataclass_fields__.keys() - {"num_frames"}
-        settings = {name: getattr(self, name) for name in shared}
+    def inference(
+        self, prompts: list[str], num_frames: list[int], device: str, seed: int, save_path: str
+    ) -> InferenceConfig:
+        """The configuration that generates these prompts."""
+        shared = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
         return InferenceConfig(
-            **settings, prompts=prompts, num_frames=num_frames, device=device, seed=seed, save_path=save_path
+            **{**shared, "num_frames": num_frames}, prompts=prompts, device=device, seed=seed, save_path=save_path
         )
 
 

@@ -23,8 +23,8 @@ class LoRAConfig:
 
 
 @dataclass(kw_only=True)
-class InferenceConfig:
-    """What to generate and with which model. `configs/inference/*.yaml` hold values for all of it."""
+class SamplingConfig:
+    """The model and how it generates: the keys that inference and evaluation share."""
 
     # The model
     model: str = "models/Mask2DiT"
@@ -37,19 +37,8 @@ class InferenceConfig:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     # The story
-    prompts: list[str] = field(default_factory=list)
-    """One prompt per scene, in order, including the given scenes."""
     negative_prompt: Any = ""
     """One negative prompt for all scenes, or a list with one per scene."""
-    context_videos: list[str] = field(default_factory=list)
-    """Video files of the first scenes, which the other scenes continue. A file is one scene, unless it was generated
-    here and its record (.json) is in the same folder: then it holds all scenes that the record names."""
-    context_start: str = "center"
-    """Frame range of a longer context video: center, or random (as published)."""
-    sample_context: bool = False
-    """Sample the VAE's posterior of the context, as published, instead of taking its mode."""
-    noise_context: bool = False
-    """Noise the context at timestep 0, as the published pipeline does; in training it is clean."""
     window: int | None = None
     """Scenes generated together; a longer story slides this window over its scenes. null: all at once."""
     height: int | None = None
@@ -69,12 +58,8 @@ class InferenceConfig:
     """Weight of classifier-free guidance; 1 or less: no guidance."""
     use_dynamic_cfg: bool = False
     """Vary the guidance weight over the steps by the formula of diffusers' CogVideoX pipeline."""
-    seed: int = 42
-    """Seed of the noise."""
 
     # The machine
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
     dtype: str = "bfloat16"
     """Data type of the weights: float32, bfloat16 or float16."""
     memory: str = "full"
@@ -88,15 +73,55 @@ class InferenceConfig:
     """Compile the transformer's blocks: slow to start, then faster. Only with memory=full or memory=model_offload."""
 
     # The output
+    fps: int = 8
+    """Frames per second of the video."""
+
+    def __post_init__(self):
+        check_choice("sampler", self.sampler, SAMPLERS)
+        check_choice("dtype", self.dtype, DTYPES)
+        if self.compile and self.memory in ("group_offload", "sequential_offload", "fp8"):
+            raise ValueError(f"compile=true cannot be used with memory={self.memory}: use full or model_offload")
+        for name in ("num_inference_steps", "fps"):
+            check_at_least(name, getattr(self, name), 1)
+        if self.fps > 1000:
+            raise ValueError(f"fps={self.fps} has to be at most 1000 frames per second")
+        check_finite("guidance_scale", self.guidance_scale)
+
+
+@dataclass(kw_only=True)
+class InferenceConfig(SamplingConfig):
+    """What to generate and with which model. `configs/inference/*.yaml` hold values for all of it."""
+
+    # The story
+    prompts: list[str] = field(default_factory=list)
+    """One prompt per scene, in order, including the given scenes."""
+    context_videos: list[str] = field(default_factory=list)
+    """Video files of the first scenes, which the other scenes continue. A file is one scene, unless it was generated
+    here and its record (.json) is in the same folder: then it holds all scenes that the record names."""
+    context_start: str = "center"
+    """Frame range of a longer context video: center, or random (as published)."""
+    sample_context: bool = False
+    """Sample the VAE's posterior of the context, as published, instead of taking its mode."""
+    noise_context: bool = False
+    """Noise the context at timestep 0, as the published pipeline does; in training it is clean."""
+
+    # Sampling
+    seed: int = 42
+    """Seed of the noise."""
+
+    # The machine
+    device: str = "auto"
+    """Device: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
+
+    # The output
     save_path: str = "samples/mask2dit"
     """Folder for the video, the contact sheet and the record, and for finished scenes of an interrupted story, which the
     next run reuses."""
     name: str | None = None
     """File name without suffix; null: the next free number."""
-    fps: int = 8
-    """Frames per second of the video."""
 
     def __post_init__(self):
+        super().__post_init__()
         for text in self.prompts:
             if not isinstance(text, str):
                 raise ValueError(
@@ -104,8 +129,6 @@ class InferenceConfig:
                 )
         if not self.prompts or not all(text.strip() for text in self.prompts):
             raise ValueError("prompts has to hold one text for every scene, but is empty or has an empty one")
-        check_choice("sampler", self.sampler, SAMPLERS)
-        check_choice("dtype", self.dtype, DTYPES)
         check_choice("context_start", self.context_start, CONTEXT_STARTS)
         if self.negative_prompt is None:  # negative_prompt= on the command line
             self.negative_prompt = ""
@@ -114,17 +137,10 @@ class InferenceConfig:
             raise ValueError(f"negative_prompt has to be a text or a list of texts, but is {self.negative_prompt!r}")
         if texts is self.negative_prompt and len(texts) != len(self.prompts):
             raise ValueError(f"negative_prompt has {len(texts)} entries for {len(self.prompts)} prompts")
-        if self.compile and self.memory in ("group_offload", "sequential_offload", "fp8"):
-            raise ValueError(f"compile=true cannot be used with memory={self.memory}: use full or model_offload")
         counts = self.num_frames if isinstance(self.num_frames, list) else [self.num_frames]
         if self.num_frames is not None and not all(type(count) is int for count in counts):
             raise ValueError(f"num_frames has to be a number or a list of numbers, but is {self.num_frames!r}")
-        for name in ("num_inference_steps", "fps"):
-            check_at_least(name, getattr(self, name), 1)
-        if self.fps > 1000:
-            raise ValueError(f"fps={self.fps} has to be at most 1000 frames per second")
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed={self.seed} has to fit into 64 bits, as torch's generators need it")
-        check_finite("guidance_scale", self.guidance_scale)
         if self.name is not None:
             check_file_name("name", self.name, ".json")

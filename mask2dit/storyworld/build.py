@@ -92,7 +92,7 @@ def build_model(config: BuildConfig) -> None:
         published_scheduler().config, prediction_type=config.prediction_type
     )
     pipe = Mask2DiTPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
-    pipe.check_size(config.height, config.width, config.num_frames, num_scenes=1)
+    pipe.video_shape(config.height, config.width, config.num_frames, num_scenes=1)
     with atomic_folder(output) as written:
         save_pipeline(pipe, written, Path(config.text) / "tokenizer" / SPIECE)
         trained_with = {name: getattr(config, name) for name in ("num_scenes", "num_frames", "height", "width")}

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from mask2dit.command import PREEMPTED, stop_noted
 from mask2dit.config import check_at_least, check_choice
 from mask2dit.files import append_line, atomic_path, check_writable, keep_lines
+from mask2dit.provenance import describe_changes
 from mask2dit.training.muon import Muon, spectral_scale
 
 logger = logging.getLogger(__name__)
@@ -184,10 +185,7 @@ def _load(config: LearningConfig, parts: dict) -> int:
         raise ValueError(
             f"{path} is damaged ({str(error).splitlines()[0]}): remove it, and the run starts anew"
         ) from error
-    now, before = dataclasses.asdict(config), checkpoint["config"]
-    differing = [key for key in now if key not in FREE_KEYS and now[key] != before.get(key)]
-    if differing:
-        changes = ", ".join(f"{key} ({before.get(key)!r} then, {now[key]!r} now)" for key in differing)
+    if changes := describe_changes(checkpoint["config"], dataclasses.asdict(config), ignore=FREE_KEYS):
         raise ValueError(
             f"{str(path)!r} was made with another configuration: {changes}; use another output_dir, or remove it"
         )

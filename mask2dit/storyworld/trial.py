@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mask2dit.command import run_command
 from mask2dit.config import DTYPES, check_at_least, check_choice
 from mask2dit.files import check_writable, read_json, write_text
-from mask2dit.provenance import git_commit, versions
+from mask2dit.provenance import describe_changes, software
 from mask2dit.randomness import generator_for
 from mask2dit.storyworld.render import render_scene
 from mask2dit.storyworld.world import Story, caption, sample_story
@@ -114,7 +114,7 @@ def run_trial(config: TrialConfig) -> None:
 
     task, folder = TASKS[config.task], Path(config.output_dir)
     skeleton = Mask2DiTPipeline.skeleton(config.model)
-    skeleton.check_size(config.height, config.width, config.num_frames, task.num_scenes)
+    skeleton.video_shape(config.height, config.width, config.num_frames, task.num_scenes)
     check_writable(folder)
     _record(config, folder)
     missing = [seed for seed in story_seeds(config) if not video_path(folder, seed).is_file()]
@@ -177,7 +177,9 @@ def windows(task: Task) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         return [((k,), (k,)) for k in task.generated]
     if task.num_scenes <= WINDOW:
         return [(tuple(range(task.num_scenes)), task.generated)]
-    return [(tuple(range(k + 1 - WINDOW, k + 1)), (k,)) for k in task.generated]
+    from mask2dit.pipelines.story import story_windows
+
+    return [((*context, *new), tuple(new)) for context, new in story_windows(task.num_scenes, len(task.given), WINDOW)]
 
 
 def story_seeds(config: TrialConfig) -> range:
@@ -199,14 +201,12 @@ def read_record(folder: Path) -> TrialConfig:
 def _record(config: TrialConfig, folder: Path) -> None:
     """Writes what the stories are made with, or checks that those in the folder were made with the same."""
     if (folder / RECORD).is_file():
-        before, now = dataclasses.asdict(read_record(folder)), dataclasses.asdict(config)
         free = ("output_dir", "num_stories", "batch_size")
-        differing = [key for key in now if key not in free and before[key] != now[key]]
-        if differing:
-            changes = ", ".join(f"{key} ({before[key]!r} then, {now[key]!r} now)" for key in differing)
+        then = dataclasses.asdict(read_record(folder))
+        if changes := describe_changes(then, dataclasses.asdict(config), ignore=free):
             raise FileExistsError(f"{str(folder)!r} holds another trial: {changes}; choose another output_dir")
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"config": dataclasses.asdict(config), "versions": versions(), "git_commit": git_commit()}
+    record = {"config": dataclasses.asdict(config), **software()}
     write_text(folder / RECORD, json.dumps(record, indent=2))
 
 

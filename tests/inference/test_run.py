@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from mask2dit.inference import run
 from mask2dit.inference.config import InferenceConfig, LoRAConfig
 from mask2dit.inference.run import generate
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.untrained import MARKER
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import write_video
@@ -67,6 +68,15 @@ def test_a_run_writes_video_contact_sheet_and_record(config):
     assert {"torch", "diffusers", "mask2dit"} <= record["versions"].keys()
     assert record["weights"] and record["mask_variant"] == "v2"
     assert record["scheduler"]["class"] == "CogVideoXDDIMScheduler"
+
+
+def test_a_run_checks_its_model_and_fingerprints_its_weights_once(config, monkeypatch):
+    calls = []
+    skeleton, fingerprint = Mask2DiTPipeline.skeleton, run.fingerprint
+    monkeypatch.setattr(Mask2DiTPipeline, "skeleton", lambda *args: calls.append("skeleton") or skeleton(*args))
+    monkeypatch.setattr(run, "fingerprint", lambda path: calls.append("fingerprint") or fingerprint(path))
+    generate(config())
+    assert calls == ["skeleton", "fingerprint"]
 
 
 def test_runs_are_numbered_and_never_overwrite(config):

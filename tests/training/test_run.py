@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
-from mask2dit.data.cache import build_cache
+from mask2dit.data.cache import LatentCache, build_cache
 from mask2dit.data.config import CacheConfig
 from mask2dit.data.order import Position
+from mask2dit.data.quarantine import QuarantineError
+from mask2dit.hashing import fingerprint
 from mask2dit.training import checkpoints
 from mask2dit.training.callbacks import Logging, Validation
 from mask2dit.training.config import LoRATrainingConfig, ValidationConfig
@@ -279,8 +281,7 @@ def test_validation_counts_every_sample_once_however_many_processes_share_them(
         def __getitem__(self, position: Position):
             return position.position + 1
 
-    validation = Validation()
-    validation._dataset = Held()
+    validation = Validation(Held())
 
     def losses(rank, num_processes):
         forward_passes.clear()
@@ -355,6 +356,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_samples(config, ru
     )
     with pytest.raises(FloatingPointError, match=r"loss of step 1 .*clip_\d\.mp4"):
         run(config())
+
+
+def test_what_ends_a_worker_of_the_data_is_one_sentence(config, run, clips, tmp_path):
+    manifest = tmp_path / "broken.csv"
+    manifest.write_text((clips / "pretrain.csv").read_text().replace("clip_", "gone_"))
+    broken = config(data__manifest=str(manifest), data__data_root=str(clips), num_workers=1, max_steps=1)
+    with pytest.raises(QuarantineError, match=r"of 8 clips could not be read") as error:
+        run(broken)
+    assert "\n" not in str(error.value)
 
 
 def test_a_dry_run_reads_no_weights_and_prints_what_is_needed(config, run, capsys, monkeypatch):
@@ -465,3 +475,24 @@ def test_the_cache_and_the_videos_give_the_same_losses(config, run, metrics, tmp
     from_cache = replace(from_videos, output_dir=str(tmp_path / "cached"), data=data)
     run(from_cache)
     assert losses(metrics(from_cache)) == losses(metrics(from_videos))
+
+
+def test_a_cached_run_checks_its_model_and_fingerprints_its_encoders_once(config, run, tmp_path, monkeypatch):
+    cached = config(data__num_windows=1, data__cache=str(tmp_path / "cache"), text_dropout=1.0, max_steps=2)
+    calls = {"skeleton": [], "fingerprint": [], "embeddings": []}
+
+    def count(name, function):
+        def counted(*args, **kwargs):
+            calls[name].append(args)
+            return function(*args, **kwargs)
+
+        return counted
+
+    monkeypatch.setattr(Mask2DiTPipeline, "skeleton", count("skeleton", Mask2DiTPipeline.skeleton))
+    monkeypatch.setattr("mask2dit.data.cache.fingerprint", count("fingerprint", fingerprint))
+    monkeypatch.setattr(LatentCache, "embeddings", count("embeddings", LatentCache.embeddings))
+    build_cache(CacheConfig(model=cached.model, data=cached.data, dtype="float32", device="cpu"))
+    assert (len(calls["skeleton"]), len(calls["fingerprint"])) == (1, 3)  # VAE, text encoder and tokenizer
+    run(cached)
+    assert (len(calls["skeleton"]), len(calls["fingerprint"])) == (2, 6)
+    assert [caption for _, caption in calls["embeddings"]].count("") == 1
