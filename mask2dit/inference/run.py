@@ -13,17 +13,17 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
-from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 from tqdm import tqdm
 
-from mask2dit.config import missing_model
+from mask2dit.config import SAMPLERS, missing_model
 from mask2dit.device import choose_device
 from mask2dit.files import check_writable, move_new, write_errors, write_text
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
+from mask2dit.models.attention import check_attention_backend
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
@@ -39,8 +39,6 @@ from mask2dit.video.writing import contact_sheet, write_image, write_video
 
 logger = logging.getLogger(__name__)
 
-CPU_BACKENDS = ("native", "_native_math", "flex")
-SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
 SHEET_COLUMNS = 6
 SMALL = 256  # pixels; videos whose shorter side is below are also written enlarged
 STORY_OPTIONS = ("negative_prompt", "window", "noise_context", "height", "width", "num_frames", "num_inference_steps",
@@ -163,7 +161,7 @@ def plan_generation(
             config.model, "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml"
         )
     if config.attention_backend is not None:
-        _check_attention_backend(config.attention_backend, device)
+        check_attention_backend(config.attention_backend, device)
     check_prompts(config.model, config.prompts, config.window)
     skeleton.check_steps(config.num_inference_steps)
     if config.vae_tiling:
@@ -216,7 +214,7 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipe
     pipe = Mask2DiTPipeline.from_pretrained(
         config.model, mask_variant=config.mask_variant, torch_dtype=getattr(torch, config.dtype)
     )
-    pipe.scheduler = SCHEDULERS[config.sampler].from_config(pipe.scheduler.config)
+    pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
     if config.lora.path:
         pipe.load_lora_weights(config.lora.path, adapter_name="lora")
         pipe.set_adapters("lora", config.lora.scale)
@@ -269,19 +267,6 @@ def weights_identity(config: InferenceConfig) -> str:
     if config.lora.path:
         parts.append(f"lora {fingerprint(config.lora.path)} * {config.lora.scale}")
     return ", ".join(parts)
-
-
-def _check_attention_backend(name: str, device: torch.device) -> None:
-    """Raises `ValueError` for a backend that is unknown, not installed, or not for this device."""
-    backends = sorted(backend.value for backend in AttentionBackendName)
-    if name not in backends:
-        raise ValueError(f"attention_backend has to be one of {', '.join(backends)}, but is {name!r}")
-    if device.type == "cpu" and name not in CPU_BACKENDS:
-        raise ValueError(f"attention_backend={name} needs a GPU: on a CPU use {', '.join(CPU_BACKENDS)} or null")
-    try:
-        _check_attention_backend_requirements(AttentionBackendName(name))
-    except RuntimeError as error:
-        raise ValueError(f"attention_backend={name} cannot be used here: {error}") from error
 
 
 def _place(made: Path, config: InferenceConfig) -> Path:

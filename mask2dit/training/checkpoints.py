@@ -70,7 +70,9 @@ def find_checkpoint(config: TrainConfig) -> tuple[Path, int] | None:
     if (reason := fault(path)) is not None:
         raise damaged(path, reason, config)
     state = read_json(path / STATE, "resume another checkpoint")
-    if changes := describe_changes(_comparable(state["config"]), _comparable(dataclasses.asdict(config))):
+    defaults = _comparable(dataclasses.asdict(TrainConfig()))  # for keys that are newer than the checkpoint
+    before = defaults | _comparable(state["config"])
+    if changes := describe_changes(before, _comparable(dataclasses.asdict(config))):
         raise ValueError(f"{str(path)!r} was made with another configuration: {changes}")
     if config.max_steps < state["step"]:
         raise ValueError(
