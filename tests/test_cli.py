@@ -143,7 +143,7 @@ def test_a_wheel_holds_every_file_of_the_package(wheel):
         for path in (ROOT / "mask2dit").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert "mask2dit/curation/review.html" in files
+    assert {"mask2dit/reporting/templates/review.html", "mask2dit/reporting/templates/base.css"} <= set(files)
     assert files <= set(zipfile.ZipFile(wheel).namelist())
 
 
