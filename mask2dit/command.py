@@ -5,7 +5,7 @@ import logging
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -122,7 +122,7 @@ def stop_signals() -> list[int]:
 
 
 @contextmanager
-def stop_noted() -> Iterator[Callable[[], str | None]]:
+def stop_noted() -> Generator[Callable[[], str | None]]:
     """Notes the signals that stop a job instead of dying of them: a cluster that takes the node back leaves time to save.
 
     Yields:

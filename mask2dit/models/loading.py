@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -257,7 +257,7 @@ def _compare(
 
 
 @contextmanager
-def _plain_layout(folder: Path, files: list[Path], names: tuple[str, str]) -> Iterator[Path]:
+def _plain_layout(folder: Path, files: list[Path], names: tuple[str, str]) -> Generator[Path]:
     """A temporary folder with links to the config and to these files alone, under the names that libraries look for first.
 
     Args:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -145,7 +145,7 @@ def damaged(checkpoint: Path, reason: str, config: TrainConfig) -> ValueError:
 
 
 @contextmanager
-def load_errors(checkpoint: Path, config: TrainConfig) -> Iterator[None]:
+def load_errors(checkpoint: Path, config: TrainConfig) -> Generator[None]:
     """Turns the errors by which libraries report a damaged file into that of `damaged`."""
     try:
         yield
