@@ -1,4 +1,4 @@
-"""The form of command line that all tasks share: `[CONFIG.yaml] [key=value …]`."""
+"""The command line that all tasks share: `[CONFIG.yaml] [key=value …]`."""
 
 import inspect
 import logging
@@ -105,7 +105,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def load(address: str) -> Any:
-    """Imports what is written as "module:name"."""
+    """Imports an object that is named as "module:name"."""
     module, name = address.split(":")
     return getattr(import_module(module), name)
 

@@ -20,6 +20,7 @@ from mask2dit.texts import parse_json, read_text
 
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
+SAMPLERS = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}  # and the classes of diffusers
 REPOSITORY = Path(__file__).parents[1]  # where the package is used from a checkout
 NULL, STRING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"  # YAML's tags
 

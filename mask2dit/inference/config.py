@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from mask2dit.config import DTYPES, check_at_least, check_choice, check_file_name, check_finite
+from mask2dit.config import DTYPES, SAMPLERS, check_at_least, check_choice, check_file_name, check_finite
 
-SAMPLERS = ("ddim", "dpm")
 CONTEXT_STARTS = ("center", "random")
 
 

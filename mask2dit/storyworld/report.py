@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,7 @@ ABLATIONS = {
     ),
     "conditional": (Row("p = 0", "unconditional", "-"), Row("p = 0.5", "v2", "-")),
 }
+SPLITS = (("new stories", "train"), ("unseen combinations", "held_out"))
 TRIALS = (
     ("all scenes at once", "fixed"),
     ("the same with v1, scenes isolated", "fixed_v1"),
@@ -82,7 +83,7 @@ class ReportConfig:
     """Where trials are, and where the page is."""
 
     trials: str = "outputs/storyworld/trials"
-    """Folder of the trials, which are named as in `TRIALS`."""
+    """A folder per split and in it one per trial, named as in `SPLITS` and `TRIALS`; those in `steps` compare samplers."""
     ablations: str = "outputs/storyworld/ablations"
     """Folder of the ablations, whose runs are named as in `ABLATIONS`, each with its trials in `trials/fixed` and
     `trials/extension`."""
@@ -118,11 +119,13 @@ def write_report(config: ReportConfig) -> None:
     text = page.read_text(encoding="utf-8")
     text = _replace(text, "trials", trials_table(summaries))
     text = _replace(text, "kinds", kinds_table(summaries))
+    text = _replace(text, "steps", steps_table(summaries))
     for name, rows in ABLATIONS.items():
         text = _replace(text, name, ablation_table(summaries, rows))
-    if "trials/sliding" in summaries:
-        write_text(folder / "sliding.svg", _sliding_plot(summaries["trials/sliding"]))
-    fixed = Path(config.trials) / "fixed"
+    sliding = {label: summaries.get(f"trials/{split}/sliding") for label, split in SPLITS}
+    if any(sliding.values()):
+        write_text(folder / "sliding.svg", _sliding_plot(sliding))
+    fixed = Path(config.trials) / "held_out/fixed"
     if measured.get(fixed):
         ranked = sorted(measured[fixed], key=lambda story: (np.mean(story["right"]), story["consistency"]))
         write_image(folder / "good.png", _sheet(fixed, [story["seed"] for story in ranked[::-1][:SHOWN]]))
@@ -189,8 +192,9 @@ def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
         "mask_variant": config.mask_variant,
         "task": config.task,
         "split": config.split,
-        "first_story": config.first_story,
+        "range": config.stories,
         "seed": config.seed,
+        "sampler": config.sampler,
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,
         "stories": len(stories),
@@ -209,7 +213,9 @@ def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
 def trials_table(summaries: dict) -> str:
     """What the model does, in Markdown."""
     measures = (
+        "split",
         "stories",
+        "steps",
         "scenes all right",
         "last scene all right",
         "visual consistency",
@@ -217,30 +223,47 @@ def trials_table(summaries: dict) -> str:
         "cuts right",
     )
     rows = []
-    for label, name in TRIALS:
-        found = summaries.get(f"trials/{name}")
-        columns = [NOT_RUN] * 6
+    for (label, name), (split, key) in product(TRIALS, SPLITS):
+        found = summaries.get(f"trials/{key}/{name}")
+        columns = [NOT_RUN] * 7
         if found:
             columns = [
-                str(found["stories"]),
+                f"{found['stories']} {found['range']}",
+                str(found["num_inference_steps"]),
                 _percent(found["right"]),
                 _percent(found["last_right"]),
                 _number(found["consistency"]),
                 _number(found["first_to_last"]),
                 f"{100 * found['cuts']:.0f}%",
             ]
-        rows.append([label, *columns])
+        rows.append([label, split, *columns])
     return markdown_table(["task", *measures], rows)
+
+
+def steps_table(summaries: dict) -> str:
+    """What samplers reach in how many steps, in Markdown."""
+    found = [summary for name, summary in summaries.items() if name.startswith("trials/steps/")]
+    rows = [
+        [
+            of["sampler"],
+            str(of["num_inference_steps"]),
+            f"{of['stories']} {of['range']}",
+            _percent(of["right"]),
+            _number(of["consistency"]),
+        ]
+        for of in sorted(found, key=lambda of: (of["sampler"], of["num_inference_steps"]))
+    ]
+    return markdown_table(["sampler", "steps", "stories", "scenes all right", "visual consistency"], rows)
 
 
 def kinds_table(summaries: dict) -> str:
     """Which attributes of the captions are right, in Markdown."""
     rows = []
-    for label, name in TRIALS:
-        kinds = summaries.get(f"trials/{name}", {}).get("kinds", {})
+    for (label, name), (split, key) in product(TRIALS, SPLITS):
+        kinds = summaries.get(f"trials/{key}/{name}", {}).get("kinds", {})
         columns = [f"{100 * kinds[kind]:.1f}%" if kind in kinds else NOT_RUN for kind in KINDS]
-        rows.append([label, *columns])
-    return markdown_table(["task", *KINDS], rows)
+        rows.append([label, split, *columns])
+    return markdown_table(["task", "split", *KINDS], rows)
 
 
 def ablation_table(summaries: dict, rows: Sequence[Row]) -> str:
@@ -293,18 +316,15 @@ def _pictures(folder: Path) -> str:
     )
 
 
-def _sliding_plot(summary: dict) -> str:
-    """Over the number of the scene, from 1."""
-    consistency, right = summary["to_first"], summary["right_by_scene"]
-    count = len(consistency) + 1
-    return line_plot(
-        {
-            "visual consistency with scene 1": list(enumerate(consistency, 2)),
-            "share of scenes all right": list(enumerate(right, count - len(right) + 1)),
-        },
-        "scene",
-        "",
-    )
+def _sliding_plot(summaries: dict[str, dict | None]) -> str:
+    """Over the number of the scene, from 1; `summaries` by the label of their split."""
+    lines = {}
+    for label, summary in summaries.items():
+        if summary:
+            consistency, right = summary["to_first"], summary["right_by_scene"]
+            lines[f"{label}: visual consistency with scene 1"] = list(enumerate(consistency, 2))
+            lines[f"{label}: share of scenes all right"] = list(enumerate(right, len(consistency) + 2 - len(right)))
+    return line_plot(lines, "scene", "")
 
 
 def _sheet(folder: Path, seeds: Sequence[int]):

@@ -32,11 +32,9 @@ from mask2dit.models.tokenizer import CHARACTERS, sentencepiece_model
 from mask2dit.pipelines.saving import SPIECE
 from mask2dit.randomness import generator_for
 from mask2dit.storyworld.learning import LearningConfig, learn
-from mask2dit.storyworld.world import caption, sample_story
+from mask2dit.storyworld.world import UNNAMED, caption, sample_story
 
 logger = logging.getLogger(__name__)
-
-MASK = "<extra_id_0>"  # the sentinel that stands for a hidden token
 
 
 @dataclass(kw_only=True)
@@ -187,7 +185,7 @@ def hide(
     is_hidden = (torch.rand(tokens.shape, generator=generator) < share) & (tokens != tokenizer.pad_token_id)
     how = torch.rand(tokens.shape, generator=generator)
     others = torch.randint(len(tokenizer), tokens.shape, generator=generator)
-    shown = tokens.masked_fill(is_hidden & (how < 0.8), tokenizer.convert_tokens_to_ids(MASK))
+    shown = tokens.masked_fill(is_hidden & (how < 0.8), tokenizer.convert_tokens_to_ids(UNNAMED))
     return torch.where(is_hidden & (how >= 0.9), others, shown), is_hidden
 
 

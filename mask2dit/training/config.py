@@ -121,6 +121,10 @@ class TrainConfig:
     """Seed of the noise, the timesteps, the given scenes and the weights that LoRA adds."""
 
     # The engine
+    compile: bool = False
+    """Compile the transformer's blocks, for faster steps after a slow first one; not with ZeRO stage 3."""
+    attention_backend: str | None = None
+    """A backend of diffusers that has a backward pass: native, _native_math, flash, …; null: torch's own choice."""
     deepspeed: str | None = None
     """DeepSpeed configuration, such as a file of configs/deepspeed; null: plain data parallelism."""
     resume: str | None = None

@@ -18,6 +18,7 @@ from mask2dit.config import check_between, missing_model
 from mask2dit.data.datasets import StoryDataset, build_dataset
 from mask2dit.data.encoding import load_encoders
 from mask2dit.files import atomic_folder, check_writable, write_text
+from mask2dit.models.attention import check_attention_backend
 from mask2dit.models.masks import cross_scene
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
@@ -112,6 +113,13 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
         )
     if config.lora.rank and zero_stage(config) == 3:
         raise ValueError("lora.rank cannot be used with ZeRO stage 3, which splits the frozen weights: use stage 2")
+    if config.compile and zero_stage(config) == 3:
+        raise ValueError(
+            "compile=true cannot be used with ZeRO stage 3, which gathers weights block by block: use stage 2"
+        )
+    if config.attention_backend is not None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        check_attention_backend(config.attention_backend, device, is_training=True)
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("precision=fp16 needs a GPU: use bf16 or fp32")
     if config.optimizer != "adamw" and config.deepspeed:
@@ -158,6 +166,8 @@ def load_pipeline(config: TrainConfig, skeleton: Mask2DiTPipeline) -> Mask2DiTPi
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
         transformer.gradient_checkpointing_interval = config.gradient_checkpointing
+    if config.attention_backend:
+        transformer.set_attention_backend(config.attention_backend)
     if config.lora.rank:
         transformer.requires_grad_(False)
         transformer.add_adapter(
@@ -167,6 +177,10 @@ def load_pipeline(config: TrainConfig, skeleton: Mask2DiTPipeline) -> Mask2DiTPi
                 target_modules=config.lora.target_modules,
             )
         )
+    if config.compile:
+        # Each shape by its own code: a general one, compiled once validation has seen another shape, would take over, and
+        # a run that goes on from a checkpoint would not repeat its last bits.
+        transformer.compile_repeated_blocks(dynamic=False)
     return pipe
 
 
