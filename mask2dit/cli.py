@@ -22,6 +22,7 @@ class Command:
     task: str
     """The function that takes the configuration, as "module:name"."""
     summary: str
+    """One sentence for `--help`."""
     positional: str | None = None
     """The key that an argument without "=" sets; None: such an argument is the configuration file."""
 

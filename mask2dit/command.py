@@ -1,11 +1,11 @@
-"""The form of command line that all tasks share: `[CONFIG.yaml] [key=value …]`."""
+"""The command line that all tasks share: `[CONFIG.yaml] [key=value …]`."""
 
 import inspect
 import logging
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -105,7 +105,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def load(address: str) -> Any:
-    """Imports what is written as "module:name"."""
+    """Imports an object that is named as "module:name"."""
     module, name = address.split(":")
     return getattr(import_module(module), name)
 
@@ -122,7 +122,7 @@ def stop_signals() -> list[int]:
 
 
 @contextmanager
-def stop_noted() -> Iterator[Callable[[], str | None]]:
+def stop_noted() -> Generator[Callable[[], str | None]]:
     """Notes the signals that stop a job instead of dying of them: a cluster that takes the node back leaves time to save.
 
     Yields:

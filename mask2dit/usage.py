@@ -17,23 +17,24 @@ class Key:
     """A key of a configuration, or a group of keys."""
 
     name: str
-    """With the groups that hold it, such as lora.path."""
+    """Dotted name, such as lora.path."""
     default: str | None
-    """As it is written on the command line; None: the key is a group, or has no default."""
+    """Default as written on the command line; None: the key is a group, or is required."""
     description: str | None
-    """The string literal below the field, else that of a base class; None: there is none."""
+    """String literal below the field, or below the same field of a base class; for a group, otherwise the docstring of its
+    dataclass."""
     section: str | None
-    """The comment above the fields that belong together."""
+    """Comment above the fields that belong together."""
     group: str
-    """The group that holds the key, or that the key is."""
+    """Name of the group that the key belongs to, or that it is; empty: none."""
 
 
-def describe_keys(schema: type) -> list[Key]:
+def describe_keys(schema: type[Any]) -> list[Key]:
     """Reads the keys of a configuration from the source of its dataclass, groups followed by their own keys."""
     return list(_keys(schema, {field.name: _default(field) for field in fields(schema)}))
 
 
-def help_text(usage: str, summary: str, schema: type, default_config: object = None) -> str:
+def help_text(usage: str, summary: str, schema: type[Any], default_config: object = None) -> str:
     """Formats the help of a command for the width of the terminal.
 
     Args:
@@ -55,9 +56,9 @@ def help_text(usage: str, summary: str, schema: type, default_config: object = N
 
 
 def table(rows: Mapping[str, str]) -> str:
-    """Names and what they stand for in two columns, for the width of the terminal."""
+    """Formats names and their descriptions in two columns, for the width of the terminal."""
     column = max(map(len, rows)) + 4
-    return "\n".join(_fill(f"{name:<{column - 2}}{text}", column, first=2) for name, text in rows.items())
+    return "\n".join(_fill(f"{name:<{column - 2}}{text}", 2, column) for name, text in rows.items())
 
 
 def _group(key: Key) -> str:
@@ -66,10 +67,10 @@ def _group(key: Key) -> str:
 
 def _entry(key: Key) -> str:
     name = key.name if key.default is None else f"{key.name}={key.default}"
-    return f"{_fill(name, 2)}\n{_fill(key.description or '', 6, first=6)}"
+    return f"{_fill(name, 2, 6)}\n{_fill(key.description or '', 6)}"
 
 
-def _keys(schema: type, values: Mapping[str, Any], prefix: str = "", section: str | None = None) -> Iterator[Key]:
+def _keys(schema: type[Any], values: Mapping[str, Any], prefix: str = "", section: str | None = None) -> Iterator[Key]:
     documented = _documentation(schema)
     for field in fields(schema):
         description, heading = documented[field.name]
@@ -122,14 +123,13 @@ def _as_written(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _fill(text: str, indent: int = 0, first: int | None = None) -> str:
-    """Wraps a text, the lines after the first further in by default."""
-    start = indent if first is None else first
+def _fill(text: str, indent: int = 0, hanging: int | None = None) -> str:
+    """Wraps a text. `hanging` is the indent of all lines but the first, if it is another."""
     return textwrap.fill(
         text,
         width=max(shutil.get_terminal_size().columns, 40),
-        initial_indent=" " * start,
-        subsequent_indent=" " * (indent + 4 if first is None and indent else indent),
+        initial_indent=" " * indent,
+        subsequent_indent=" " * (indent if hanging is None else hanging),
         break_long_words=False,
         break_on_hyphens=False,
     )

@@ -133,10 +133,10 @@ def cache_settings(data: DataConfig, model: str | os.PathLike, dtype: str, skele
     """Everything that latents and embeddings depend on, besides the clips and captions themselves.
 
     Args:
-        data: of the clips.
+        data: the configuration of the clips.
         model: the model's folder, whose encoders are fingerprinted.
-        dtype: of the encoders.
-        skeleton: of the same folder.
+        dtype: the data type of the encoders.
+        skeleton: `Mask2DiTPipeline.skeleton` of that folder.
 
     Raises:
         ValueError: if the model does not carry videos of this size.

@@ -25,6 +25,7 @@ from mask2dit.data.clips import (
 from mask2dit.data.config import CheckConfig, DataConfig
 from mask2dit.data.manifests import LENGTH_FIELD, PATH_FIELD, Problem, manifest_suffix, parse_manifest
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.reporting.tables import text_table
 from mask2dit.video.reading import FileReader
 
 FRAMES_AT_ONCE = 16
@@ -45,14 +46,12 @@ class Report:
         return {problem.row for problem in self.problems if not problem.is_warning}
 
     def __str__(self) -> str:
-        """A table with a line a problem, and a summary."""
-        cells = [("row", "field", "level", "problem")] if self.problems else []
-        cells += [
+        """A table with one line per problem, and a summary."""
+        rows = [
             (problem.label, problem.field, "warning" if problem.is_warning else "error", problem.message)
             for problem in self.problems
         ]
-        widths = [max(map(len, column)) for column in zip(*cells)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
+        lines = [text_table(("row", "field", "level", "problem"), rows)] if rows else []
         warnings = sum(problem.is_warning for problem in self.problems)
         summary = (
             f"{self.num_rows} rows, {self.num_clips} clips; errors: {len(self.problems) - warnings}, "

@@ -52,6 +52,8 @@ class StoryDataset(Dataset, ABC):
             some.
     """
 
+    _num_items: int
+
     def __init__(self, config: DataConfig, quarantine: str | os.PathLike, cache: LatentCache | None = None):
         self.config = config
         self.cache = cache

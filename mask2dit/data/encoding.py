@@ -23,8 +23,8 @@ def load_encoders(
 
     Args:
         model: the model's folder.
-        dtype, device: of VAE and text encoder.
-        skeleton: `Mask2DiTPipeline.skeleton` of the folder, which the encoders are put into. None: it is built here.
+        dtype, device: data type and device of VAE and text encoder.
+        skeleton: `Mask2DiTPipeline.skeleton` of the folder, which receives the encoders. None: it is built here.
 
     Raises:
         FileNotFoundError, ValueError: as `Mask2DiTPipeline.skeleton` raises them.

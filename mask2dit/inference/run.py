@@ -40,6 +40,7 @@ from mask2dit.video.writing import contact_sheet, write_image, write_video
 logger = logging.getLogger(__name__)
 
 SHEET_COLUMNS = 6
+SMALL = 256  # pixels; videos whose shorter side is below are also written enlarged
 STORY_OPTIONS = ("negative_prompt", "window", "noise_context", "height", "width", "num_frames", "num_inference_steps",
                  "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
 """Arguments of `generate_story` that are keys of the configuration."""
@@ -49,7 +50,8 @@ def generate(config: InferenceConfig) -> Path:
     """Generates the story of a configuration.
 
     Returns:
-        The mp4. Beside it lie a contact sheet (.png) and a record (.json) with everything needed to make it again.
+        The mp4. The same folder holds a contact sheet (.png), a record (.json) with everything needed to make it again, and
+        for a small video an enlarged one (_4x.mp4 or the like).
 
     Raises:
         ValueError, FileNotFoundError, PermissionError: for anything that cannot be carried out, before weights are read.
@@ -85,14 +87,21 @@ def generate(config: InferenceConfig) -> Path:
 
     with write_errors(config.save_path), tempfile.TemporaryDirectory(dir=config.save_path, prefix=".") as folder:
         made = Path(folder) / "video.mp4"
-        write_video(made, frames(), config.fps)
+        factor = -(-SMALL // min(config.height, config.width))
+        video = frames() if factor == 1 else list(frames())
+        write_video(made, video, config.fps)
+        if factor > 1:  # nearest neighbour, so that pixels show
+            large = (frame.repeat(factor, axis=0).repeat(factor, axis=1) for frame in video)
+            write_video(made.with_stem(f"video_{factor}x"), large, config.fps)
         title = "untrained weights: these pictures mean nothing" if untrained else None
         sheet = contact_sheet(sheet_rows, config.prompts, columns=SHEET_COLUMNS, title=title, given=range(len(given)))
         write_image(made.with_suffix(".png"), sheet)
         record = _record(config, pipe, identity, given, scene_frames, device, time.time() - started)
         write_text(made.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         output = _place(made, config)
-    logger.info("Wrote %s, %s and %s", output, output.with_suffix(".png").name, output.with_suffix(".json").name)
+    logger.info("Wrote %s, its contact sheet (.png) and its record (.json)", output)
+    if factor > 1:
+        logger.info("It is small: for viewing, %s is enlarged by nearest neighbour", f"{output.stem}_{factor}x.mp4")
     return output
 
 
@@ -115,12 +124,13 @@ class InferencePlan:
     """A checked configuration with what its checks built."""
 
     config: InferenceConfig
-    """With the model's size where the original names none."""
+    """The resolved configuration, with the model's size where the original names none."""
     skeleton: Mask2DiTPipeline
     """The model without its weights."""
     shape: VideoShape
-    """Of the whole story."""
+    """Frames and latent frames of the whole story."""
     given: list[GivenScene]
+    """The scenes that context videos give, decoded."""
 
 
 def load_skeleton(model: str, small_config: str = "fixed_scene_small.yaml") -> Mask2DiTPipeline:
@@ -136,9 +146,9 @@ def plan_generation(
     """Checks everything that can be found wrong without reading weights, and reads the context videos.
 
     Args:
-        config: of the story.
-        device: that the model will run on.
-        skeleton: of `load_skeleton`, where several stories share a model. None: it is built here.
+        config: the configuration of the story.
+        device: the device that the model will run on.
+        skeleton: the result of `load_skeleton`, to share it between several stories. None: it is built here.
 
     Raises:
         ValueError, FileNotFoundError, PermissionError: with what is wrong and what would be right.
@@ -274,8 +284,8 @@ def _place(made: Path, config: InferenceConfig) -> Path:
         except FileExistsError:
             if config.name is not None:
                 raise
-    for suffix in (".png", ".json"):
-        made.with_suffix(suffix).replace(output.with_suffix(suffix))
+    for file in made.parent.iterdir():
+        file.replace(output.with_name(output.stem + file.name.removeprefix(made.stem)))
     return output
 
 

@@ -101,18 +101,19 @@ class CallPlan:
     """B lists of S texts; None where embeddings are given."""
     negatives: list[list[str]] | None
     prompt_embeds: torch.Tensor | None
-    """(B, S, L, D), as the negative ones."""
+    """Embeddings of the prompts, (B, S, L, D); None where texts are given."""
     negative_prompt_embeds: torch.Tensor | None
     height: int
-    """In pixels, as the width."""
+    """Height in pixels."""
     width: int
+    """Width in pixels."""
     shape: VideoShape
     generated: tuple[bool, ...]
     """For each scene, True if it is generated and False if it is given."""
     context_video: list[list[Video]] | None
     """B lists of the given scenes."""
     context_latents: torch.Tensor | None
-    """(B, given*F, C, h, w), scaled."""
+    """Scaled latents of the given scenes, (B, given*F, C, h, w)."""
     latents: torch.Tensor | None
     """The initial noise, (B, generated*F, C, h, w)."""
 
@@ -127,22 +128,24 @@ class DenoisingState:
     """The values that change from step to step, by the scheduler or by a callback."""
 
     latents: torch.Tensor
-    """Of all scenes, (B, S*F, C, h, w)."""
+    """Latents of all scenes, (B, S*F, C, h, w)."""
     context_latents: torch.Tensor | None
-    """(B, given*F, C, h, w), which stay as they are."""
+    """Latents of the given scenes, (B, given*F, C, h, w), which do not change."""
     is_generated: torch.Tensor
-    """(S*F,) bools."""
+    """(S*F,) bools, as `CallPlan.is_generated`, on the device."""
     prompt_embeds: torch.Tensor
-    """(B, S, L, D), as the negative ones."""
+    """Embeddings of the prompts, (B, S, L, D)."""
     negative_prompt_embeds: torch.Tensor | None
+    """Embeddings of the negative prompts, of the same shape."""
     guidance_scale: float
-    """Before `use_dynamic_cfg` varies it."""
+    """The guidance scale without the variation of `use_dynamic_cfg`."""
 
     @property
     def guided(self) -> bool:
         return self.guidance_scale > 1.0
 
     def restore_context(self) -> None:
+        """Puts the given scenes back into the latents."""
         if self.context_latents is not None:
             self.latents[:, ~self.is_generated] = self.context_latents
 
@@ -517,9 +520,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         device = state.latents.device
         timesteps = self.scheduler.timesteps
         step_kwargs = {**extra_step_kwargs, "return_dict": False}
-        scene_timesteps = torch.tensor(plan.generated, device=device)[
-            None
-        ]  # 1 where t applies, 0 where a scene is clean
+        # 1 where t applies, 0 where a scene is clean
+        scene_timesteps = torch.tensor(plan.generated, device=device)[None]
         image_rotary_emb = self.transformer.rotary_embeddings(
             *plan.shape.latent_size[1:], len(state.is_generated), device
         )
@@ -577,11 +579,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         if self._guidance_scale != guidance_before:
             check_finite("guidance_scale", self._guidance_scale)
             state.guidance_scale = self._guidance_scale
-        if (
-            was_guided
-            and not state.guided
-            and len(changed.get("prompt_embeds", state.prompt_embeds)) < len(tensors["latents"])
-        ):
+        is_cut = len(changed.get("prompt_embeds", state.prompt_embeds)) < len(state.prompt_embeds)
+        if was_guided and not state.guided and is_cut:
             # diffusers' callbacks cut the prompt out of [negative, positive]. Here it is by itself already.
             changed = {name: value for name, value in changed.items() if name != "prompt_embeds"}
         if was_guided != state.guided:

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from mask2dit.command import run_command
 from mask2dit.files import read_json, write_text
 from mask2dit.reporting.bootstrap import mean_interval
-from mask2dit.reporting.svg import line_plot
+from mask2dit.reporting.plots import line_plot
+from mask2dit.reporting.tables import markdown_table
 from mask2dit.storyworld.measure import code_identity, measure_scene, visual_consistency
 from mask2dit.storyworld.observe import find_cuts
 from mask2dit.storyworld.trial import RECORD, TASKS, TrialConfig, read_record, story_seeds, video_path
@@ -211,11 +212,17 @@ def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
 
 def trials_table(summaries: dict) -> str:
     """What the model does, in Markdown."""
-    lines = [
-        "| task | split | stories | steps | scenes all right | last scene all right | visual consistency | first to last "
-        "| cuts right |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    measures = (
+        "split",
+        "stories",
+        "steps",
+        "scenes all right",
+        "last scene all right",
+        "visual consistency",
+        "first to last",
+        "cuts right",
+    )
+    rows = []
     for (label, name), (split, key) in product(TRIALS, SPLITS):
         found = summaries.get(f"trials/{key}/{name}")
         columns = [NOT_RUN] * 7
@@ -229,37 +236,41 @@ def trials_table(summaries: dict) -> str:
                 _number(found["first_to_last"]),
                 f"{100 * found['cuts']:.0f}%",
             ]
-        lines.append(f"| {label} | {split} | {' | '.join(columns)} |")
-    return "\n".join(lines)
+        rows.append([label, split, *columns])
+    return markdown_table(["task", *measures], rows)
 
 
 def steps_table(summaries: dict) -> str:
     """What samplers reach in how many steps, in Markdown."""
-    lines = ["| sampler | steps | stories | scenes all right | visual consistency |", "|---|---|---|---|---|"]
     found = [summary for name, summary in summaries.items() if name.startswith("trials/steps/")]
-    for of in sorted(found, key=lambda of: (of["sampler"], of["num_inference_steps"])):
-        columns = [of["sampler"], of["num_inference_steps"], f"{of['stories']} {of['range']}"]
-        lines.append(f"| {' | '.join(map(str, columns))} | {_percent(of['right'])} | {_number(of['consistency'])} |")
-    return "\n".join(lines)
+    rows = [
+        [
+            of["sampler"],
+            str(of["num_inference_steps"]),
+            f"{of['stories']} {of['range']}",
+            _percent(of["right"]),
+            _number(of["consistency"]),
+        ]
+        for of in sorted(found, key=lambda of: (of["sampler"], of["num_inference_steps"]))
+    ]
+    return markdown_table(["sampler", "steps", "stories", "scenes all right", "visual consistency"], rows)
 
 
 def kinds_table(summaries: dict) -> str:
     """Which attributes of the captions are right, in Markdown."""
-    lines = [f"| task | split | {' | '.join(KINDS)} |", "|---|---|" + "---|" * len(KINDS)]
+    rows = []
     for (label, name), (split, key) in product(TRIALS, SPLITS):
         kinds = summaries.get(f"trials/{key}/{name}", {}).get("kinds", {})
         columns = [f"{100 * kinds[kind]:.1f}%" if kind in kinds else NOT_RUN for kind in KINDS]
-        lines.append(f"| {label} | {split} | {' | '.join(columns)} |")
-    return "\n".join(lines)
+        rows.append([label, split, *columns])
+    return markdown_table(["task", "split", *KINDS], rows)
 
 
 def ablation_table(summaries: dict, rows: Sequence[Row]) -> str:
     """Runs of an ablation, in Markdown."""
     measures = ("attributes right", "scenes all right", "visual consistency")
-    lines = [
-        f"| | all at once: {' | '.join(measures)} | extension: {' | '.join(measures)} | paper |",
-        "|---|" + "---|" * (2 * len(measures) + 1),
-    ]
+    heads = ["", f"all at once: {measures[0]}", *measures[1:], f"extension: {measures[0]}", *measures[1:], "paper"]
+    lines = []
     for row in rows:
         columns = []
         for task in ("fixed", "extension"):
@@ -268,8 +279,8 @@ def ablation_table(summaries: dict, rows: Sequence[Row]) -> str:
                 columns += [_percent(found["attributes"]), _percent(found["right"]), _number(found["consistency"])]
             else:
                 columns += [NOT_RUN] * len(measures)
-        lines.append(f"| {row.label} | {' | '.join(columns)} | {row.paper} |")
-    return "\n".join(lines)
+        lines.append([row.label, *columns, row.paper])
+    return markdown_table(heads, lines)
 
 
 def _interval(values: Sequence[float]) -> list[float]:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -109,11 +109,14 @@ def _warn(message: str, *args: object) -> None:
 def fault(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be loaded, as far as the sizes and headers of its files tell. None: it can."""
     try:
-        sizes = json.loads((checkpoint / STATE).read_text())["files"]
+        state = json.loads((checkpoint / STATE).read_text())
+        _, _, sizes = state["step"], state["config"], state.get("files")
     except FileNotFoundError:
         return f"{STATE} is missing"
     except (ValueError, KeyError, TypeError) as error:
         return f"{STATE}: {error!r}"
+    if sizes is None:  # of a version that did not note them
+        sizes = _sizes(checkpoint)
     for name, size in sizes.items():
         file = checkpoint / name
         if not file.is_file():
@@ -142,7 +145,7 @@ def damaged(checkpoint: Path, reason: str, config: TrainConfig) -> ValueError:
 
 
 @contextmanager
-def load_errors(checkpoint: Path, config: TrainConfig) -> Iterator[None]:
+def load_errors(checkpoint: Path, config: TrainConfig) -> Generator[None]:
     """Turns the errors by which libraries report a damaged file into that of `damaged`."""
     try:
         yield
@@ -176,9 +179,7 @@ def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) ->
             accelerator.save_state(str(partial))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                files = sorted(path for path in partial.rglob("*") if path.is_file())
-                sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
-                state = {"step": step, **run_record(config), "files": sizes}
+                state = {"step": step, **run_record(config), "files": _sizes(partial)}
                 write_text(partial / STATE, json.dumps(state, indent=2))
                 replace_folder(partial, final)
                 older = [path for path in checkpoints(config.output_dir) if path.name <= final.name]
@@ -189,6 +190,12 @@ def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) ->
             shutil.rmtree(partial, ignore_errors=True)
         raise
     accelerator.wait_for_everyone()
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    """Bytes of each file of a checkpoint, by its path in it."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
 
 
 def run_record(config: TrainConfig) -> dict[str, Any]:

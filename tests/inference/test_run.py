@@ -59,6 +59,10 @@ def test_a_run_writes_video_contact_sheet_and_record(config):
     output = generate(config())
     video = open_video(output)
     assert (video.num_frames, video.height, video.width, video.fps) == (18, 64, 96, 8)
+    large = open_video(output.with_stem("00001_4x"))
+    assert (large.num_frames, large.height, large.width, large.fps) == (18, 256, 384, 8)
+    pixels, blocks = video.read([7]).float(), large.read([7]).float().unflatten(1, (64, 4)).unflatten(3, (96, 4))
+    assert (blocks.mean((2, 4)) - pixels).abs().mean() < 8  # of 255: both lose colour detail in H.264
     sheet = Image.open(output.with_suffix(".png"))
     assert sheet.width > 6 * 96
     record = json.loads(output.with_suffix(".json").read_text())
@@ -109,7 +113,7 @@ def test_a_run_takes_its_number_only_when_everything_is_whole(config, tmp_path, 
     monkeypatch.setattr(run, "write_video", write_and_look)
     with pytest.raises(KeyboardInterrupt):
         generate(config())
-    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"00001", "00002", "scenes"}
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"00001", "00001_4x", "00002", "00002_4x", "scenes"}
 
 
 @pytest.mark.parametrize("writer", ["write_video", "write_image", "write_text"])

@@ -81,6 +81,19 @@ def test_a_damaged_checkpoint_is_named_with_the_newest_one_that_is_whole(config,
         find_checkpoint(resumed)
 
 
+def test_a_checkpoint_of_a_version_that_noted_no_sizes_is_whole_until_its_files_tell_otherwise(config):
+    resumed = config(resume="latest", max_steps=100)
+    folder = write_checkpoint(resumed, 10)
+    record = json.loads((folder / "run.json").read_text())
+    for key in ("files", "num_processes", "manifest"):
+        del record[key]
+    (folder / "run.json").write_text(json.dumps(record))
+    assert find_checkpoint(resumed) == (folder, 10)
+    cut("model.safetensors")(folder)
+    with pytest.raises(ValueError, match=r"checkpoint-00000010.*model\.safetensors"):
+        find_checkpoint(resumed)
+
+
 def test_going_on_from_a_checkpoint_that_is_whole_replaces_damaged_ones(config, run, metrics):
     whole = config(checkpoint_every=1)
     assert run(whole) == 0
