@@ -60,13 +60,17 @@ class Report:
         return "\n".join([*lines, summary])
 
 
-def check_manifest(config: CheckConfig) -> Report:
+def check_manifest(config: DataConfig, model: str | None = None) -> Report:
     """Checks every row of a manifest and decodes its videos.
+
+    Args:
+        config: the data set, as in training.
+        model: the model folder whose tokenizer measures captions. None: captions are not measured.
 
     Raises:
         FileNotFoundError, ValueError: if the manifest or the model cannot be read at all.
     """
-    pipe = Mask2DiTPipeline.skeleton(config.model) if config.model is not None else None
+    pipe = Mask2DiTPipeline.skeleton(model) if model is not None else None
     rows, problems = parse_manifest(config)
     clips = [clip for row in rows for clip in row]
     # FFmpeg decodes outside Python's lock.
@@ -190,7 +194,7 @@ def _check_row(config: DataConfig, number: int, row: list[Clip], videos: list[_V
 
 def report_problems(config: CheckConfig) -> int:
     """Prints the report. Returns the exit status: 1 if a row is unusable, else 0."""
-    report = check_manifest(config)
+    report = check_manifest(config, config.model)
     print(
         f"{config.manifest} for kind={config.kind}: samples of {config.num_scenes} scenes, {config.num_frames} frames each"
     )
