@@ -229,7 +229,7 @@ def trials_table(summaries: dict) -> str:
         if found:
             columns = [
                 f"{found['stories']} {found['range']}",
-                str(found["num_inference_steps"]),
+                f"{found['num_inference_steps']} {found['sampler']}",
                 _percent(found["right"]),
                 _percent(found["last_right"]),
                 _number(found["consistency"]),

@@ -84,9 +84,9 @@ class TrialConfig:
     """Number of stories."""
     seed: int = 0
     """Seed of the noise, combined with the story's seed."""
-    sampler: str = "ddim"
+    sampler: str = "dpm"
     """ddim or dpm."""
-    num_inference_steps: int = 30
+    num_inference_steps: int = 10
     """Denoising steps."""
     guidance_scale: float = 2.0
     """Weight of classifier-free guidance."""

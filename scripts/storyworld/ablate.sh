@@ -41,7 +41,7 @@ tune() {
 stories() {
   for task in fixed extension; do
     "$python" -m mask2dit.storyworld.trial task=$task "model=$runs/$1/model" num_stories=32 \
-      "output_dir=$runs/$1/trials/$task"
+      sampler=ddim num_inference_steps=30 "output_dir=$runs/$1/trials/$task"
   done
 }
 

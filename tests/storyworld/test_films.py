@@ -1,10 +1,11 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from mask2dit.data.check import check_manifest
-from mask2dit.data.config import DataConfig
+from mask2dit.data.config import CheckConfig, DataConfig
 from mask2dit.data.datasets import FineTuneDataset, PretrainDataset
 from mask2dit.storyworld.films import FilmsConfig, make_films, story_of
 from mask2dit.storyworld.measure import measure_scene, nearest_setting
@@ -43,7 +44,7 @@ def rows_of(folder, name):
     [("pretrain.csv", "pretrain", 6), ("sft.json", "finetune", 6), ("held_out.json", "finetune", 2)],
 )
 def test_the_check_of_manifests_finds_nothing_wrong(films, name, kind, num_rows):
-    report = check_manifest(data_config(films[1], name, kind=kind))
+    report = check_manifest(CheckConfig(**asdict(data_config(films[1], name, kind=kind))))
     assert report.num_rows == num_rows and report.problems == []
 
 

@@ -48,8 +48,8 @@ def test_rendered_stories_are_measured_as_right_and_consistent(config, perfect, 
     page = (tmp_path / "page.md").read_text()
     new, unseen = [line for line in page.splitlines() if line.startswith("| all scenes at once |")][:2]
     right = "100% (100 to 100) | 100% (100 to 100) | 0.9"
-    assert new.startswith(f"| all scenes at once | new stories | 3 tuning | 30 | {right}")
-    assert unseen.startswith(f"| all scenes at once | unseen combinations | 3 reporting | 30 | {right}")
+    assert new.startswith(f"| all scenes at once | new stories | 3 tuning | 10 dpm | {right}")
+    assert unseen.startswith(f"| all scenes at once | unseen combinations | 3 reporting | 10 dpm | {right}")
     assert page.startswith("# A page") and page.endswith("The end\n")
     assert "![The best stories](page/good.png)" in page and f"A longer story: {NOT_RUN}" in page
     assert f"| v1: scenes isolated | {NOT_RUN} | {NOT_RUN} |" in page

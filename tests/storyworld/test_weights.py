@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import CogVideoXDPMScheduler
 
 from mask2dit import Mask2DiTPipeline
 from mask2dit.storyworld.measure import measure_scene
@@ -17,6 +18,7 @@ MODEL = Path(__file__).parents[2] / "models/storyworld"
 @pytest.fixture(scope="module")
 def pipe():
     pipe = Mask2DiTPipeline.from_pretrained(MODEL)
+    pipe.scheduler = CogVideoXDPMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -27,7 +29,7 @@ def scenes(pipe, prompts, seed):
         height=64,
         width=64,
         num_frames=9,
-        num_inference_steps=30,
+        num_inference_steps=10,
         guidance_scale=2.0,
         generator=torch.Generator().manual_seed(seed),
     ).frames[0]
