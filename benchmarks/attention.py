@@ -1,4 +1,4 @@
-"""Time and memory of grouped attention under Mask²DiT's mask (v2), compared with two other methods of the same result.
+"""Time and memory of grouped attention under Mask²DiT's mask (v2), compared with two other methods for the same computation.
 
 - grouped:  this project's `grouped_attention`.
 - repeated: (b) also unmasked calls, but all video keys and values are copied once per scene, so that scenes fold into the
