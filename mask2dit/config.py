@@ -262,7 +262,7 @@ def _check_all_finite(value: Any, key: str = "") -> None:
 def _explain(error: Exception, config) -> str:
     """Explains an error in one line without OmegaConf's wording, and suggests the intended key for an unknown one."""
     message = " ".join(str(error).split("\n    full_key")[0].split())
-    message = re.sub(r"^While dereferencing interpolation '.*?': ", "", message)  # said of an escaped ${ as well
+    message = re.sub(r"^While dereferencing interpolation '.*?': ", "", message)  # also added for an escaped ${
     key = getattr(error, "full_key", None)
     if isinstance(error, ConfigKeyError):
         key = key or str(error.key)
