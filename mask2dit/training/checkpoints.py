@@ -156,7 +156,7 @@ def load_errors(checkpoint: Path, config: TrainConfig) -> Generator[None]:
 
 
 def remove_leftovers(config: TrainConfig) -> None:
-    """Removes the damaged checkpoints of a run, and the partial files of killed processes."""
+    """Removes the damaged checkpoints of a run, and the partial folders of killed processes."""
     remove_partial_folders(config.output_dir)
     for path in checkpoints(config.output_dir):
         if (reason := fault(path)) is not None:

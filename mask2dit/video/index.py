@@ -31,7 +31,7 @@ class DamagedError(ValueError):
 
 @dataclass(frozen=True)
 class Start:
-    """A key frame from which decoding gives every later frame, in presentation order."""
+    """A key frame from which decoding gives its frame and every later one, in presentation order."""
 
     frame: int
     """Number of the first frame that is shown from here on."""

@@ -76,8 +76,8 @@ class FileReader:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it is a folder, is empty, cannot be decoded as a video, or is cut short, where its container shows
-            that.
+        ValueError: if it is a folder, is empty, cannot be decoded as a video, or is cut short and its container shows
+            it.
     """
 
     _container: "InputContainer"
