@@ -40,9 +40,9 @@ def paired_difference(first: dict[str, float], second: dict[str, float], seed: i
 
 
 def rank_correlation(first: dict[str, float], second: dict[str, float], seed: int = 0) -> Interval | None:
-    """Spearman's correlation over the stories that both have; None for fewer than three, or if one run does not vary.
+    """Spearman's correlation over the stories that both have; None for fewer than three, or if either does not vary.
 
-    Resamples in which one run does not vary have no correlation and are excluded from the interval.
+    Resamples in which either does not vary have no correlation and are excluded from the interval.
     """
     shared = sorted(first.keys() & second.keys())
     count = len(shared)

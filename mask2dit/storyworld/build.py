@@ -29,7 +29,7 @@ CARD = "README.md"
 
 @dataclass(kw_only=True)
 class BuildConfig:
-    """Contents of the model folder. `configs/storyworld/model.yaml` sets every key."""
+    """Contents of the model folder. `configs/storyworld/model.yaml` holds the recipe."""
 
     output: str = "outputs/storyworld/model"
     """Folder to write; an existing one is replaced except for its README.md."""

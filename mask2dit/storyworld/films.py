@@ -42,7 +42,7 @@ MIN_BACKGROUND_EDGE = 0.1
 
 @dataclass(kw_only=True)
 class FilmsConfig:
-    """Films to render. `configs/storyworld/films.yaml` sets every key."""
+    """Films to render. `configs/storyworld/films.yaml` holds the recipe."""
 
     output_dir: str = "datasets/storyworld"
     """Folder for the videos and the manifests."""
