@@ -387,9 +387,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         guided = guidance_scale > 1.0
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         size = (height, width, num_frames)
-        plan = self._plan(texts, size, context_video, context_latents, scene_mask, latents, guided)
-        if isinstance(generator, list) and len(generator) != plan.batch_size:
-            raise ValueError(f"there are {len(generator)} generators for {plan.batch_size} stories")
+        plan = self._plan(texts, size, context_video, context_latents, scene_mask, latents, generator, guided)
 
         self._guidance_scale = guidance_scale
         self._attention_kwargs = attention_kwargs
@@ -413,7 +411,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             video = self.decode_latents(latents, plan.shape.latent_frames, output_type)
         return CogVideoXPipelineOutput(frames=video) if return_dict else (video,)
 
-    def _plan(self, texts, size, context_video, context_latents, scene_mask, latents, guided: bool) -> CallPlan:
+    def _plan(self, texts, size, context_video, context_latents, scene_mask, latents, generator, guided) -> CallPlan:
         """Checks the arguments of `__call__` that describe its stories, without reading files."""
         prompt, negative_prompt, prompt_embeds, negative_prompt_embeds = texts
         prompts = self._stories(prompt, prompt_embeds)
@@ -447,6 +445,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             ("context_latents", context_latents, num_given),
         ):
             check_shape(name, given, (batch_size, count, *shape.latent_size), "stories, latent frames, channels, h, w")
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"there are {len(generator)} generators for {batch_size} stories")
         if self.text_encoder is None and (prompts or (guided and negatives)):
             raise ValueError(
                 "this pipeline has no text encoder: give prompt_embeds and, with guidance, negative_prompt_embeds too"
