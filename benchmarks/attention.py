@@ -1,19 +1,19 @@
-"""Time and memory of grouped attention under Mask²DiT's mask (v2) against two other ways to compute the same.
+"""Time and memory of grouped attention under Mask²DiT's mask (v2), compared with two other methods for the same computation.
 
 - grouped:  this project's `grouped_attention`.
-- repeated: (b) unmasked calls too, but all video keys and values are copied once a scene, so that scenes fold into the
-            batch, as in the published code. That one copies twice (repeat, concatenate); here it is once.
+- repeated: (b) also unmasked calls, but all video keys and values are copied once per scene, so that scenes fold into the
+            batch, as in the published code. The published code copies twice (repeat, concatenate); this copies once.
 - dense:    (a) one call of `scaled_dot_product_attention` with the (N, N) boolean mask, which is built beforehand.
 
 All paths take the same inputs, their results are checked against each other, and their runs are interleaved. Memory is
-the peak of one call over what was held just before it, results included; on CPU from a fresh process for each path.
+the peak of one call above the memory held just before it, results included; on CPU from a fresh process per path.
 
     python benchmarks/attention.py --dtype bfloat16 --backward
     python benchmarks/attention.py --device cuda --dtype bfloat16 --heads 48 --video 17550
     python benchmarks/attention.py --transformer --layers 2 --runs 5
 
-With `--transformer` a whole transformer runs, forward and backward: plain (all scenes at one timestep) and conditional
-(all but the last scene are context at timestep 0). "repeated" is then the same model with (b) for `grouped_attention`.
+With `--transformer`, a whole transformer runs forward and backward: plain (all scenes at one timestep) and conditional
+(all but the last scene are context at timestep 0). "repeated" is then the same model with (b) as `grouped_attention`.
 """
 
 import argparse
@@ -41,12 +41,12 @@ from mask2dit.models.masks import dense_mask
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.scenes import SceneLayout
 
-VARIANT = "v2"  # the one of which the published code has a grouped form
+VARIANT = "v2"  # the variant that has a grouped form in the published code
 TOLERANCE = {
     "float32": 1e-4,
     "float16": 1e-2,
     "bfloat16": 3e-2,
-}  # of the norm of the difference over that of the value
+}  # largest norm of the difference, relative to the norm of the value
 MIB = 2**20
 
 Step = Callable[[], tuple[torch.Tensor, ...]]  # one run of a path: its output and, with backward, the gradients
@@ -59,7 +59,7 @@ Case = dict[str, Step]  # path -> step
 def repeated_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: SceneLayout, variant: str, backend=None
 ) -> torch.Tensor:
-    """(b): scenes of equal length folded into the batch, each with its own copy of all video keys and values.
+    """(b): folds scenes of equal length into the batch, each with its own copy of all video keys and values.
 
     Args:
         query, key, value: (B, N, H, D), tokens in the order of `layout`.
@@ -98,11 +98,11 @@ def dense_attention(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
-# What is run
+# Cases
 
 
 def attention_cases(args: argparse.Namespace) -> dict[str, Case]:
-    """Attention alone: forward and, where asked for, forward and backward."""
+    """Attention alone: forward and, with `--backward`, forward and backward."""
     layout = SceneLayout((args.text,) * args.scenes, (args.video,) * args.scenes)
     shape = (args.batch, layout.length, args.heads, args.head_dim)
     query, key, value, grad = _random(args, [shape] * 4)
@@ -131,7 +131,7 @@ def attention_cases(args: argparse.Namespace) -> dict[str, Case]:
 
 def transformer_cases(args: argparse.Namespace) -> dict[str, Case]:
     """A whole transformer, forward and backward."""
-    # Its cost does not depend on the shape of the grid: one latent frame a scene, as square as the tokens divide.
+    # The cost does not depend on the shape of the grid: one latent frame per scene, as square as the tokens divide.
     rows = max(n for n in range(1, int(args.video**0.5) + 1) if args.video % n == 0)
     height, width = 2 * rows, 2 * args.video // rows
     with torch.random.fork_rng(devices=[]):
@@ -147,7 +147,7 @@ def transformer_cases(args: argparse.Namespace) -> dict[str, Case]:
             use_rotary_positional_embeddings=True,
             mask_variant=VARIANT,
         )
-    nn.Module.to(model, args.device, getattr(torch, args.dtype))  # diffusers' own warns of a plain cast
+    nn.Module.to(model, args.device, getattr(torch, args.dtype))  # diffusers' own method warns about a plain cast
     if args.backend:
         model.set_attention_backend(args.backend)
     parameters = list(model.parameters())
@@ -192,14 +192,14 @@ def build_cases(args: argparse.Namespace) -> dict[str, Case]:
     return transformer_cases(args) if args.transformer else attention_cases(args)
 
 
-# How it is measured
+# Measurement
 
 
 def check_agreement(case: Case, tolerance: float) -> None:
-    """Every path against "grouped", the output by itself and all gradients together. It also warms the paths up.
+    """Compares every path with "grouped": the output alone, and all gradients together. This also warms up the paths.
 
     Raises:
-        RuntimeError: if a path computes something else.
+        RuntimeError: if a path's results differ.
     """
     expected = case["grouped"]()
     for name, step in case.items():
@@ -213,7 +213,7 @@ def check_agreement(case: Case, tolerance: float) -> None:
 
 
 def interleaved_times(case: Case, runs: int, device: str) -> dict[str, list[float]]:
-    """Milliseconds of each run. Paths take turns, each round begun by another, so that all meet the same machine."""
+    """Milliseconds of each run. Paths alternate, and each round begins with another, so that all see the same load."""
     names = list(case)
     times = {name: [] for name in names}
     for run in range(runs):
@@ -228,10 +228,10 @@ def interleaved_times(case: Case, runs: int, device: str) -> dict[str, list[floa
 
 
 def peak_extra_memory(step: Step, device: str) -> int | None:
-    """Bytes that one run takes beyond what is held before it; None on a CPU whose system does not tell.
+    """Bytes that one run takes beyond those held before it; None on a CPU whose system does not report them.
 
-    A process's peak resident set (`ru_maxrss`) never falls, so whatever was larger before the run would hide it. Linux
-    can set the mark back to what is resident now (5 to clear_refs), after which VmHWM is the peak of the run alone.
+    A process's peak resident set (`ru_maxrss`) never falls, so an earlier, larger peak would hide the run's. Linux can
+    reset the peak to the current resident set (5 to clear_refs), after which VmHWM is the peak of the run alone.
     """
     gc.collect()
     if device == "cuda":
@@ -254,8 +254,8 @@ def peak_extra_memory_of_fresh_process(argv: list[str], case: str, path: str) ->
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
-        # Every tensor of more than 64 KiB has its own mapping and goes back to the system when it is freed. By default
-        # glibc comes to keep blocks of up to 32 MiB in its heap, where they look like memory in use.
+        # Every tensor of more than 64 KiB has its own mapping and returns to the system when it is freed. By default,
+        # glibc eventually keeps blocks of up to 32 MiB in its heap, where they look like memory in use.
         "MALLOC_MMAP_THRESHOLD_": str(2**16),
     }
     command = [sys.executable, __file__, *argv, "--measure-memory", case, path]
@@ -264,7 +264,7 @@ def peak_extra_memory_of_fresh_process(argv: list[str], case: str, path: str) ->
 
 
 def measure_memory(args: argparse.Namespace) -> int | None:
-    """The fresh process's side of it: the same at a tiny size, for thread pools and lazy loading, then for real."""
+    """Measures in the fresh process: first at a tiny size, for thread pools and lazy loading, then at full size."""
     case, path = args.measure_memory
     args.skip_dense = args.skip_dense or path != "dense"
     tiny = argparse.Namespace(**{**vars(args), "text": 2, "video": 4})
@@ -280,7 +280,7 @@ def _free_memory(device: str) -> int | None:
 
 
 def _proc_field(path: Path, field: str) -> int:
-    """Bytes of a field of a file of /proc, where it is in KiB."""
+    """The value in bytes of a field in a file of /proc, which gives it in KiB."""
     line = next(line for line in path.read_text().splitlines() if line.startswith(field + ":"))
     return 1024 * int(line.split()[1])
 
@@ -294,12 +294,12 @@ def _synchronize(device: str) -> None:
 
 
 def why_skip_dense(args: argparse.Namespace) -> str | None:
-    """The reason to leave the dense mask out, if there is one."""
+    """The reason to skip the dense mask, or None."""
     if args.transformer:
         return "--transformer compares grouped and repeated only"
     if args.skip_dense:
         return "--skip-dense"
-    # The boolean mask, once more as the kernel's additive bias, and a third of that again for what else a run takes.
+    # The boolean mask, the kernel's additive bias of the same shape, and a third of both for the rest of a run.
     needed = _mask_bytes(args) * (1 + getattr(torch, args.dtype).itemsize) * 4 // 3
     free = _free_memory(args.device)
     if free is not None and needed > free:
@@ -312,7 +312,7 @@ def _mask_bytes(args: argparse.Namespace) -> int:
 
 
 def report(case: str, times: dict[str, list[float]], memory: dict[str, int | None]) -> list[dict]:
-    """Prints a case's table; returns its rows."""
+    """Prints a case's table and returns its rows."""
     rows = []
     print(f"\n{case:<44}{'ms':>9}  {'(quartiles)':<20}{'grouped/it':>11}{'extra MiB':>12}{'grouped/it':>11}")
     medians = {name: statistics.median(runs) for name, runs in times.items()}
@@ -367,7 +367,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--skip-dense", action="store_true", help="leave out the dense mask")
     parser.add_argument("--transformer", action="store_true", help="a whole transformer instead of attention alone")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write settings and all measurements here")
-    parser.add_argument("--measure-memory", nargs=2, help=argparse.SUPPRESS)  # the fresh process: case and path
+    parser.add_argument("--measure-memory", nargs=2, help=argparse.SUPPRESS)  # for the fresh process: case and path
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU is available")
@@ -408,7 +408,7 @@ def main(argv: list[str]) -> None:
     for name, case in build_cases(args).items():
         check_agreement(case, TOLERANCE[args.dtype])
         times = interleaved_times(case, args.runs, args.device)
-        if args.device == "cuda":  # its allocator counts exactly, in any process
+        if args.device == "cuda":  # the GPU's allocator counts exactly, in any process
             memory = {path: peak_extra_memory(step, args.device) for path, step in case.items()}
         else:
             memory = {path: peak_extra_memory_of_fresh_process(argv, name, path) for path in case}

@@ -1,12 +1,12 @@
-"""How many films a minute are split and embedded, and whether memory grows with their number.
+"""Films per minute of the curation's stages, and whether memory grows with the number of films.
 
 Each stage runs in a fresh process over few and over many copies of a drawn film, and once more when nothing is left to do,
-which tells how long it takes to start. Printed are the rate over the many without that, and the peaks of memory.
+which measures its start-up time. The table shows the rate over the many films without the start-up time, and peak memory.
 
     python benchmarks/curation.py
     python benchmarks/curation.py --films 16 64 --height 720 --width 1080 --viclip models/ViCLIP/ViClip-InternVid-10M-FLT.pth
 
-Without --viclip, a tiny one with random weights is built, which costs next to nothing beside reading the clips.
+Without --viclip, a tiny ViCLIP with random weights is built, whose cost is negligible compared with reading the clips.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FPS = 24
 
 
 def film(scenes: int, seconds: float, height: int, width: int) -> Iterator[np.ndarray]:
-    """Squares that move over a background of another colour in each scene."""
+    """The frames of a film: a square moves over a background of another colour in each scene."""
     random = np.random.default_rng(0)
     for number in range(scenes):
         background = random.integers(0, 100, 3) + 120 * (number % 2)
@@ -44,7 +44,7 @@ def film(scenes: int, seconds: float, height: int, width: int) -> Iterator[np.nd
 
 
 def run(stage: str, films: Path, output: Path, viclip: Path) -> tuple[float, float]:
-    """Runs stages on what the ones before have done. Returns seconds and the peak of memory in MiB."""
+    """Runs stages on the results of earlier ones. Returns seconds and peak memory in MiB."""
     arguments = [f"films={films}", f"output={output}", f"stages=[{stage}]", f"embed.viclip.weights={viclip}"]
     arguments += ["filter.min_short_side=null", "device=auto"]
     started = time.perf_counter()
@@ -88,7 +88,7 @@ def main() -> None:
                 shutil.copyfile(folder / "film.mp4", films / f"{number}.mp4")
             run("probe", films, output, viclip)
             for stage in STAGES:
-                # Stages between them do next to nothing with these settings.
+                # The stages between `write` and `embed` do almost nothing with these settings.
                 if stage == "embed":
                     run("score,filter", films, output, viclip)
                 measured[stage, count] = run(stage, films, output, viclip)

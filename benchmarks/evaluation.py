@@ -1,9 +1,9 @@
-"""What is claimed about the evaluation: the Fréchet distance against `scipy.linalg.sqrtm`, and the memory that extracting
-features takes.
+"""Benchmarks of the evaluation: the Fréchet distance compared with `scipy.linalg.sqrtm`, and the memory of feature
+extraction.
 
     python benchmarks/evaluation.py [--samples 150] [--dimensions 1408] [--runs 5]
 
-Needs scipy, which nothing else does.
+It needs scipy, which nothing else in the project needs.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from mask2dit.reporting.tables import markdown_table
 
 
 def distance_by_sqrtm(first: np.ndarray, second: np.ndarray) -> float:
-    """The usual way: the root of the product of the covariances, of which the imaginary part is dropped."""
+    """The usual method: the root of the product of the covariances, without its imaginary part."""
     c1, c2 = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
     root = scipy.linalg.sqrtm(c1 @ c2)
     between_means = np.sum((first.mean(axis=0) - second.mean(axis=0)) ** 2)
@@ -29,7 +29,7 @@ def distance_by_sqrtm(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def features(samples: int, dimensions: int, seed: int, shift: float) -> np.ndarray:
-    """Features whose variances fall off as those of a network do."""
+    """Features whose variances fall off like those of a network."""
     rng = np.random.default_rng(seed)
     mixing = rng.normal(size=(dimensions, dimensions)) / np.sqrt(dimensions) * np.geomspace(1, 1e-2, dimensions)
     return shift + rng.normal(size=(samples, dimensions)) @ mixing.T
@@ -50,7 +50,7 @@ def peak_mib() -> float:
 
 
 def extraction_memory(scenes: int) -> tuple[float, float]:
-    """MiB by which the peak grows over the first batch's, and MiB that all clips would take together."""
+    """MiB by which peak memory grows after the first batch, and MiB that all clips would take together."""
     extract = FeatureExtractor(VideoMAE(width=64, depth=2, heads=2, hidden=128), (0.0, 1.0), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
 

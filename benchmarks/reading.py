@@ -1,13 +1,13 @@
-"""What exact reading costs: clips per second of `open_video`, beside decord, whose seeking is not exact for every file.
+"""The cost of exact reading: clips per second of `open_video` and of decord, whose seeking is not exact for every file.
 
-A clip is opened and frames at a stride are read from a random start, as training does. The two take turns on the same clip
-and start. Measured is the CPU time of all threads, since data loaders run a reader per core: a clip per second is one per
-second of one core. Printed are the medians and the median of the ratios.
+A run opens a clip and reads frames at a stride from a random start, as training does. The two readers alternate on the same
+clip and start. The CPU time of all threads is measured, since data loaders run one reader per core: clips per second are per
+second of one core. The table shows medians and the median of the ratios.
 
     python benchmarks/reading.py
     python benchmarks/reading.py --height 720 --width 1280 --frames 600 --runs 30
 
-Both are compared with decoding in order, so that the table says how many frames are others than those asked for.
+Both readers are compared with decoding in order, and the table counts frames that differ from those requested.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def by_decord(path: Path, indices: list[int]) -> np.ndarray:
 
 
 def in_order(path: Path) -> list[np.ndarray]:
-    """Thumbnails of all frames, which are enough to tell them apart."""
+    """Thumbnails of all frames, which suffice to distinguish them."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24")[::8, ::8] for frame in container.decode(video=0)]
 

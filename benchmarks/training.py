@@ -1,15 +1,15 @@
-"""Training on videos that are read and encoded as they come, against latents and text embeddings computed ahead, and those
-with another attention backend, with compiled blocks, and with both.
+"""Training on videos encoded on the fly, compared with cached latents and text embeddings, and the cached form with another
+attention backend, with compiled blocks, and with both.
 
-All ways train the same model on the same samples, in fresh processes that take turns. Printed are the medians over runs
-of the time of a step, the share of it spent waiting for the data loader, and the peak of memory (on a GPU, what torch
-allocated there; without one, of the process), and their ratios. The first steps of a run are left out.
+All variants train the same model on the same samples, in interleaved fresh processes. The table shows medians over runs
+of the step time, the share of it spent waiting for the data loader, and peak memory (on a GPU, the memory that torch
+allocated there; without one, that of the process), and their ratios. The first steps of a run are not counted.
 
     python benchmarks/training.py
     python benchmarks/training.py --model models/CogVideoX-2b --height 480 --width 720 --frames 49 --precision bf16
     python benchmarks/training.py --model models/storyworld --height 64 --width 64 --frames 9 --batch-size 4
 
-Without --model, a small untrained model is built. The clips are made here: moving squares.
+Without --model, a small untrained model is built. The clips are generated: moving squares.
 """
 
 import argparse
@@ -34,9 +34,9 @@ GIB = 2**30
 
 
 def write_clips(folder: Path, count: int, frames: int, height: int, width: int) -> Path:
-    """Clips of a moving square, long enough for `frames` at the stride, and their manifest, whose path is returned."""
+    """Writes clips of a moving square, long enough for `frames` at the stride, and their manifest. Returns its path."""
     random = np.random.default_rng(0)
-    length = int((frames - 1) * STRIDE / 0.9) + 4  # pre-training leaves out 5% at each end
+    length = int((frames - 1) * STRIDE / 0.9) + 4  # pre-training skips 5% at each end
     side = height // 3
     manifest = folder / "pretrain.csv"
     with manifest.open("w", newline="") as file:
@@ -66,7 +66,7 @@ def run(module: str, arguments: list[str]) -> float:
 
 
 def measure(output_dir: Path, arguments: list[str]) -> dict[str, float]:
-    """One training run: the medians over its steps, and its peak memory."""
+    """Runs one training. Returns the medians over its steps and its peak memory."""
     peak = run("mask2dit.training", ["configs/train/pretrain.yaml", *arguments, f"output_dir={output_dir}"])
     lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()][WARM_UP:]
     median = {name: statistics.median(line[name] for line in lines) for name in ("seconds", "data_wait")}

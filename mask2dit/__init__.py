@@ -1,6 +1,6 @@
 """Mask²DiT: long videos of several scenes from a diffusion transformer with two masks (CVPR 2025, arXiv 2503.19881).
 
-Names are imported on first use, so that `import mask2dit` costs nothing: no torch, diffusers, deepspeed or PyAV.
+Names are imported on first use, so `import mask2dit` is fast: it loads no torch, diffusers, deepspeed or PyAV.
 """
 
 from importlib import import_module

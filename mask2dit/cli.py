@@ -1,7 +1,7 @@
 """The `mask2dit` command: `mask2dit COMMAND [CONFIG.yaml] [key=value …]`.
 
-The module forms, such as `python -m mask2dit.training`, run the same commands. Packages above this module are named as text
-and imported when their command runs.
+The module forms, such as `python -m mask2dit.training`, run the same commands. Task packages are named as text and imported
+only when their command runs.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from mask2dit.usage import table
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A task with the configuration that it takes."""
+    """A task and its configuration."""
 
     schema: str
     """The configuration's dataclass, as "module:name"; its module imports nothing heavy."""
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that the first argument names.
 
     Args:
-        arguments: of the command line. None: those of this process.
+        arguments: command-line arguments. None: those of this process.
 
     Returns:
         The exit status: the command's, or 2 if there is no such command.
@@ -101,8 +101,8 @@ def run(name: str, arguments: Sequence[str], called: str | None = None) -> int:
 
     Args:
         name: a key of `COMMANDS`.
-        arguments: those that follow the command's name.
-        called: how the command is called, for `--help`. None: as this process was.
+        arguments: the arguments after the command's name.
+        called: how the command is called, for `--help`. None: as this process was called.
 
     Returns:
         The exit status, see `run_command`.

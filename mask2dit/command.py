@@ -14,7 +14,7 @@ from typing import Any
 from mask2dit.config import load_config
 from mask2dit.usage import help_text
 
-PREEMPTED = 75  # the exit status after SIGTERM or SIGHUP: saved, to be started again (EX_TEMPFAIL of sysexits.h)
+PREEMPTED = 75  # exit status after SIGTERM or SIGHUP: state saved, restart to continue (EX_TEMPFAIL of sysexits.h)
 
 
 def run_command(
@@ -34,17 +34,17 @@ def run_command(
 
     Args:
         schema: the configuration's dataclass.
-        task: the function that takes the configuration, as "module:name". It is imported once the configuration is known to
-            be good, since torch and what builds on it take seconds to import.
+        task: the function that takes the configuration, as "module:name". It is imported after the configuration has been
+            checked, since torch and the libraries on top of it take seconds to import.
         default_config: the YAML file that is read unless an argument names another. None: the defaults of the dataclass.
-        arguments: of the command line, in any order.
-        name: how the command is called, for `--help`. None: as this process was.
+        arguments: command-line arguments, in any order.
+        name: how the command is called, for `--help`. None: as this process was called.
         summary: what the command does, for `--help`. None: the first paragraph of the schema's docstring.
         positional: the key that an argument without "=" sets, unless it ends in .yaml or .yml. None: such an argument is the
             configuration file.
 
     Returns:
-        The exit status: the task's own if it returns one, else 0 done, 1 not possible, 130 interrupted.
+        The exit status: the task's own if it returns one, otherwise 0 (done), 1 (expected error) or 130 (interrupted).
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mask2dit").setLevel(logging.INFO)
@@ -53,7 +53,7 @@ def run_command(
         usage = f"{name or program()} {file} [key=value ...]"
         print(help_text(usage, summary or (inspect.getdoc(schema) or "").split("\n\n")[0], schema, default_config))
         return 0
-    # A job that is stopped ends like one that fails: what it was writing is removed.
+    # A stopped job ends like a failed one: its unfinished output is removed.
     for number in stop_signals():
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
@@ -63,7 +63,7 @@ def run_command(
         config = load_config(schema, path or default_config, overrides)
         status = load(task)(config)
     except (ValueError, OSError, FloatingPointError) as error:
-        # An OSError made here has its sentence where the system's have a phrase and a file's name.
+        # An OSError raised by this project holds a full sentence; one of the system holds a phrase and a file name.
         is_sentence = isinstance(error, OSError) and error.strerror and not error.filename
         print(f"error: {error.strerror if is_sentence else error}", file=sys.stderr)
         return 1
@@ -83,7 +83,7 @@ def run_command(
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The file among the arguments of a command, if any, and the `key=value` ones, whatever their order.
+    """Splits a command's arguments, in any order, into the file, if any, and the `key=value` ones.
 
     Raises:
         ValueError: for a second file, or an option with dashes.
@@ -105,7 +105,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def load(address: str) -> Any:
-    """Imports an object that is named as "module:name"."""
+    """Imports the object at "module:name"."""
     module, name = address.split(":")
     return getattr(import_module(module), name)
 
@@ -117,16 +117,16 @@ def program() -> str:
 
 
 def stop_signals() -> list[int]:
-    """SIGTERM, and SIGHUP, with which a closed terminal ends its jobs; not those that this one ignores, as under nohup."""
+    """Returns SIGTERM and SIGHUP (sent when a terminal closes), without those that this process ignores, as under nohup."""
     return [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextmanager
 def stop_noted() -> Generator[Callable[[], str | None]]:
-    """Notes the signals that stop a job instead of dying of them: a cluster that takes the node back leaves time to save.
+    """Records stop signals instead of exiting, so that a job can save when its cluster takes the node back.
 
     Yields:
-        A function that returns the name of the first signal that has come, or None.
+        A function that returns the name of the first signal received, or None.
     """
     noted = []
     previous = {

@@ -1,4 +1,4 @@
-"""Configuration files: a YAML for each task, read into the dataclass that gives every key its type and its meaning."""
+"""Configuration files: one YAML per task, read into a dataclass that defines the type and meaning of every key."""
 
 import difflib
 import io
@@ -20,8 +20,8 @@ from mask2dit.texts import parse_json, read_text
 
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
-SAMPLERS = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}  # and the classes of diffusers
-REPOSITORY = Path(__file__).parents[1]  # where the package is used from a checkout
+SAMPLERS = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}  # by name, diffusers' classes
+REPOSITORY = Path(__file__).parents[1]  # if the package runs from a checkout
 NULL, STRING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"  # YAML's tags
 
 
@@ -29,18 +29,18 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
     """Reads a YAML file and `key=value` overrides into a dataclass.
 
     Texts are taken literally: `${x}` is not interpolated, and a key that holds a text takes `007` or `yes` as it is
-    written. An override is a text, too, unless it begins with a bracket or is a number, a boolean or null where its key
-    is not a text; quotes around the whole value are removed.
+    written. An override is also a text, unless it begins with a bracket, or its key does not hold a text and it is a
+    number, a boolean or null. Quotes around the whole value are removed.
 
     Args:
-        schema: the dataclass; its fields are the known keys, their types what a value is converted to.
-        path: the YAML file; or the JSON record of a run, whose "config" is taken. None: the defaults and the overrides.
-        overrides: such as ["seed=1", "prompts=[one, two]"], which win over the file.
+        schema: the dataclass. Its fields are the known keys, and values are converted to their types.
+        path: the YAML file, or the JSON record of a run, whose "config" is used. None: the defaults and the overrides.
+        overrides: for instance ["seed=1", "prompts=[one, two]"]; they take precedence over the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a key that the schema lacks, a value of the wrong type, or anything that is no YAML mapping. The
-            message begins with the file, the key or the override that is to blame.
+        ValueError: for an unknown key, a value of the wrong type, or anything that is not a YAML mapping. The message begins
+            with the file, key or override at fault.
     """
     config = OmegaConf.structured(schema)
     source = path
@@ -72,11 +72,11 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
 
 
 def missing_model(model: str, small_config: str | None = None) -> str:
-    """What to do about a model folder that is not there, as it is true from the current directory.
+    """Writes the error message for a missing model folder, with a remedy that works from the current directory.
 
     Args:
-        model: the folder as it was given.
-        small_config: the configuration of the repository that does the same with the small world's model, if there is one.
+        model: the folder as given.
+        small_config: the repository's configuration for the same task with the small world's model, if there is one.
     """
     here = f"there is no model in {str(Path(model).resolve())!r}"
     if (REPOSITORY / model / "transformer").is_dir() and not Path(model).is_absolute():
@@ -92,40 +92,40 @@ def missing_model(model: str, small_config: str | None = None) -> str:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises `ValueError`, which names the key, unless its value is one of the choices."""
+    """Raises `ValueError`, naming the key, unless its value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} has to be one of {', '.join(choices)}, but is {value!r}")
 
 
 def check_finite(name: str, value: float) -> None:
-    """Raises `ValueError`, which names the key, for an infinity, NaN, or anything else that is not a number."""
+    """Raises `ValueError`, naming the key, for an infinity, NaN, or anything else that is not a number."""
     if not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name}={value} has to be a finite number")
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
-    """Raises `ValueError`, which names the key, for a value below the least, or one that is not finite."""
+    """Raises `ValueError`, naming the key, for a value that is below `least` or not finite."""
     check_finite(name, value)
     if value < least:
         raise ValueError(f"{name}={value} has to be at least {least}")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raises `ValueError`, which names the key, for a value that is not more than 0, or not finite."""
+    """Raises `ValueError`, naming the key, for a value that is not positive or not finite."""
     check_finite(name, value)
     if value <= 0:
         raise ValueError(f"{name}={value} has to be more than 0")
 
 
 def check_between(name: str, value: float, least: float, most: float) -> None:
-    """Raises `ValueError`, which names the key, for a value outside [least, most], or one that is not finite."""
+    """Raises `ValueError`, naming the key, for a value that is outside [least, most] or not finite."""
     check_finite(name, value)
     if not least <= value <= most:
         raise ValueError(f"{name}={value} has to lie between {least} and {most}")
 
 
 def check_file_name(name: str, value: str, suffix: str) -> None:
-    """Raises `ValueError`, which names the key, unless `value + suffix` is a plain file name."""
+    """Raises `ValueError`, naming the key, unless `value + suffix` is a plain file name."""
     is_control = [unicodedata.category(character) in ("Cc", "Cs") for character in value]
     if not value.strip() or value.startswith(".") or {"/", "\\"} & set(value) or any(is_control):
         raise ValueError(
@@ -137,7 +137,7 @@ def check_file_name(name: str, value: str, suffix: str) -> None:
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
-    """The numbers of "i/n", the i-th of n parts of the work, counted from 0.
+    """Parses "i/n", the i-th of n parts of the work, counted from 0.
 
     Raises:
         ValueError: for anything else.
@@ -149,8 +149,8 @@ def parse_shard(shard: str) -> tuple[int, int]:
 
 
 def _read(schema: type, path: Path):
-    """The keys and values of a YAML file, or of the configuration in a JSON record."""
-    if path.suffix.lower() == ".json":  # not by a YAML parser, which takes an escaped emoji for two characters
+    """Reads the keys and values of a YAML file, or of the configuration in a JSON record."""
+    if path.suffix.lower() == ".json":  # a YAML parser would read an escaped emoji as two characters
         given = parse_json(read_text(path, "configuration file"))
         given = given["config"] if isinstance(given, dict) and "config" in given else given
         node = yaml.compose(yaml.safe_dump(given), yaml.SafeLoader)
@@ -163,7 +163,7 @@ def _read(schema: type, path: Path):
 
 
 def _parse_override(schema: type, override: str):
-    """The key and the value of an override, as a configuration."""
+    """Reads an override into a configuration with its one key."""
     key, _, text = override.partition("=")
     hint = schema
     for name in key.split("."):
@@ -185,7 +185,7 @@ def _parse_override(schema: type, override: str):
 
 
 def _literal(node: yaml.Node | None, hint: Any) -> str:
-    """YAML of the same values, in which a text is a text for OmegaConf, too, wherever the type asks for one."""
+    """Rewrites YAML so that OmegaConf also reads a text wherever the type asks for one."""
     seen = set()
 
     def visit(node: yaml.Node, hint: Any) -> None:
@@ -206,7 +206,7 @@ def _literal(node: yaml.Node | None, hint: Any) -> str:
                 node.tag = STRING
             if node.value == "???":
                 raise ValueError("??? stands for a value that is still missing: write it")
-            if node.tag == STRING:  # OmegaConf takes backslashes for escapes only before an interpolation
+            if node.tag == STRING:  # only before an interpolation does OmegaConf read backslashes as escapes
                 node.value = re.sub(r"(\\*)\$\{", r"\1\1\\${", node.value)
 
     if node is None:
@@ -224,8 +224,8 @@ def _fields(group: Any) -> dict[str, Any]:
 
 
 def _culprit(schema: type, from_file, overrides: Sequence[str], message: str) -> str | None:
-    """The key of the override without which a configuration would not be refused with this message, preferably a key that
-    it names. Its value may be a secret, and stays out of messages."""
+    """Returns the key of the override that causes this message, preferably one that the message names. Its value may be a
+    secret, and stays out of messages."""
     culprits = []
     for index, override in enumerate(overrides):
         others = [*overrides[:index], *overrides[index + 1 :]]
@@ -241,14 +241,14 @@ def _culprit(schema: type, from_file, overrides: Sequence[str], message: str) ->
 
 
 def _build(config) -> Any:
-    """The dataclass, which checks itself, of a configuration."""
+    """Converts a configuration to its dataclass, which checks itself."""
     built = OmegaConf.to_object(config)
     _check_all_finite(built)
     return built
 
 
 def _check_all_finite(value: Any, key: str = "") -> None:
-    """Raises `ValueError`, which names the key, for an infinity or NaN anywhere in a configuration."""
+    """Raises `ValueError`, naming the key, for an infinity or NaN anywhere in a configuration."""
     if is_dataclass(value):
         for field in fields(value):
             _check_all_finite(getattr(value, field.name), f"{key}.{field.name}".removeprefix("."))
@@ -260,9 +260,9 @@ def _check_all_finite(value: Any, key: str = "") -> None:
 
 
 def _explain(error: Exception, config) -> str:
-    """What is wrong, in one line and without OmegaConf's own words; for an unknown key, what it may have meant."""
+    """Explains an error in one line without OmegaConf's wording, and suggests the intended key for an unknown one."""
     message = " ".join(str(error).split("\n    full_key")[0].split())
-    message = re.sub(r"^While dereferencing interpolation '.*?': ", "", message)  # an escaped ${ is one for OmegaConf
+    message = re.sub(r"^While dereferencing interpolation '.*?': ", "", message)  # also added for an escaped ${
     key = getattr(error, "full_key", None)
     if isinstance(error, ConfigKeyError):
         key = key or str(error.key)

@@ -1,10 +1,10 @@
-"""The device that a configuration names."""
+"""Choice of the device that a configuration names."""
 
 import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto": a GPU if there is one. Raises `ValueError` for one that is not there."""
+    """Returns the named device; "auto" is a GPU if there is one. Raises `ValueError` if the device is not available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

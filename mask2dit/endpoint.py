@@ -1,4 +1,4 @@
-"""Language models behind OpenAI-compatible endpoints, for whatever asks one: captions, the judge, stories."""
+"""Client for language models behind OpenAI-compatible endpoints: for captions, the judge and stories."""
 
 import base64
 import io
@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 CORRECTION = "That cannot be used: {fault}. Answer with the whole corrected JSON alone."
 
-MAX_MESSAGE = 300  # characters of an endpoint's own words in an error; some answer with a page
-MAX_PAUSE = 8.0  # seconds between two requests of which the first was answered with an error and status 200
-# What endpoints say when the content of a request, and nothing else, is refused.
+MAX_MESSAGE = 300  # characters quoted from an endpoint in an error; some answer with a page
+MAX_PAUSE = 8.0  # seconds before a retry after an answer with an error and status 200
+# Wording of endpoints that refuse a request for its content alone.
 FILTERED = re.compile(
     r"content.?(filter|polic|management|inspection)|data.?inspection|responsible.?ai|moderat|flagged|due to safety",
     re.I,
@@ -35,7 +35,7 @@ class EndpointError(OSError):
     """A request failed after the retries; a later one may succeed. The message names the endpoint and never holds the key.
 
     Attributes:
-        status: the HTTP status, or the one that an answer with status 200 states; None where there was no answer.
+        status: the HTTP status, or the one stated in the body of an answer with status 200; None without an answer.
     """
 
     def __init__(self, message: str, status: int | None = None):
@@ -47,7 +47,7 @@ class RefusedRequestError(EndpointError):
     """The endpoint refuses this request, however often it is sent.
 
     Attributes:
-        is_filtered: True if the endpoint says that the content is the reason. Otherwise the options of the request may be.
+        is_filtered: True if the endpoint names the content as the reason. Otherwise, it may be the request's options.
     """
 
     def __init__(self, message: str, status: int | None = None, is_filtered: bool = False):
@@ -63,8 +63,8 @@ class InvalidAnswersError(ValueError):
     """No answer was valid. The message is the last fault.
 
     Attributes:
-        faults: of each answer.
-        replies: in the same order.
+        faults: the fault of each answer.
+        replies: the replies in the same order.
     """
 
     def __init__(self, faults: list[str], replies: list["Reply"]):
@@ -83,15 +83,15 @@ class Endpoint:
     """A model at an endpoint.
 
     Args:
-        base_url: such as "http://localhost:8000/v1"; None for OpenAI's own.
-        model: its name there.
-        api_key_env: the environment variable that holds the key; a server of one's own needs none.
-        timeout: seconds for one answer.
-        max_retries: of a request that met a rate limit, a server error or the timeout, ever later.
-        section: of the configuration that holds these settings, such as "judge.", for messages.
+        base_url: the address, such as "http://localhost:8000/v1"; None: OpenAI's own.
+        model: the model's name at the endpoint.
+        api_key_env: the environment variable that holds the key; a local server needs none.
+        timeout: seconds to wait for one answer.
+        max_retries: retries after a rate limit, a server error or a timeout, with growing delays.
+        section: the configuration section of these settings, such as "judge.", for messages.
 
     Raises:
-        ModuleNotFoundError: without the package openai, which is an optional extra.
+        ModuleNotFoundError: if openai, an optional extra, is not installed.
         ValueError: if the address or the key cannot be sent.
     """
 
@@ -111,7 +111,7 @@ class Endpoint:
         self._key = os.environ.get(api_key_env, "").strip()
         if not self._key.isascii():
             raise ValueError(f"the key in {api_key_env} holds characters that are not ASCII: copy it again")
-        # The package asks for a key even where the server does not.
+        # The package requires a key even if the server does not.
         self._client = openai.OpenAI(
             base_url=base_url, api_key=self._key or "none", timeout=timeout, max_retries=max_retries
         )
@@ -121,35 +121,35 @@ class Endpoint:
         self._remedy = f"check {section}base_url, {section}model and the key in {api_key_env}"
 
     def ask(self, messages: list[dict], **options) -> Reply:
-        """The model's answer. Several threads may ask at once.
+        """Sends a request and returns the model's answer. Safe to call from several threads.
 
         Args:
-            messages: as the API of chat completions has them.
-            options: further parameters of a completion, such as `temperature`.
+            messages: messages in the form of the chat completions API.
+            options: further completion parameters, such as `temperature`.
 
         Raises:
-            EndpointError: if the request fails, as one of its subclasses where sending it again cannot help.
+            EndpointError: if the request fails; one of its subclasses if sending it again cannot help.
         """
         for retry in count():
             try:
-                # Raw, since the package passes pages and lists on as if they were completions.
+                # Raw, since the package returns pages and lists as if they were completions.
                 response = self._client.chat.completions.with_raw_response.create(
                     model=self.model, messages=messages, **options
                 )
             except self._failures as error:
                 reason = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
-                # Without the cause, whose message may hold the key.
+                # Drop the cause: its message may hold the key.
                 raise self._error(reason, getattr(error, "status_code", None), getattr(error, "body", "")) from None
             try:
                 return self._read(response.http_response)
             except EndpointError as error:
-                # The package retries by the status alone, which said that all was well.
+                # The package decides on retries by the status alone, which was 200.
                 if isinstance(error, RefusedRequestError | UnusableEndpointError) or retry == self.max_retries:
                     raise
             time.sleep(min(0.5 * 2**retry, MAX_PAUSE))
 
     def _read(self, response) -> Reply:
-        """The answer in a response with a good status."""
+        """Extracts the answer from a response with a good status."""
         body = response.text.strip()
         try:
             completion = json.loads(body)
@@ -181,7 +181,7 @@ class Endpoint:
         return Reply(_text_of(message) if isinstance(message, dict) else "", *counts)
 
     def _error(self, reason: str, status: int | None = None, details: object = "") -> EndpointError:
-        """What a failure means for other requests and for this one, by its status and by what is said of it."""
+        """Chooses the error class for a failure by its status and its message."""
         reason = " ".join(reason.split())
         message = f"the endpoint {self.url} failed: {reason[:MAX_MESSAGE]}{'…' * (len(reason) > MAX_MESSAGE)}"
         if self._key:
@@ -202,23 +202,23 @@ class Endpoint:
 def ask_until_valid(
     ask: Callable[[list[dict]], Reply], messages: list[dict], parse: Callable[[str], T], max_attempts: int
 ) -> tuple[T, list[Reply]]:
-    """Asks, with what was wrong with the answers so far, until one is valid.
+    """Asks until an answer is valid, reporting the faults of earlier answers to the model.
 
     Args:
         ask: takes messages and returns the reply.
-        messages: of the request.
-        parse: takes the text of an answer, and raises `ValueError` with what is wrong with it.
-        max_attempts: answers, at most.
+        messages: the messages of the request.
+        parse: takes the text of an answer, and raises `ValueError` with its fault.
+        max_attempts: maximum number of answers.
 
     Returns:
-        What `parse` made of the valid answer, and all replies.
+        The result of `parse` for the valid answer, and all replies.
 
     Raises:
         InvalidAnswersError: if none is valid.
     """
     replies: list[Reply] = []
     faults: list[str] = []
-    is_text = isinstance(messages[0]["content"], str)  # the other form is a list of parts
+    is_text = isinstance(messages[0]["content"], str)  # otherwise a list of parts
     for attempt in range(1, max_attempts + 1):
         replies.append(ask(messages))
         try:
@@ -226,7 +226,7 @@ def ask_until_valid(
         except ValueError as fault:
             faults.append(str(fault))
             logger.warning("Answer %d of at most %d cannot be used: %s", attempt, max_attempts, fault)
-        # Endpoints refuse an empty text, as a model that declines may give.
+        # Endpoints refuse an empty text, which a declining model may return.
         turns = [("assistant", replies[-1].text or "(no answer)"), ("user", CORRECTION.format(fault=faults[-1]))]
         messages = messages + [
             {"role": role, "content": text if is_text else [{"type": "text", "text": text}]} for role, text in turns
@@ -235,16 +235,16 @@ def ask_until_valid(
 
 
 def find_json(text: str, validate: Callable[[dict], T]) -> T:
-    """The JSON object that an answer gives, wherever it stands: in a block of code, between sentences, after reasoning.
+    """Finds the JSON object in an answer: in a code block, between sentences or after reasoning.
 
-    Every object in the text is a candidate. The last valid one is taken, of those after the reasoning if there are any.
+    Every object in the text is a candidate, or only those after the reasoning if there are any. The last valid one is taken.
 
     Args:
-        text: of the answer.
-        validate: takes an object and returns what is made of it, or raises `ValueError` with what is wrong with it.
+        text: the text of the answer.
+        validate: takes an object and returns the result, or raises `ValueError` with its fault.
 
     Raises:
-        ValueError: if no object is valid, with what is wrong with the longest.
+        ValueError: if no object is valid, with the fault of the longest.
     """
     after = REASONING_END.split(text)[-1]
     if "{" in after:
@@ -278,7 +278,7 @@ def find_json(text: str, validate: Callable[[dict], T]) -> T:
 
 
 def image_part(image: Image.Image) -> dict:
-    """A picture as a part of a message's content."""
+    """Encodes a picture as a part of a message's content."""
     with io.BytesIO() as file:
         image.save(file, format="JPEG", quality=90)
         data = base64.b64encode(file.getvalue()).decode()
@@ -286,7 +286,7 @@ def image_part(image: Image.Image) -> dict:
 
 
 def _text_of(message: dict) -> str:
-    """The text of a message, whose content may be a text or a list of parts; without lone surrogates, which no file holds."""
+    """Returns a message's text, from a text or a list of parts, without lone surrogates, which UTF-8 cannot encode."""
     content = message.get("content") or message.get("refusal") or ""
     parts = content if isinstance(content, list) else [content]
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
@@ -297,5 +297,5 @@ def _is_http(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of a port that is not a number
+    except ValueError:  # the port is not a number
         return False

@@ -1,6 +1,6 @@
-"""Files of this project: written whole or not at all, and read with errors that name them.
+"""Atomic writes, and reads whose errors name the file.
 
-Failures of the disk raise an `OSError` whose message is a sentence with the path in it, whichever library wrote the file.
+Disk failures raise an `OSError` whose message is a sentence with the path, whichever library wrote the file.
 """
 
 import errno
@@ -25,10 +25,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Generator[Path]:
-    """Yield a hidden temporary path beside `path`; on success it becomes `path`, on any failure it is removed.
+    """Yields a hidden temporary path next to `path`; on success it replaces `path`, on any failure it is removed.
 
-    The suffix is kept, as some writers choose their format by it. A file that was at `path` before stays as it was
-    until the new one is whole. Its mode is the one that the umask gives, even where the writer chose a private one.
+    The suffix is kept, since some writers choose their format by it. An earlier file at `path` is unchanged until the
+    new one is complete. The mode follows the umask, even if the writer chose a private one.
 
     Raises:
         FileNotFoundError: if the folder of `path` does not exist.
@@ -49,9 +49,9 @@ def atomic_path(path: str | os.PathLike) -> Generator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike) -> Generator[Path]:
-    """Yield a hidden new folder `.NAME.partial` beside `path`; on success it replaces `path`, on any failure it is removed.
+    """Yields a new hidden folder `.NAME.partial` next to `path`; on success it replaces `path`, on any failure it is removed.
 
-    What an earlier, killed process left under that name is removed first. For one writer at a time.
+    Leftovers of a killed process under that name are removed first. Only one process may write at a time.
 
     Raises:
         OSError: if the disk is full; the message names `path`.
@@ -69,13 +69,13 @@ def atomic_folder(path: str | os.PathLike) -> Generator[Path]:
 
 
 def move_new(source: Path, path: Path) -> None:
-    """Renames a file to a name that is not taken, and that no other process can take at the same time.
+    """Renames a file to an unused name; no other process can take the name at the same time.
 
     Raises:
         FileExistsError: if the name is taken.
     """
     try:
-        os.link(source, path)  # unlike a rename, this replaces nothing
+        os.link(source, path)  # unlike a rename, never replaces a file
     except FileExistsError:
         raise FileExistsError(errno.EEXIST, f"{path} is there already: choose another name") from None
     except OSError:  # a file system without hard links
@@ -86,29 +86,29 @@ def move_new(source: Path, path: Path) -> None:
 
 
 def partial_folder(path: Path) -> Path:
-    """Where a folder is written before it is whole."""
+    """Returns the path at which a folder is written until it is complete."""
     return path.with_name(f".{path.name}.partial")
 
 
 def replace_folder(partial: Path, path: Path) -> None:
-    """Puts a folder that is whole in its place, with the modes that the umask gives."""
+    """Moves a complete folder to its place, with modes that follow the umask."""
     apply_umask(partial)
     old = path.with_name(f".{path.name}.old.partial")
     if path.exists():
-        path.rename(old)  # and not removed here: a process killed meanwhile would leave half of it
+        path.rename(old)  # removed last, since a process killed meanwhile would leave half of it
     partial.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_partial_folders(folder: str | os.PathLike) -> None:
-    """Removes what killed processes left of folders in `folder` that they were writing."""
+    """Removes partial folders that killed processes left in `folder`."""
     for partial in Path(folder).glob(".*.partial"):
         shutil.rmtree(partial)
 
 
 def apply_umask(path: Path) -> None:
-    """Gives a file, or all files in a folder, the mode of a newly opened one: safetensors writes private files."""
-    umask = os.umask(0o022)  # which can only be read by setting it
+    """Gives a file, or all files in a folder, the mode of a new file, since safetensors writes private ones."""
+    umask = os.umask(0o022)  # can be read only by setting it
     os.umask(umask)
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file() and not file.is_symlink():
@@ -117,13 +117,13 @@ def apply_umask(path: Path) -> None:
 
 @contextmanager
 def write_errors(path: str | os.PathLike) -> Generator[None]:
-    """Turns the errors by which libraries report a full disk into an `OSError` whose message names `path`."""
+    """Converts the errors with which libraries report a full disk to an `OSError` whose message names `path`."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         code = reason = None
         if isinstance(error, OSError):
-            # Not those that have a sentence of their own already.
+            # Errors that already hold a full sentence are kept.
             if error.errno in FULL and error.strerror == os.strerror(error.errno):
                 code, reason = error.errno, error.strerror
             elif re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # numpy.save
@@ -143,10 +143,10 @@ def _system_error(message: str) -> int:
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Create `folder` and prove that a file can be written in it. Call it before anything expensive.
+    """Creates `folder` and checks that a file can be written in it. Call it before anything expensive.
 
     Raises:
-        OSError: if it cannot be created or written in; PermissionError where permission is what is missing.
+        OSError: if it cannot be created or written in; PermissionError if permission is missing.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -154,23 +154,23 @@ def check_writable(folder: str | os.PathLike) -> None:
             file.write(b"0")
             file.flush()
     except OSError as error:
-        # OSError picks its subclass by the error number.
+        # OSError chooses its subclass by the error number.
         raise OSError(
             error.errno, f"cannot write in the folder {str(folder)!r} ({error.strerror}): choose another one"
         ) from error
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+    """Writes `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike, remedy: str) -> Any:
-    """The contents of a JSON file that this project wrote.
+    """Reads a JSON file that this project wrote.
 
     Raises:
-        ValueError: if it is damaged, naming the file and, by `remedy`, what to do.
+        ValueError: if it is damaged, with the file and the `remedy`.
     """
     try:
         return parse_json(Path(path).read_text(encoding="utf-8"))
@@ -183,7 +183,7 @@ def open_tensors(path: str | os.PathLike, remedy: str, framework: str = "pt") ->
     """Opens a safetensors file.
 
     Raises:
-        FileNotFoundError, ValueError: if it is missing or damaged, naming the file and, by `remedy`, what to do.
+        FileNotFoundError, ValueError: if it is missing or damaged, with the file and the `remedy`.
     """
     try:
         with safe_open(path, framework=framework) as file:
@@ -197,13 +197,13 @@ def open_tensors(path: str | os.PathLike, remedy: str, framework: str = "pt") ->
 def read_lines(
     path: str | os.PathLike, parse: Callable[[Any], Any] = lambda record: record, grows: bool = True
 ) -> list:
-    """The records of a JSON Lines file in order; of a file that does not exist, none.
+    """Reads the records of a JSON Lines file in order; a file that does not exist has none.
 
     Args:
         path: the file.
         parse: applied to each record; its `ValueError`, `KeyError` or `TypeError` marks the line as damaged.
-        grows: the file is written by `append_line`. A last line without its line break is then left out: a process was
-            stopped while writing it, or another one is at it.
+        grows: True if `append_line` writes the file. A last line without a line break is then left out: a process was
+            stopped while writing it, or is still writing it.
 
     Raises:
         ValueError: for a damaged line, naming the file and the line.
@@ -211,7 +211,7 @@ def read_lines(
     path = Path(path)
     if not path.is_file():
         return []
-    # Names of files need not be UTF-8; Python holds the bytes that are not as surrogates.
+    # File names need not be UTF-8; Python represents other bytes as surrogates.
     *lines, last = path.read_bytes().split(b"\n")
     if last and not grows:
         lines.append(last)
@@ -225,16 +225,16 @@ def read_lines(
 
 
 def append_line(path: str | os.PathLike, record: Any) -> None:
-    """Appends a record to a JSON Lines file, after removing a last line that was cut short.
+    """Appends a record to a JSON Lines file, after removing an incomplete last line.
 
-    Processes of one machine can append to the same file. On a full disk the file stays as it was.
+    Several processes on one machine can append to the same file. On a full disk, the file is unchanged.
 
     Raises:
         OSError: if the line cannot be written; the message names the file.
     """
     line = _line(record)
     with write_errors(path), open(path, "a+b", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # or a line that another process is writing would look cut short
+        fcntl.flock(file, fcntl.LOCK_EX)  # otherwise a line that another process is writing would look incomplete
         end = _end_of_lines(file.fileno())
         file.truncate(end)
         try:
@@ -252,7 +252,7 @@ def write_lines(path: str | os.PathLike, records: Iterable) -> None:
 
 
 def keep_lines(path: str | os.PathLike, wanted: Callable[[Any], bool]) -> None:
-    """Removes from a JSON Lines file, if there is one, the records that are not wanted and a last line that was cut short.
+    """Removes unwanted records and an incomplete last line from a JSON Lines file, if it exists.
 
     Raises:
         ValueError: for a damaged line, as `read_lines`.
@@ -267,7 +267,7 @@ def _line(record: Any) -> bytes:
 
 
 def _end_of_lines(file: int) -> int:
-    """Where the last whole line ends."""
+    """Returns the offset at which the last complete line ends."""
     size = os.fstat(file).st_size
     while size and os.pread(file, 1, size - 1) != b"\n":
         size -= 1

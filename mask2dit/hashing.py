@@ -1,4 +1,4 @@
-"""Short names for what something was made from: settings, and the files of a model."""
+"""Short hashes of settings and of model files."""
 
 import hashlib
 import json
@@ -10,15 +10,15 @@ MIB = 2**20
 
 
 def digest(content: object, length: int = 16) -> str:
-    """Hashes any JSON value to so many hexadecimal digits. Values that JSON cannot hold count as their `str`."""
+    """Hashes any JSON value to `length` hexadecimal digits. Values that JSON cannot represent count as their `str`."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-    """A short name for a weights file, or for the weights, configurations and tokenizer in a folder, wherever it lies.
+    """Hashes a weights file, or the weights, configurations and tokenizer in a folder, independently of its path.
 
-    Files of up to 64 MiB are read whole. Of larger ones, 64 KiB of every 4 MiB are, which no tensor of a large model slips
-    through, since reading tens of gigabytes would take minutes.
+    Files of up to 64 MiB are read whole. Of larger ones, 64 KiB of every 4 MiB are read: this samples every large tensor and
+    avoids reading tens of gigabytes, which would take minutes.
     """
     path = Path(path)
     hasher = hashlib.sha256()
@@ -36,7 +36,7 @@ def fingerprint(path: str | os.PathLike) -> str:
 
 
 def _model_files(folder: Path) -> Iterator[Path]:
-    """What makes up a model, and not what lies beside it, such as a readme or a download's cache."""
+    """Yields the files that make up a model, without others such as a readme or a download cache."""
     for file in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         if file.suffix in (".safetensors", ".bin", ".json", ".model") and not hidden and file.is_file():

@@ -1,4 +1,4 @@
-"""What something was made with: written beside every video and every training run."""
+"""Provenance: the software versions recorded with every video and every training run."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ PACKAGES = ("mask2dit", "torch", "diffusers", "transformers", "accelerate", "dee
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that matter, of those that are installed."""
+    """Returns the versions of the relevant packages that are installed."""
     found = {}
     for name in PACKAGES:
         try:
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 
 def software() -> dict[str, Any]:
-    """The part of a record that says which software made something."""
+    """Returns the software entries of a record."""
     return {"versions": versions(), "git_commit": git_commit()}
 
 
@@ -30,8 +30,8 @@ def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], ignore: Co
     """Lists the settings that differ, as `key (1 then, 2 now)`.
 
     Args:
-        then: what something was made with.
-        now: what is asked for. A key that one side lacks counts as None there.
+        then: the recorded settings.
+        now: the current settings. A key missing on one side counts as None there.
         ignore: keys that may differ.
 
     Returns:
@@ -42,7 +42,7 @@ def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], ignore: Co
 
 
 def git_commit() -> str | None:
-    """The commit of the source this runs from, if it runs from a checkout."""
+    """Returns the commit of the source, if the package runs from a checkout."""
     git = shutil.which("git")
     if git is None:
         return None

@@ -1,4 +1,4 @@
-"""A scene is a span of tokens. Where each scene's text and video lie in the sequence is decided here and nowhere else."""
+"""Scenes as spans of tokens: the one definition of the order of text and video in the sequence."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ class SceneLayout:
         video_lengths: video tokens of each scene.
 
     Raises:
-        ValueError: if there is no scene, the two differ in their number of scenes, or a length is not positive.
+        ValueError: if there is no scene, the numbers of scenes differ, or a length is not positive.
     """
 
     text_lengths: tuple[int, ...]
     video_lengths: tuple[int, ...]
 
     def __post_init__(self):
-        # Lists are welcome, but a layout is a key of caches and of compiled graphs and so has to be hashable.
+        # Lists are accepted, but a layout is a key of caches and compiled graphs, so it has to be hashable.
         object.__setattr__(self, "text_lengths", tuple(self.text_lengths))
         object.__setattr__(self, "video_lengths", tuple(self.video_lengths))
         if not self.text_lengths or len(self.text_lengths) != len(self.video_lengths):
@@ -43,30 +43,30 @@ class SceneLayout:
 
     @property
     def text_length(self) -> int:
-        """Text tokens of all scenes, which is also where the video begins."""
+        """Number of text tokens of all scenes, and so the index of the first video token."""
         return sum(self.text_lengths)
 
     @property
     def video_length(self) -> int:
-        """Video tokens of all scenes."""
+        """Number of video tokens of all scenes."""
         return sum(self.video_lengths)
 
     @property
     def length(self) -> int:
-        """N, all tokens of the sequence."""
+        """Number of tokens in the sequence, N."""
         return self.text_length + self.video_length
 
     @property
     def text_spans(self) -> tuple[Span, ...]:
-        """Where each scene's text lies."""
+        """Span of each scene's text."""
         return tuple(spans(self.text_lengths))
 
     @property
     def video_spans(self) -> tuple[Span, ...]:
-        """Where each scene's video lies."""
+        """Span of each scene's video."""
         return tuple(spans(self.video_lengths, start=self.text_length))
 
 
 def spans(lengths: tuple[int, ...], start: int = 0) -> Iterator[Span]:
-    """(start, stop) of stretches of these lengths that follow one another from `start` on."""
+    """Yields the (start, stop) of consecutive spans of these lengths, beginning at `start`."""
     return pairwise(accumulate(lengths, initial=start))

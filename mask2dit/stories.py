@@ -1,4 +1,4 @@
-"""Stories: a title, a cast, and one prompt a scene; how they are read and written, and how prompts name actors.
+"""Stories (a title, a cast and one prompt per scene): reading, writing, and the names of actors in prompts.
 
 The method's prompts write a character as "Actor1 (a tall woman, wearing a red coat, holding a lantern)" and repeat the
 description, word for word, in every scene that shows it.
@@ -15,14 +15,14 @@ import yaml
 from mask2dit.files import write_text
 from mask2dit.texts import find_encoding_fault, parse_json, read_text
 
-ACTOR = re.compile(r"\bActor[1-9][0-9]*\b")  # the only grammar of actors' names: Actor1, Actor2, …, Actor10, …
+ACTOR = re.compile(r"\bActor[1-9][0-9]*\b")  # the only form of actors' names: Actor1, Actor2, …, Actor10, …
 STORY_KEYS = {"title", "cast", "scenes"}
 SCENE_KEYS = {"prompt", "duration"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """A title, the descriptions of its cast by name ("Actor1", …), and one prompt a scene.
+    """A title, the descriptions of its cast by name ("Actor1", …), and one prompt per scene.
 
     Raises:
         ValueError: if something is missing or does not fit; the message names the story and the scene.
@@ -32,7 +32,7 @@ class Story:
     cast: Mapping[str, str]
     prompts: tuple[str, ...]
     durations: tuple[float | None, ...]
-    """Seconds of each scene, None where it is left open."""
+    """Seconds of each scene; None: unspecified."""
 
     def __post_init__(self):
         if not isinstance(self.title, str) or not re.search(r"[A-Za-z0-9]", self.title):
@@ -62,17 +62,17 @@ class Story:
 
     @property
     def name(self) -> str:
-        """The title as the name of a file."""
+        """Title as a file name."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
     @property
     def actors(self) -> list[frozenset[str]]:
-        """Who is in each scene."""
+        """Names of the actors in each scene."""
         return [frozenset(ACTOR.findall(prompt)) for prompt in self.prompts]
 
     def _check_actors(self, where: str, prompt: str) -> None:
         if not self.cast:
-            return  # texts of another form than the method's
+            return  # the prompts do not use the method's form
         for actor in dict.fromkeys(ACTOR.findall(prompt)):
             if actor not in self.cast:
                 raise ValueError(f"{where}: {actor} is not in the cast ({', '.join(self.cast)})")
@@ -82,13 +82,13 @@ class Story:
 
 
 def read_stories(path: str | os.PathLike) -> list[Story]:
-    """The stories of a YAML or JSON file with the key `stories`: each has `title`, `cast` and `scenes`, and each scene a
-    `prompt` and optionally a `duration` in seconds. Or those of a manifest of fine-tuning, such as `sft.json`: a story's
+    """Reads the stories of a YAML or JSON file with the key `stories`: each has `title`, `cast` and `scenes`, and each scene
+    has a `prompt` and optionally a `duration` in seconds. Also reads a fine-tuning manifest, such as `sft.json`: a story's
     captions are its prompts, and its prefix is its title.
 
     Raises:
         FileNotFoundError, IsADirectoryError: if there is no such file.
-        ValueError: if it is not such a file, a story is faulty, or two stories have one name.
+        ValueError: if it is not such a file, a story is faulty, or two stories have the same name.
     """
     path = Path(path)
     text = read_text(path, "file of stories")
@@ -96,9 +96,9 @@ def read_stories(path: str | os.PathLike) -> list[Story]:
     if not is_json and (wrong := find_encoding_fault(text)):
         raise ValueError(f"{path}: it {wrong}")
     try:
-        # A YAML parser reads some JSON otherwise than it is meant: "\ud83c\udf82" as two halves of a character.
+        # A YAML parser misreads some JSON: "\ud83c\udf82" as two halves of a character.
         content = parse_json(text) if is_json else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date such as 2024-13-01
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: from a date such as 2024-13-01
         raise ValueError(
             f"{path}: this is not {'JSON' if is_json else 'YAML'}: {' '.join(str(error).split())}"
         ) from error
@@ -121,7 +121,7 @@ def read_stories(path: str | os.PathLike) -> list[Story]:
 
 
 def write_stories(path: str | os.PathLike, stories: Sequence[Story], header: str = "") -> None:
-    """Writes what `read_stories` reads, after lines of comment."""
+    """Writes stories in the YAML form that `read_stories` reads, below a header of comment lines."""
     records = [
         {
             "title": story.title,
@@ -138,10 +138,10 @@ def write_stories(path: str | os.PathLike, stories: Sequence[Story], header: str
 
 
 def story_from(record: object) -> Story:
-    """A story from what a YAML file says of it.
+    """Builds a story from its record in a YAML file.
 
     Raises:
-        ValueError: as `Story`, and for keys that it does not have.
+        ValueError: as `Story`, and for unknown keys.
     """
     if not isinstance(record, dict) or not isinstance(record.get("scenes"), list):
         raise ValueError("a story has a title, a cast and a list of scenes")
@@ -170,7 +170,7 @@ def _story_from_manifest(record: object) -> Story:
 
 
 def describe_actors(prompt: str, cast: Mapping[str, str]) -> str:
-    """Writes the description behind the first mention of each actor, as the method's prompts have it."""
+    """Inserts each actor's description after the first mention, as in the method's prompts."""
     for actor, description in cast.items():
         prompt = re.sub(
             rf"\b{re.escape(actor)}\b", lambda match, text=description: f"{match[0]} ({text})", prompt, count=1

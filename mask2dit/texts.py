@@ -1,4 +1,4 @@
-"""Texts as users give them: files of any encoding, and JSON."""
+"""Reading of users' texts: files in any encoding, and JSON."""
 
 import codecs
 import json
@@ -6,22 +6,22 @@ import re
 from pathlib import Path
 from typing import Any
 
-WORD = r"[^\s\ud800-\udc7f\udd00-\udfff]{0,20}"  # some of a word, with bytes that are not UTF-8
+WORD = r"[^\s\ud800-\udc7f\udd00-\udfff]{0,20}"  # part of a word, with bytes that are not UTF-8
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of a file in UTF-8, or in UTF-16 with a byte order mark, which spreadsheets write.
+    """Reads a file in UTF-8, or in UTF-16 with a byte order mark, which spreadsheets write.
 
-    A byte that is not UTF-8 becomes a lone surrogate, U+DC80 … U+DCFF, so that the text that holds it can be told;
-    `find_encoding_fault` finds it.
+    A byte that is not UTF-8 becomes a lone surrogate, U+DC80 … U+DCFF, which `find_encoding_fault` finds, so that the text
+    with the fault can be named.
 
     Args:
         path: the file.
-        what: it is, for messages.
+        what: the kind of file, for messages.
 
     Raises:
         FileNotFoundError, IsADirectoryError: if there is no such file.
-        ValueError: if it is UTF-16 that is damaged.
+        ValueError: if it is damaged UTF-16.
     """
     if path.is_dir():
         raise IsADirectoryError(f"the {what} {str(path)!r} is a folder: name the file")
@@ -39,7 +39,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text holds.
+    """Parses a JSON text.
 
     Raises:
         ValueError: if it is not JSON, or is nested too deeply.
@@ -51,7 +51,10 @@ def parse_json(text: str) -> Any:
 
 
 def find_encoding_fault(text: str) -> str | None:
-    """What keeps a text from being written as UTF-8, if anything does: bytes of another encoding, or half of a pair."""
+    """Describes what a text holds that UTF-8 cannot encode: bytes of another encoding, or half of a surrogate pair.
+
+    None if there is no fault.
+    """
     if escaped := re.search(rf"{WORD}[\udc80-\udcff]{WORD}", text):
         word = escaped[0].encode("utf-8", "surrogateescape").decode("cp1252", "replace")
         return f"is not UTF-8, but perhaps cp1252 or Latin-1, which would make it {word!r}: save the file as UTF-8"

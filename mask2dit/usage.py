@@ -21,16 +21,16 @@ class Key:
     default: str | None
     """Default as written on the command line; None: the key is a group, or is required."""
     description: str | None
-    """String literal below the field, or below the same field of a base class; for a group, otherwise the docstring of its
+    """String literal below the field, or below the same field of a base class; for a group without one, the docstring of its
     dataclass."""
     section: str | None
     """Comment above the fields that belong together."""
     group: str
-    """Name of the group that the key belongs to, or that it is; empty: none."""
+    """Name of the key's group, or of the group itself; empty: none."""
 
 
 def describe_keys(schema: type[Any]) -> list[Key]:
-    """Reads the keys of a configuration from the source of its dataclass, groups followed by their own keys."""
+    """Reads the keys of a configuration from the source of its dataclass; each group is followed by its keys."""
     return list(_keys(schema, {field.name: _default(field) for field in fields(schema)}))
 
 
@@ -41,7 +41,7 @@ def help_text(usage: str, summary: str, schema: type[Any], default_config: objec
         usage: how the command is called.
         summary: what it does.
         schema: the dataclass of its configuration.
-        default_config: the YAML file that is read unless another is named; None: the defaults of the dataclass apply.
+        default_config: the YAML file that is read unless another is named. None: the defaults of the dataclass.
     """
     source = f"values of {default_config}" if default_config else "defaults below"
     paragraphs = [
@@ -75,7 +75,7 @@ def _keys(schema: type[Any], values: Mapping[str, Any], prefix: str = "", sectio
     for field in fields(schema):
         description, heading = documented[field.name]
         name, value = prefix + field.name, values[field.name]
-        above = section if prefix else heading  # groups are told apart by the prefix of their keys
+        above = section if prefix else heading  # keys of a group are distinguished by their prefix
         if is_dataclass(value):
             group = type(value)
             description = description or _own_docstring(group)
@@ -87,7 +87,7 @@ def _keys(schema: type[Any], values: Mapping[str, Any], prefix: str = "", sectio
 
 
 def _documentation(schema: type) -> dict[str, tuple[str | None, str | None]]:
-    """The description and the section of each field."""
+    """Returns the description and the section of each field."""
     found: dict[str, tuple[str | None, str | None]] = {}
     for base in reversed(schema.__mro__):
         if "__dataclass_fields__" not in vars(base):
@@ -109,7 +109,7 @@ def _documentation(schema: type) -> dict[str, tuple[str | None, str | None]]:
 
 
 def _own_docstring(schema: type) -> str | None:
-    """The docstring of a dataclass, unless it is the signature that Python puts in place of one."""
+    """Returns the docstring of a dataclass; None if it is the signature that Python generates instead."""
     text = inspect.getdoc(schema)
     return None if text is None or text.startswith(f"{schema.__name__}(") else text
 
@@ -124,7 +124,7 @@ def _as_written(value: Any) -> str:
 
 
 def _fill(text: str, indent: int = 0, hanging: int | None = None) -> str:
-    """Wraps a text. `hanging` is the indent of all lines but the first, if it is another."""
+    """Wraps a text. `hanging` is the indent of all lines after the first; None: the same indent."""
     return textwrap.fill(
         text,
         width=max(shutil.get_terminal_size().columns, 40),

@@ -1,7 +1,7 @@
 """Draws short films to try the curation on: `python scripts/draw_example_films.py [FOLDER]`.
 
-Two films of several scenes each, one of them with black bars, in which a robot, seen from near or far, is on a plain, at a
-lake or in a town; and a file that is no video. `FILMS` tells where they are cut.
+The result is two films of several scenes each, one of them with black bars, and a file that is not a video. The films show a
+robot from near or far on a plain, at a lake or in a town. `FILMS` defines where they are cut.
 """
 
 import math
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from mask2dit.video.writing import write_video
 
 WIDTH, HEIGHT, FPS = 192, 128, 12
-BAR = 16  # rows of black above and below, in films with bars
+BAR = 16  # black rows above and below, in films with bars
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,11 +24,11 @@ ROOT = Path(__file__).parents[1]
 class Scene:
     place: str
     colour: str
-    """Of the robot's scarf."""
+    """Colour of the robot's scarf."""
     frames: int
     zoom: float = 1.0
     light: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """By which red, green and blue are multiplied."""
+    """Factors of red, green and blue."""
 
 
 MORNING, EVENING, NIGHT = (0.95, 1.0, 1.05), (0.95, 0.6, 0.35), (0.3, 0.35, 0.6)
@@ -47,9 +47,9 @@ FILMS = {
         Scene("town", "#2a6fd6", 58, zoom=1.3, light=MORNING),
     ],
 }
-"""The scenes of each film, one after another; those of `bars` have black bars."""
+"""Scenes of each film in order. Films in `bars` have black bars."""
 
-PLACES = {  # sky, ground, what stands there
+PLACES = {  # colours of the sky, the ground and the objects
     "plain": ((150, 205, 245), (110, 170, 80), "#6f9f4e"),
     "lake": ((250, 170, 110), (90, 120, 190), "#7d6a86"),
     "town": ((235, 235, 240), (120, 120, 125), "#a9794f"),
@@ -57,7 +57,7 @@ PLACES = {  # sky, ground, what stands there
 
 
 def draw(scene: Scene, t: float) -> np.ndarray:
-    """The picture at t, in 0 … 1."""
+    """The picture at time t, 0 to 1."""
     sky, ground, colour = PLACES[scene.place]
     image = Image.new("RGB", (2 * WIDTH, 2 * HEIGHT), sky)  # drawn larger and scaled down, which smooths the edges
     pen = ImageDraw.Draw(image)

@@ -1,4 +1,4 @@
-"""Draws the scenes that the extension examples go on from: `python scripts/draw_example_scenes.py [FOLDER]`."""
+"""Draws the scenes that the extension examples continue: `python scripts/draw_example_scenes.py [FOLDER]`."""
 
 import math
 import sys
@@ -14,9 +14,9 @@ from mask2dit.video.writing import write_video
 
 WIDTH, HEIGHT, FPS, FRAMES = 720, 480, 24, 72
 ROOT = Path(__file__).parents[1]
-SCALE = 2  # drawn larger and scaled down, which smooths the edges
+SCALE = 2  # scenes are drawn larger and scaled down, which smooths the edges
 
-# Of the small world, with the captions in configs/inference/extension_small.yaml.
+# A story of the small world with the captions in configs/inference/extension_small.yaml.
 SMALL_STORY = Story(
     actors=(Actor(shape="square", colour="green", accessory="scarf"),),
     setting="beach",
@@ -62,7 +62,7 @@ def disc(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour: s
 
 
 def robot(draw: ImageDraw.ImageDraw, x: float, y: float, turn: float, wind: float) -> None:
-    """The actor: a round grey robot on one wheel, wearing a red scarf. (x, y) is where its wheel touches the ground."""
+    """The actor: a round grey robot on one wheel, wearing a red scarf. Its wheel touches the ground at (x, y)."""
     disc(draw, x, y - 22, 22, "#3b4252")
     for spoke in range(3):
         angle = turn + spoke * math.pi / 3

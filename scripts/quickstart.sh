@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv and makes a first video of three scenes, with the small world's weights. Arguments are overrides (key=value).
+# Sets up .venv and generates a first video of three scenes with the small world's weights. Arguments are overrides (key=value).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup_env.sh

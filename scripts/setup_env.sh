@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates .venv with the packages that requirements.txt pins, and this package in editable mode. Does nothing if .venv is up to date.
+# Creates .venv with the packages that requirements.txt pins, and this package in editable mode. Skips an up-to-date .venv.
 #
 #   PYTHON  the interpreter; by default the first of python3.11, python3.12, python3.13, python3 and python that is 3.11 to 3.13
 set -euo pipefail
@@ -29,7 +29,7 @@ if [ "$(cat .venv/.installed 2>/dev/null)" = "$wanted" ]; then
 fi
 echo "Installing into .venv with $python (a few minutes) ..."
 "$python" -m venv .venv
-# torch by itself and first: a build for the CPU that is at hand is taken, and not replaced by what another package wants.
+# torch is installed first and alone, so that an available CPU build is used and no other package's requirement replaces it.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .

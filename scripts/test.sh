@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs the tests, side by side on up to four cores. Arguments go to pytest.
+# Sets up .venv and runs the tests in parallel on up to four cores. Arguments are passed to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup_env.sh

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains on one machine or several: bash scripts/train.sh CONFIG.yaml [key=value ...]
+# Trains on one or several machines: bash scripts/train.sh CONFIG.yaml [key=value ...]
 #
-#   GPU_NUM_PER_NODE  processes on this machine: its GPUs unless set, or 1 without a GPU
-#   NNODES            machines (1)
-#   NODE_RANK         this machine among them, from 0 (0)
-#   MASTER_ADDR       the first machine (127.0.0.1)
-#   PORT              a free port on it (29500)
+#   GPU_NUM_PER_NODE  processes on this machine (the number of its GPUs, or 1 without a GPU)
+#   NNODES            number of machines (1)
+#   NODE_RANK         index of this machine, from 0 (0)
+#   MASTER_ADDR       address of the first machine (127.0.0.1)
+#   PORT              a free port on the first machine (29500)
 set -euo pipefail
 
 gpus=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')

@@ -1,4 +1,4 @@
-"""A story that goes on from given scenes, one prompt a scene.
+"""Continues a story from given scenes, with one prompt per scene.
 
 Usage: python predict_autoregressive_scene_expansion_mask2dit.py [CONFIG.yaml] [key=value …]
 """

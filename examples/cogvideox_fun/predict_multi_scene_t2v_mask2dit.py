@@ -1,4 +1,4 @@
-"""A video of several scenes, generated together from one prompt a scene.
+"""Generates the scenes of a video together, with one prompt per scene.
 
 Usage: python predict_multi_scene_t2v_mask2dit.py [CONFIG.yaml] [key=value …]
 """

@@ -1,1 +1,1 @@
-"""From a folder of films to the manifests of training: `python -m mask2dit.curation [CONFIG.yaml] [key=value …]`."""
+"""From a folder of films to training manifests: `python -m mask2dit.curation [CONFIG.yaml] [key=value …]`."""

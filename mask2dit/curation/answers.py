@@ -1,4 +1,4 @@
-"""What a captioner is asked for, and whether its answer is that: the method's form of captions."""
+"""The instructions to captioners, and checks of their answers against the method's format of captions."""
 
 import re
 from dataclasses import dataclass
@@ -66,12 +66,12 @@ INDIRECT = re.compile(
 @dataclass(frozen=True)
 class Answer:
     actors: dict[str, str]
-    """The appearance of each by name."""
+    """The appearance of each actor, by name."""
     captions: list[str]
 
 
 def instructions(num_scenes: int, max_words: int) -> str:
-    """What a captioner is told before it sees the scenes."""
+    """The instructions that precede the scenes."""
     scenes = "one scene" if num_scenes == 1 else f"{num_scenes} consecutive scenes of one film, together"
     count = "one caption" if num_scenes == 1 else f"{num_scenes} captions"
     return INSTRUCTIONS.format(scenes=scenes, max_words=max_words, count=count)
@@ -81,7 +81,7 @@ def parse_answer(text: str, num_scenes: int, max_words: int) -> Answer:
     """The actors and captions of an answer, found by `find_json`.
 
     Raises:
-        ValueError: if it is not the JSON that was asked for, or `check_captions` finds a fault.
+        ValueError: if it is not the requested JSON, or `check_captions` finds a fault.
     """
     return find_json(text, lambda record: _answer_from(record, num_scenes, max_words))
 
@@ -106,11 +106,11 @@ def _answer_from(record: dict, num_scenes: int, max_words: int) -> Answer:
 
 
 def check_captions(actors: dict[str, str], captions: list[str], max_words: int) -> None:
-    """Whether captions have the method's form.
+    """Checks that captions are in the method's format.
 
     Raises:
         ValueError: for the first fault: an empty, indirect, too long or unfinished caption; an actor that is not declared,
-            not described in the declared words at its first mention, described in others later, or in no scene.
+            not described in the declared words at its first mention, described in other words later, or in no caption.
     """
     for name, appearance in actors.items():
         if not ACTOR.fullmatch(name):

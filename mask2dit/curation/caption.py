@@ -1,4 +1,4 @@
-"""One request a group: the captions of its scenes, written together."""
+"""Captions by a vision-language model, with one request per group for all its scenes."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,22 +27,22 @@ from mask2dit.video.reading import open_video
 
 logger = logging.getLogger(__name__)
 
-# For the estimate: characters of a token of English, and tokens of a caption with its share of the actors.
+# For the estimate: characters per token of English, and tokens per caption with its share of the actors.
 CHARACTERS_A_TOKEN = 4
 TOKENS_A_CAPTION = 160
-MAX_FAILURES = 5  # requests in a row, after which the run stops
-MAX_REFUSALS = 20  # requests before the first answer, after which the run stops
+MAX_FAILURES = 5  # consecutive failed requests after which the run stops
+MAX_REFUSALS = 20  # refused requests before the first answer after which the run stops
 
 
 @dataclass(frozen=True, kw_only=True)
 class Captions(Entry):
-    """Of a group, which has the same id."""
+    """Captions of the group with the same id."""
 
     clips: list[str]
     actors: dict[str, str]
-    """The appearance of each by name."""
+    """The appearance of each actor, by name."""
     captions: list[str]
-    """One a clip."""
+    """One caption per clip."""
     model: str
     prompt_version: str
     attempts: int
@@ -51,14 +51,14 @@ class Captions(Entry):
 
 
 def caption_settings(config: CaptionConfig) -> dict:
-    """What captions depend on. Where the model runs, how fast and how often it is asked is not part of it."""
+    """The settings that captions depend on. Where the model runs and the rate and number of requests are not among them."""
     names = ["backend", "model", "frames_per_scene", "longest_side", "max_words"]
     names += {"openai": ["temperature"], "transformers": ["dtype", "max_new_tokens"], "stand_in": []}[config.backend]
     return {**{name: getattr(config, name) for name in names}, "prompt": PROMPT_VERSION}
 
 
 def has_attempts_left(result: Captions | Dropped, config: CaptionConfig) -> bool:
-    """Whether a group was dropped after fewer attempts than it has by now. One that was refused has none left."""
+    """True if a group was dropped after fewer attempts than are now allowed. A refused group has none left."""
     return (
         isinstance(result, Dropped)
         and result.rule == "invalid_captions"
@@ -69,14 +69,15 @@ def has_attempts_left(result: Captions | Dropped, config: CaptionConfig) -> bool
 def caption(
     groups: Iterable[Group], clips: Mapping[str, Clip], folder: Path, config: CaptionConfig, captioner: Captioner
 ) -> Iterator:
-    """Captions groups, several at once, and drops those whose answers stay faulty and those that the endpoint refuses.
+    """Captions groups concurrently. Drops groups whose answers stay invalid and groups that the endpoint refuses.
 
-    A request that fails otherwise is not recorded, so that a later run sends it again. Nor is a refusal that does not name
-    the content as its reason, while nothing has been answered: the settings of all requests may be the reason.
+    Other failed requests are not recorded, so that a later run sends them again. A refusal that does not name the content
+    as its reason is recorded only once a request has been answered: until then, the settings of all requests may be the
+    reason.
 
     Raises:
         ValueError: if no request can succeed, or the estimate or the cost exceeds `max_cost`.
-        OSError: if `MAX_FAILURES` requests in a row failed, or the first `MAX_REFUSALS` were refused.
+        OSError: if `MAX_FAILURES` consecutive requests failed, or the first `MAX_REFUSALS` were refused.
     """
     groups = list(groups)
     input_tokens, output_tokens = estimate_tokens(groups, config)
@@ -145,10 +146,10 @@ def caption(
 def caption_group(
     group: Group, clips: Mapping[str, Clip], folder: Path, config: CaptionConfig, captioner: Captioner
 ) -> tuple[Captions | Dropped, int, int]:
-    """Asks until the answer is valid, with what was wrong, at most `max_attempts` times.
+    """Asks until the answer is valid, at most `max_attempts` times. Each repeated request names the fault.
 
     Returns:
-        The captions, and the tokens that went in and came out in all attempts.
+        The captions or the reason for dropping the group, and the input and output tokens of all attempts.
     """
     content: list[dict] = [{"type": "text", "text": instructions(len(group.clips), config.max_words)}]
     for number, name in enumerate(group.clips, start=1):
@@ -187,14 +188,14 @@ def caption_group(
 
 
 def estimate_tokens(groups: Sequence[Group], config: CaptionConfig) -> tuple[int, int]:
-    """Tokens that go in and come out if every first answer is valid."""
+    """Input and output tokens if every first answer is valid."""
     num_scenes = sum(len(group.clips) for group in groups)
     text = sum(len(instructions(len(group.clips), config.max_words)) // CHARACTERS_A_TOKEN for group in groups)
     return text + num_scenes * config.frames_per_scene * config.tokens_per_image, num_scenes * TOKENS_A_CAPTION
 
 
 def _tokens(replies: Sequence[Reply]) -> tuple[int, int]:
-    """Tokens that went in and came out."""
+    """Input and output tokens."""
     return sum(reply.input_tokens for reply in replies), sum(reply.output_tokens for reply in replies)
 
 

@@ -1,4 +1,4 @@
-"""Models that caption: an OpenAI-compatible endpoint, or one of transformers in this process.
+"""Captioning models: an OpenAI-compatible endpoint, or a model of transformers in this process.
 
 Messages have the form of transformers' chat templates: {"role": …, "content": [{"type": "text", "text": …} or
 {"type": "image", "image": a PIL image}, …]}.
@@ -18,10 +18,10 @@ from mask2dit.endpoint import Endpoint, RefusedRequestError, Reply, image_part
 
 class Captioner(Protocol):
     def ask(self, messages: list[dict]) -> Reply:
-        """The model's answer. Several threads may ask at once.
+        """The model's answer. Can be called from several threads.
 
         Raises:
-            EndpointError: if this request failed; as one of its subclasses, if it is refused or none can succeed.
+            EndpointError: if this request failed; a subclass if it was refused, or if no request can succeed.
         """
         ...
 
@@ -54,7 +54,7 @@ class OpenAICaptioner:
 
 
 class RateLimit:
-    """Spreads requests of all threads evenly."""
+    """Spaces the requests of all threads evenly."""
 
     def __init__(self, per_minute: float | None):
         self._pause = 60 / per_minute if per_minute else 0.0
@@ -62,7 +62,7 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        """Returns when the next request may be sent."""
+        """Blocks until the next request may be sent."""
         with self._lock:
             now = time.monotonic()
             turn = max(now, self._next)
@@ -71,7 +71,7 @@ class RateLimit:
 
 
 class TransformersCaptioner:
-    """A vision-language model that transformers carries.
+    """A vision-language model of transformers.
 
     Raises:
         ValueError: if the folder does not hold one.
@@ -99,7 +99,7 @@ class TransformersCaptioner:
             inputs = self.processor.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
             ).to(self.model.device, self.model.dtype)
-            # Greedy, so that captions can be made again.
+            # Greedy, so that captions are reproducible.
             output = self.model.generate(**inputs, max_new_tokens=self.config.max_new_tokens, do_sample=False)
         num_input = inputs["input_ids"].shape[1]
         text = self.processor.decode(output[0, num_input:], skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""The settings of `python -m mask2dit.curation`. Imports nothing heavy, so that a mistake in them shows at once."""
+"""The settings of `python -m mask2dit.curation`. Imports nothing heavy, so that errors in them show at once."""
 
 import re
 from dataclasses import dataclass, field
@@ -16,9 +16,9 @@ class SplitConfig:
     """Detection of cuts in films."""
 
     detectors: list[str] = field(default_factory=lambda: ["content"])
-    """Detectors whose cuts are combined: content (hard cuts), adaptive (hard cuts, more robust to a fast camera) and
-    fades (to and from black) of PySceneDetect; or module:function of your own, which takes a `VideoReader` and returns
-    the first frame of every scene but the first."""
+    """Detectors whose cuts are combined. PySceneDetect's: content (hard cuts), adaptive (hard cuts, more robust to camera
+    motion) and fades (to and from black). Your own: module:function, which takes a `VideoReader` and returns the first
+    frame of every scene but the first."""
     content_threshold: float = 27.0
     """Threshold of the detector content."""
     adaptive_threshold: float = 3.0
@@ -50,7 +50,7 @@ class WriteConfig:
     """Clips written from films."""
 
     trim_frames: int = 2
-    """Frames left out at both ends of a scene, where the neighbouring scene often still shows."""
+    """Frames trimmed from both ends of a scene, where the neighbouring scene often still shows."""
     remove_borders: bool = True
     """Crop black borders."""
     max_short_side: int | None = None
@@ -64,17 +64,16 @@ class WriteConfig:
 
 @dataclass(kw_only=True)
 class ScoreConfig:
-    """Measurements per clip, for the filters."""
+    """Scores of clips, for the filters."""
 
     motion: bool = False
     """Measure motion and shake by optical flow."""
     clip: str | None = None
     """Folder of CLIP L/14 as transformers saves it, for the aesthetic score; null: not measured."""
     aesthetic_head: str | None = None
-    """LAION's head on CLIP; null: not measured."""
+    """LAION's aesthetic head on CLIP; null: not measured."""
     text_detector: str | None = None
-    """Text detector of the kind DB in ONNX, such as PP-OCR's in OpenCV's model zoo, for text on screen; null: not
-    measured."""
+    """DB text detector in ONNX, such as PP-OCR's in OpenCV's model zoo, for on-screen text; null: not measured."""
 
     def __post_init__(self):
         if (self.clip is None) != (self.aesthetic_head is None):
@@ -83,18 +82,18 @@ class ScoreConfig:
 
 @dataclass(kw_only=True)
 class FilterConfig:
-    """Limits that clips have to meet; null: no limit."""
+    """Limits that clips must meet; null: no limit."""
 
     min_short_side: int | None = None
-    """Least length of a clip's shorter side in pixels, without borders."""
+    """Minimum length of a clip's shorter side in pixels, without borders."""
     min_motion: float | None = None
-    """Least mean optical flow, in percent of the width per second."""
+    """Minimum mean optical flow, in percent of the width per second."""
     max_shake: float | None = None
-    """Largest change of the camera's movement from frame to frame, in percent of the width per second."""
+    """Maximum change of camera motion between frames, in percent of the width per second."""
     max_text: float | None = None
-    """Largest share of the picture, 0 to 1, that text covers."""
+    """Maximum share of the picture covered by text, 0 to 1."""
     min_aesthetic: float | None = None
-    """Least aesthetic score of LAION, about 1 to 10."""
+    """Minimum LAION aesthetic score, about 1 to 10."""
 
 
 @dataclass(kw_only=True)
@@ -102,9 +101,9 @@ class EmbedConfig:
     """Embeddings of clips, for grouping."""
 
     viclip: ViCLIPConfig = field(default_factory=ViCLIPConfig)
-    """The evaluation's ViCLIP, which measures the same similarity."""
+    """ViCLIP, the same model as in the evaluation."""
     batch_size: int = 16
-    """Clips embedded together, whose features are one file."""
+    """Clips embedded together; their features go into one file."""
 
     def __post_init__(self):
         check_at_least("embed.batch_size", self.batch_size, 1)
@@ -119,12 +118,12 @@ class GroupConfig:
     num_scenes: int = 3
     """Scenes per group."""
     max_gap: float = 1.0
-    """Largest gap, in seconds of the film, between consecutive clips."""
+    """Maximum gap between consecutive clips, in seconds of the film."""
     threshold: float = 0.8
-    """Least cosine of consecutive clips. The paper's ablation: 0.0, 0.6, 0.7 and 0.8, of which 0.8 gave the most
+    """Minimum cosine of consecutive clips. The paper's ablation compares 0.0, 0.6, 0.7 and 0.8; 0.8 gave the most
     consistent videos."""
     ceiling: float = 0.98
-    """Largest cosine of consecutive clips; above it they count as one scene that was cut in error."""
+    """Maximum cosine of any two clips of a group; above it, they count as one scene that was cut in error."""
 
     def __post_init__(self):
         check_at_least("group.num_scenes", self.num_scenes, 2)
@@ -141,8 +140,8 @@ class CaptionConfig:
     """Captions by a vision-language model."""
 
     backend: str = "openai"
-    """openai (an OpenAI-compatible endpoint), transformers (a model in this process), or stand_in (a local server that
-    never looks at the pictures, to try everything else)."""
+    """Captioner: openai (an OpenAI-compatible endpoint), transformers (a model in this process) or stand_in (a local
+    server that ignores the pictures, for trying the rest of the pipeline)."""
     base_url: str = ""
     """Address of the endpoint, such as http://localhost:8000/v1."""
     model: str = ""
@@ -150,15 +149,15 @@ class CaptionConfig:
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; a local server needs none."""
     json_schema: bool = True
-    """Ask the endpoint to constrain answers to a JSON schema, which not every one supports."""
+    """Ask the endpoint to constrain answers to a JSON schema. Not every endpoint supports this."""
     singles: bool = True
-    """Caption the clips outside groups too, one by one, where they are long enough for pre-training."""
+    """Also caption clips outside groups, one by one, if they are long enough for pre-training."""
     frames_per_scene: int = 4
-    """Frames per scene that the model sees."""
+    """Frames per scene shown to the model."""
     longest_side: int = 512
-    """Longest side in pixels to which frames are scaled down."""
+    """Maximum longer side of frames in pixels; larger frames are scaled down."""
     max_words: int = 150
-    """Words per caption, at most. The transformer's window of 226 tokens holds about 150."""
+    """Maximum words per caption. The transformer's 226 text tokens hold about 150."""
     max_attempts: int = 3
     """Attempts per group until an answer is valid."""
     temperature: float = 0.2
@@ -166,7 +165,7 @@ class CaptionConfig:
     concurrency: int = 4
     """Simultaneous requests."""
     requests_per_minute: float | None = None
-    """Largest number of requests per minute; null: no limit."""
+    """Maximum number of requests per minute; null: no limit."""
     timeout: float = 120.0
     """Time limit per request in seconds."""
     max_retries: int = 4
@@ -179,15 +178,15 @@ class CaptionConfig:
     tokens_per_image: int = 400
     """Tokens per image in the estimate before the run; the endpoint's own count replaces it."""
     max_cost: float | None = None
-    """Largest cost of this run, or of this part of a shared one: it does not start if its estimate is higher, and stops
-    once its cost is."""
+    """Maximum cost of this run, or of this part of a shared one. The run does not start if the estimate exceeds it, and
+    stops once the cost does."""
 
     device: str = "auto"
     """Device for transformers: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
     dtype: str = "bfloat16"
     """Data type for transformers: float32, bfloat16 or float16."""
     max_new_tokens: int = 1024
-    """Longest answer for transformers, in tokens."""
+    """Maximum length of an answer for transformers, in tokens."""
 
     def __post_init__(self):
         check_choice("caption.backend", self.backend, BACKENDS)
@@ -195,7 +194,7 @@ class CaptionConfig:
             check_at_least(f"caption.{name}", getattr(self, name), 1)
         for name in ("max_retries", "temperature"):
             check_at_least(f"caption.{name}", getattr(self, name), 0)
-        # The configuration is written into the card, so that no key may stand in it; nor is it shown here.
+        # The configuration is written into the card, so it must not hold the key. Nor may the error message show it.
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             raise ValueError("caption.api_key_env has to be the name of an environment variable, not the key itself")
         if "@" in urlsplit(self.base_url).netloc:
@@ -211,7 +210,7 @@ class CaptionConfig:
 
     @property
     def missing(self) -> str | None:
-        """What has to be set before anything can be captioned, if something has."""
+        """The settings that captioning still needs; None if all are set."""
         needed = {"openai": ("base_url", "model"), "transformers": ("model",), "stand_in": ()}[self.backend]
         names = [f"caption.{name}" for name in needed if not getattr(self, name)]
         return " and ".join(names) or None
@@ -222,7 +221,7 @@ class VerifyConfig:
     """Check of captions against their clips."""
 
     flag_below: float = 0.15
-    """Cosine of a caption and its clip below which the review page flags it. Flagged clips are kept unless a person
+    """Cosine of a caption and its clip below which the review page flags them. Flagged clips are kept unless a person
     drops them."""
 
 
@@ -233,8 +232,8 @@ class ExportConfig:
     folder: str = "datasets"
     """Folder for sft.json, pretrain.csv, their validation parts and the card, which replace those of an earlier run."""
     validation_share: float = 0.05
-    """Share of the films, 0 to 1, chosen by a hash of their names, so that a film stays in its part when others are
-    added."""
+    """Share of films for validation, 0 to 1, chosen by a hash of their names, so that a film stays in its part when
+    others are added."""
 
     def __post_init__(self):
         if not 0 <= self.validation_share < 1:
@@ -243,21 +242,21 @@ class ExportConfig:
 
 @dataclass(kw_only=True)
 class CurationConfig:
-    """From a folder of films to the trainer's manifests. `configs/curation/*.yaml` hold values."""
+    """Curation from a folder of films to training manifests. `configs/curation/*.yaml` hold values."""
 
     films: str = "films"
-    """Folder of films, which may be in folders within it."""
+    """Folder of films, searched with its subfolders."""
     output: str = "outputs/curation"
-    """Folder for the results of stages, the clips, their features and the review page. A run continues from what it
-    holds."""
+    """Folder for the results of stages, the clips, their features and the review page. A run continues from existing
+    results."""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     """Stages to run; the results of the others are reused."""
     shard: str = "0/1"
-    """i/n: the films of the i-th of n parts, so that n processes share the work. Run 0/1 at the end to export."""
+    """i/n: process the i-th of n parts of the films, so that n processes share the work. Run 0/1 at the end to export."""
     num_frames: int = 49
     """Frames per scene in training; shorter clips are dropped."""
     max_stride: int = 3
-    """The same as in training: pre-training needs clips of num_frames at this stride."""
+    """Maximum frame stride in training: pre-training needs clips of num_frames at this stride."""
     device: str = "auto"
     """Device of the encoders: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
 

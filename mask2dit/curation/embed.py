@@ -1,4 +1,4 @@
-"""ViCLIP's features of clips and captions, by the evaluation's own implementation."""
+"""ViCLIP features of clips and captions, by the evaluation's implementation."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ from mask2dit.video.reading import open_video
 
 @dataclass(frozen=True, kw_only=True)
 class Features(Entry):
-    """Of a clip, which has the same id."""
+    """Features of the clip with the same id."""
 
     path: str
-    """The safetensors file, from the folder of the run, which holds them under the id, (E,) and of length 1."""
+    """Safetensors file, relative to the output folder. It holds the features under the id, (E,), with norm 1."""
 
 
 class Embedder:
     """ViCLIP with its tokenizer.
 
     Raises:
-        FileNotFoundError, ValueError: if there are no weights, or those of something else.
+        FileNotFoundError, ValueError: if there are no weights, or they are not ViCLIP's.
     """
 
     def __init__(self, config: ViCLIPConfig, device: torch.device):
@@ -47,7 +47,7 @@ class Embedder:
 
     @torch.inference_mode()
     def videos(self, paths: Sequence[Path]) -> np.ndarray:
-        """Features of video files, (B, E), of length 1."""
+        """Features of video files, (B, E), with norm 1."""
         videos = []
         for path in paths:
             reader = open_video(path)
@@ -57,12 +57,12 @@ class Embedder:
 
     @torch.inference_mode()
     def text(self, text: str) -> np.ndarray:
-        """Features of a text, (C, E), of length 1: one for each window that it takes, since captions exceed one."""
+        """Features of a text, (C, E), with norm 1: one per chunk, since captions exceed the model's context."""
         return normalise(self.model.encode_text(self.tokenizer.chunks(text).to(self.device)).float().cpu().numpy())
 
 
 def embed_settings(config: ViCLIPConfig) -> dict:
-    """What features depend on. Builds an untrained ViCLIP where the configuration asks for one.
+    """The settings that features depend on. Builds an untrained ViCLIP if the configuration asks for one.
 
     Raises:
         FileNotFoundError: if there are no weights.
@@ -78,13 +78,13 @@ def embed_settings(config: ViCLIPConfig) -> dict:
 
 
 def embed(clips: Iterable[Clip], folder: Path, config: EmbedConfig, settings: dict, device: torch.device) -> Iterator:
-    """Features of clips, written a batch a file, below `folder` / features."""
+    """Embeds clips and writes one file of features per batch below `folder` / features."""
     embedder = Embedder(config.viclip, device)
     (folder / "features").mkdir(exist_ok=True)
     clips = iter(clips)
     while batch := list(islice(clips, config.batch_size)):
         features = embedder.videos([folder / clip.path for clip in batch]).astype(np.float32)
-        # The name holds the settings, so that features of other weights are not overwritten.
+        # The name depends on the settings, so that features of other weights are not overwritten.
         path = folder / "features" / f"{digest([settings, *(clip.key for clip in batch)])}.safetensors"
         with atomic_path(path) as temporary:
             save_file({clip.id: feature for clip, feature in zip(batch, features)}, temporary)
@@ -96,7 +96,7 @@ def read_features(features: Sequence[Features], folder: Path) -> np.ndarray:
     """The features (B, E) of clips.
 
     Raises:
-        FileNotFoundError, ValueError: if their files are gone or damaged.
+        FileNotFoundError, ValueError: if their files are missing or damaged.
     """
     by_path: dict[str, list[int]] = {}
     for i, entry in enumerate(features):

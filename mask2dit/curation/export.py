@@ -1,4 +1,4 @@
-"""The manifests of training, in training and validation parts by film, with a card that says how they were made."""
+"""Training manifests, split by film into training and validation parts."""
 
 import csv
 import io
@@ -28,11 +28,11 @@ def export(
     captions: Sequence[Captions],
     decisions: Mapping[str, Decision],
 ) -> tuple[dict[str, int], list[Entry]]:
-    """Writes `sft.json` and `pretrain.csv`, and the same for validation. A manifest without rows is not written, and one
-    for validation that an earlier run wrote is removed.
+    """Writes `sft.json` and `pretrain.csv`, and the same for validation. A manifest without rows is not written; if it is
+    for validation, an earlier run's is removed.
 
     Returns:
-        The number of rows of each manifest, and the captions, of which some are `Dropped` by a person.
+        The number of rows per manifest, and the captions, with `Dropped` in place of those that a person dropped.
 
     Raises:
         OSError: if they cannot be written.
@@ -74,13 +74,13 @@ def export(
                 write_text(target / name, _json(found) if kind == "finetune" else _csv(found))
                 read_manifest(DataConfig(kind=kind, manifest=str(target / name)))
             elif is_validation:
-                # One of an earlier run may list films that training now sees.
+                # An earlier run's may list films that are now used for training.
                 (target / name).unlink(missing_ok=True)
     return rows, results
 
 
 def in_validation(source: str, share: float) -> bool:
-    """Whether a film is for validation: a function of its name alone."""
+    """True if a film is for validation. Depends on its name alone."""
     return int(digest(["validation", source]), 16) < share * 16**16
 
 

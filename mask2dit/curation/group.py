@@ -1,4 +1,4 @@
-"""Windows of consecutive clips of a film that look like one story: neither unrelated nor the same scene cut in error."""
+"""Groups of consecutive clips of a film that look like one story: neither unrelated nor the same scene cut in error."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ class FilmClips(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class Group(Entry):
-    """Consecutive clips; or one alone, for a caption of its own."""
+    """Consecutive clips, or a single clip that is captioned alone."""
 
     clips: list[str]
-    """Their ids."""
+    """Ids of the clips."""
     similarity: list[list[float]]
     """Cosines of all pairs."""
 
 
 def by_film(features: Sequence[Features], clips: Mapping[str, Clip]) -> list[FilmClips]:
-    """Features, in the order of the films, put together film by film."""
+    """Collects features, which are in the order of the films, into one entry per film."""
     films = []
     for source, group in groupby(features, key=lambda entry: entry.source):
         of_film = tuple(sorted(group, key=lambda entry: clips[entry.id].start))
@@ -44,7 +44,7 @@ def by_film(features: Sequence[Features], clips: Mapping[str, Clip]) -> list[Fil
 
 
 def group(films: Iterable[FilmClips], folder: Path, config: GroupConfig) -> Iterator:
-    """All windows of `num_scenes` clips of each film. Windows overlap, and a clip is kept in one group only: the first."""
+    """All windows of `num_scenes` clips of each film. Windows overlap; a clip is kept in its first group only."""
     for film in films:
         cosines = read_features(film.features, folder)
         cosines = cosines @ cosines.T
@@ -70,7 +70,7 @@ def group(films: Iterable[FilmClips], folder: Path, config: GroupConfig) -> Iter
 
 
 def single(clips: Iterable[Clip], data: DataConfig) -> Iterator:
-    """Each clip as a group of its own, for pre-training, unless it is too short for that."""
+    """Makes each clip a group of its own, for pre-training. Drops clips that are too short for that."""
     for clip in clips:
         if clip.num_frames < required_frames(data):
             why = f"{clip.num_frames} frames, but {describe_required_frames(data)}"
@@ -82,7 +82,7 @@ def single(clips: Iterable[Clip], data: DataConfig) -> Iterator:
 def find_fault(
     clips: Sequence[Clip], similarity: Sequence[Sequence[float]], config: GroupConfig
 ) -> tuple[str, str] | None:
-    """The rule by which a window is no group, with the reason; None if it is one."""
+    """The rule that keeps clips from being a group, with the reason; None if they are one."""
     for number, (before, after) in enumerate(pairwise(clips), start=1):
         gap = (after.start - before.stop) / before.fps
         if gap > config.max_gap:
@@ -98,7 +98,7 @@ def find_fault(
 
 
 def adjacent_cosines(windows: Iterable[Group | Dropped]) -> list[float]:
-    """The cosine of each pair of neighbouring clips, once, of windows without a gap."""
+    """The cosine of each pair of neighbouring clips, counted once, in windows without a gap."""
     found = {}
     for window in windows:
         if isinstance(window, Dropped):

@@ -5,10 +5,10 @@ from types import ModuleType
 
 
 def import_optional(name: str) -> ModuleType:
-    """A module of the extra `curation`.
+    """Imports a module of the extra `curation`.
 
     Raises:
-        ValueError: if it is not installed, with the command that installs it.
+        ValueError: if it is not installed; the message names the command that installs it.
     """
     try:
         return importlib.import_module(name)

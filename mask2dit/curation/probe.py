@@ -1,4 +1,4 @@
-"""Films and what their files say of themselves."""
+"""Films and the properties of their files."""
 
 import logging
 from collections import Counter
@@ -16,24 +16,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Film(Entry):
-    """A video file that plays. Sizes are as shown: upright, in square pixels."""
+    """A readable video file. Sizes are as displayed: upright, in square pixels."""
 
     width: int
     height: int
     fps: float
-    """The average, where it varies."""
+    """Frame rate; the average if it varies."""
     seconds: float
     codec: str
     warnings: list[str]
-    """What its frames do not show as a player would; see `FileReader`."""
+    """Differences between its frames and a player's; see `FileReader`."""
 
 
 def find_films(folder: Path, workspace: Workspace) -> list[Entry]:
-    """The video files of this process's part, as `list_videos` finds them.
+    """The video files in this process's part, as `list_videos` finds them.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if there is no video in it, or one lies in the folder of the run.
+        ValueError: if there is no video in it, or one is in the output folder.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder of films {str(folder)!r}")
@@ -59,7 +59,7 @@ def find_films(folder: Path, workspace: Workspace) -> list[Entry]:
 
 
 def probe(entries: Iterable[Entry], folder: Path) -> Iterator[tuple[Entry, list[Film | Dropped]]]:
-    """Opens each file as later stages do. What cannot be read is dropped with the reason."""
+    """Opens each file as later stages do. Drops unreadable files with the reason."""
     for entry in entries:
         if any("\ud800" <= character <= "\udfff" for character in entry.id):
             why = "its name is not UTF-8, which manifests are written in: rename it"

@@ -1,4 +1,4 @@
-"""The funnel of what each stage kept and removed, the distribution of similarity, and the card of a data set."""
+"""The funnel of entries kept and removed per stage, the distribution of similarity, and the card of a dataset."""
 
 import dataclasses
 import statistics
@@ -18,7 +18,7 @@ from mask2dit.reporting.pages import render
 from mask2dit.reporting.plots import histogram
 from mask2dit.reporting.tables import markdown_table, text_table
 
-UNITS = {  # what goes into each stage
+UNITS = {  # the input of each stage
     "probe": "films",
     "split": "films, into scenes",
     "write": "scenes, into clips",
@@ -35,7 +35,7 @@ PAPER_THRESHOLDS = (0.0, 0.6, 0.7, 0.8)
 
 
 def funnel_table(funnel: Mapping[str, dict], table: Callable[[Sequence[str], Sequence], str] = text_table) -> str:
-    """The funnel: how many entries went into each stage, how many it kept, and how many each rule removed.
+    """The funnel: for each stage, the numbers of entries that went in, were kept, and were removed by each rule.
 
     Args:
         funnel: counts by stage.

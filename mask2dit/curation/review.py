@@ -1,6 +1,6 @@
-"""A page on which a person looks through captioned groups, drops or edits them; and reading back what was decided.
+"""The review page, on which a person edits or drops captioned groups, and the reader of its decisions.
 
-The page is a file: nothing has to run while it is used. It saves `decisions.json`, which belongs beside it.
+The page is a file and needs no server. It saves `decisions.json`, which belongs in the same folder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ POSTER_SIZE = (480, 320)
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What a person said about captions."""
+    """A person's decision about the captions of a group."""
 
     id: str
     drop: bool
@@ -42,15 +42,16 @@ def write_review(
     decisions: Mapping[str, Decision],
     flag_below: float,
 ) -> Path:
-    """Writes `review.html`, with a picture of every clip in `posters`.
+    """Writes `review.html`, and a picture of every clip in `posters`.
 
     Args:
-        folder: of the run.
-        groups: by their ids, as the clips are.
-        captions: what is shown.
-        cosines: of captions with their clips, by the ids of the captions, as far as they are known.
-        decisions: so far, by the keys of captions. Those about other captions than these are kept in the page.
-        flag_below: the cosine below which captions are flagged.
+        folder: the output folder of the run.
+        groups: groups by id.
+        clips: clips by id.
+        captions: captions to show.
+        cosines: cosines of captions with their clips, by the captions' id, as far as known.
+        decisions: earlier decisions, by the captions' key. The page keeps those about other captions.
+        flag_below: cosine below which captions are flagged.
     """
     (folder / "posters").mkdir(exist_ok=True)
     entries = []
@@ -92,10 +93,10 @@ def write_review(
 
 
 def read_decisions(path: Path, captions: Sequence[Captions], max_words: int) -> dict[str, Decision]:
-    """All decisions by the keys of captions. Those about other captions wait for the settings that bring these back.
+    """All decisions, by the captions' key. Those about other captions are kept for when their settings return.
 
     Raises:
-        ValueError: if the file is damaged, or edited captions do not have the method's form; the message lists them.
+        ValueError: if the file is damaged, or edited captions are not in the method's format; the message lists them.
     """
     if not path.is_file():
         return {}
@@ -121,7 +122,7 @@ def read_decisions(path: Path, captions: Sequence[Captions], max_words: int) -> 
 
 
 def _poster(folder: Path, clip: Clip) -> str:
-    """The middle frame of a clip as a file, from the folder of the run."""
+    """Saves the middle frame of a clip. Returns its path relative to the output folder."""
     path = folder / "posters" / f"{digest(clip.key)}.jpg"
     if not path.exists():
         reader = open_video(folder / clip.path)

@@ -1,4 +1,4 @@
-"""All stages in their order."""
+"""Runs all stages in order."""
 
 import json
 import logging
@@ -33,19 +33,19 @@ from mask2dit.hashing import digest
 
 logger = logging.getLogger(__name__)
 
-# Of the extra, by the stage that imports it.
+# Packages of the extra, by the stage that imports them.
 PACKAGES = {"split": "scenedetect", "score": "cv2", "caption": "openai"}
 
 
 def curate(config: CurationConfig) -> int:
-    """Runs the stages and tells what came in and what was removed.
+    """Runs the stages and prints the funnel.
 
     Returns:
         0, or 1 if captions are missing or there is nothing to export.
 
     Raises:
-        ValueError, OSError: for what is wrong as a whole, before the first stage where that can be known. What concerns one
-            film, scene or group is recorded instead.
+        ValueError, OSError: for faults of the run as a whole, before the first stage if possible. Faults of one film, scene
+            or group are recorded instead.
     """
     settings = check(config)
     workspace = Workspace(config.output, config.shard, config.stages)
@@ -55,16 +55,16 @@ def curate(config: CurationConfig) -> int:
         if _last_stage(config) < STAGES.index("group"):
             return 0
         return _make_manifests(config, workspace, settings, device, clips, features)
-    finally:  # after an interruption too: what there is so far
+    finally:  # also after an interruption, with the results so far
         print(funnel_table(workspace.funnel))
         write_text(workspace.folder / f"funnel{workspace.suffix}.json", json.dumps(workspace.funnel, indent=2) + "\n")
 
 
 def check(config: CurationConfig) -> dict[str, dict]:
-    """What the results of each stage that is needed depend on.
+    """The settings that the results of each needed stage depend on.
 
     Raises:
-        ValueError: if a package or a detector is missing, or the output lies among the films.
+        ValueError: if a package or a detector is missing, or the output folder is inside the folder of films.
         FileNotFoundError: if weights are missing.
         OSError: if the manifests cannot be written.
     """
@@ -102,7 +102,7 @@ def check(config: CurationConfig) -> dict[str, dict]:
 def _make_clips(
     config: CurationConfig, workspace: Workspace, settings: dict, device: torch.device
 ) -> tuple[dict[str, Clip], list[Features]]:
-    """Films to the clips that pass the filters, by their ids, with their features."""
+    """Runs the stages from films to features. Returns the clips that pass the filters, by id, and their features."""
     run, folder, folder_of_films = workspace.run, workspace.folder, Path(config.films)
 
     def is_gone(made: Clip | Features | Dropped) -> bool:
@@ -142,7 +142,7 @@ def _make_manifests(
     clips: Mapping[str, Clip],
     features: list[Features],
 ) -> int:
-    """Clips to groups with captions, the review page and the manifests. Returns the exit status."""
+    """Runs the stages from groups to manifests, and writes the review page. Returns the exit status."""
     run, folder = workspace.run, workspace.folder
     windows = run(
         "group", Group, by_film(features, clips), settings["group"], partial(group, folder=folder, config=config.group)
@@ -157,7 +157,7 @@ def _make_manifests(
         alone = [clip for clip in clips.values() if clip.id not in grouped]
         data = DataConfig(kind="pretrain", num_frames=config.num_frames, max_stride=config.max_stride)
         groups = groups + kept(run("single", Group, alone, settings["single"], partial(single, data=data)))
-    # By their clips alone, so that captions are found again under another threshold.
+    # Keys depend on the clips alone, so that captions are reused under another threshold.
     groups = [replace(entry, key=digest([clips[name].key for name in entry.clips])) for entry in groups]
     if _last_stage(config) < STAGES.index("caption"):
         return 0

@@ -1,4 +1,4 @@
-"""What the filters go by: motion, text on screen and beauty of every clip."""
+"""Scores of clips and the filters on them: motion, on-screen text and aesthetics."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ from mask2dit.hashing import fingerprint
 from mask2dit.video.frames import middle_frames
 from mask2dit.video.reading import VideoReader, open_video
 
-NUM_POSITIONS = 8  # places in a clip that are looked at
+NUM_POSITIONS = 8  # sampled positions per clip
 FLOW_WIDTH = 160  # pixels
-TEXT_SIZE = (736, 736)  # width and height that the text detector sees, multiples of 32
-TEXT_MEAN = (123.675, 116.28, 103.53)  # ImageNet's of red, green and blue, as most such networks take them
+TEXT_SIZE = (736, 736)  # input width and height of the text detector, multiples of 32
+TEXT_MEAN = (123.675, 116.28, 103.53)  # ImageNet's red, green and blue, as for most such networks
 TEXT_STD = 0.226  # ImageNet's, the mean over channels
-TEXT_PROBABILITY = 0.3  # from which a pixel counts as text, DB's own value
+TEXT_PROBABILITY = 0.3  # above which a pixel counts as text, DB's own value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(Entry):
-    """Of a clip, which has the same id; None where it was not measured."""
+    """Scores of the clip with the same id; None where not measured."""
 
     short_side: int
     motion: float | None = None
@@ -37,7 +37,7 @@ class Scores(Entry):
 
 
 def score_settings(config: ScoreConfig) -> dict:
-    """What scores depend on.
+    """The settings that scores depend on.
 
     Raises:
         FileNotFoundError: if weights are missing.
@@ -74,7 +74,7 @@ def score(clips: Iterable[Clip], folder: Path, config: ScoreConfig, device: torc
 
 
 def apply_filters(scores: Iterable[Scores], config: FilterConfig) -> Iterator:
-    """Drops what lies beyond a limit, by the first such limit."""
+    """Drops clips that miss a limit, under the rule of the first one missed."""
     for entry in scores:
         limits = (
             ("low_resolution", "shorter side", entry.short_side, config.min_short_side, False),
@@ -93,11 +93,11 @@ def apply_filters(scores: Iterable[Scores], config: FilterConfig) -> Iterator:
 
 
 def motion_and_shake(reader: VideoReader) -> tuple[float, float]:
-    """How much a clip moves and how unsteady its camera is, from the optical flow (Farnebäck) at some positions.
+    """Motion and camera shake of a clip, from the optical flow (Farnebäck) at sampled positions.
 
     Returns:
-        The mean length of the flow, and the mean change of its median vector, which is the camera's movement, from one frame
-        to the next; both in percent of the width a second.
+        The mean length of the flow, and the mean change between frames of its median vector, which is the camera's motion.
+        Both are in percent of the width per second.
 
     Raises:
         ValueError: if OpenCV is not installed.
@@ -120,14 +120,15 @@ def motion_and_shake(reader: VideoReader) -> tuple[float, float]:
 
 
 class TextDetector:
-    """The share of the picture that a text detector of the kind DB (arXiv 1911.08947) marks, which is a little less than
-    the text covers: it marks the middle of each line. OpenCV runs it.
+    """The share of the picture that a DB text detector (arXiv 1911.08947) marks, run by OpenCV.
+
+    The share is a little less than the text covers, since the detector marks the middle of each line.
 
     Args:
-        path: of the network in ONNX.
+        path: the network in ONNX.
 
     Raises:
-        ValueError: if it cannot be read, or OpenCV is not installed.
+        ValueError: if the network cannot be read, or OpenCV is not installed.
     """
 
     def __init__(self, path: str):
@@ -138,7 +139,7 @@ class TextDetector:
             raise ValueError(f"{path!r} is not a network in ONNX that OpenCV can read: {error.err}") from error
 
     def __call__(self, frames: np.ndarray) -> float:
-        """The largest share in any of the frames `uint8 (T, H, W, 3)`: a title is a title in one of them."""
+        """The largest share over frames `uint8 (T, H, W, 3)`, since a title may show in one of them only."""
         shares = []
         for frame in frames:
             blob = self.cv2.dnn.blobFromImage(frame, 1 / (255 * TEXT_STD), TEXT_SIZE, TEXT_MEAN)

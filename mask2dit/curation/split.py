@@ -1,4 +1,4 @@
-"""Films into scenes: where they are cut, by PySceneDetect or by any function of the same form."""
+"""Splitting films into scenes at cuts, found by PySceneDetect or by your own function."""
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from mask2dit.curation.store import Dropped, Entry
 from mask2dit.video.cuts import detect_cuts, run_detector
 from mask2dit.video.reading import FileReader, VideoReader
 
-DETECTION_WIDTH = 256  # pixels; cuts show in small pictures as well, in a fraction of the time
+DETECTION_WIDTH = 256  # pixels; cuts also show in small pictures, in a fraction of the time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,10 @@ def split(films: Iterable[Film], folder: Path, config: SplitConfig, min_frames: 
 
 
 def scenes(cuts: Sequence[int], reader: VideoReader, config: SplitConfig) -> list[tuple[int, int]]:
-    """Cuts to scenes [start, stop), the long ones cut into parts.
+    """The scenes [start, stop) between cuts, with long scenes cut into parts.
 
-    As Panda-70M (arXiv 2402.19479) does with footage that never cuts, a scene longer than `force_cut_above` seconds loses its
-    first `force_cut_length` seconds to a scene of its own, again and again until it is not longer.
+    As in Panda-70M (arXiv 2402.19479), parts of `force_cut_length` seconds are cut from the beginning of a scene for as long
+    as the rest exceeds `force_cut_above` seconds.
     """
     bounds = [0, *cuts, reader.num_frames]
     found = []
@@ -73,7 +73,7 @@ def scenes(cuts: Sequence[int], reader: VideoReader, config: SplitConfig) -> lis
 
 
 def load_detector(name: str, config: SplitConfig) -> Detector:
-    """A detector by its name in the configuration. It is made anew for every video, since PySceneDetect's keep a state.
+    """A detector by its name in the configuration. Each call of it creates a new PySceneDetect detector, which keeps state.
 
     Raises:
         ValueError: if `module:function` cannot be found, or PySceneDetect is not installed.
@@ -95,7 +95,7 @@ def load_detector(name: str, config: SplitConfig) -> Detector:
 
 
 class _Small:
-    """A `VideoReader` that leaves out rows and columns of another."""
+    """A `VideoReader` that subsamples the rows and columns of another."""
 
     def __init__(self, reader: VideoReader):
         self._reader = reader

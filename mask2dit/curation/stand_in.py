@@ -1,6 +1,6 @@
-"""A server on loopback that stands in for a captioning endpoint, for `caption.backend=stand_in` and for tests.
+"""A loopback server that replaces a captioning endpoint, for `caption.backend=stand_in` and for tests.
 
-Its captions have the right form and nothing to do with the pictures. They show that everything else works.
+Its captions are in the right format but ignore the pictures. They exercise the rest of the pipeline.
 """
 
 import json
@@ -31,14 +31,14 @@ class StandIn(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(content)
         except (BrokenPipeError, ConnectionResetError):
-            return  # whoever asked has gone
+            return  # the client has disconnected
 
     def log_message(self, *arguments) -> None:
         pass
 
 
 def good_answer(request: dict) -> tuple[int, str]:
-    """Captions of the right form, as many as the request shows scenes."""
+    """Captions in the right format, one per scene of the request."""
     labels = [part["text"] for part in request["messages"][0]["content"] if part["type"] == "text"]
     scenes = sum(bool(re.fullmatch(r"Scene \d+:", label)) for label in labels)
     captions = [
@@ -54,7 +54,7 @@ def good_answer(request: dict) -> tuple[int, str]:
 
 
 def completion(request: dict, text: str) -> dict:
-    """A response of the API."""
+    """A chat completion in the API's format."""
     words = sum(len(part.get("text", "").split()) for message in request["messages"] for part in message["content"])
     return {
         "id": "stand-in",
@@ -72,7 +72,7 @@ def completion(request: dict, text: str) -> dict:
 
 @contextmanager
 def stand_in(answer: Callable[[dict], tuple[int, str]] = good_answer) -> Generator[str]:
-    """Runs the server and gives its base URL."""
+    """Runs the server and yields its base URL."""
     handler = type("Handler", (StandIn,), {"answer": staticmethod(answer)})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -1,8 +1,8 @@
-"""What stages find, kept as JSON lines, so that a run does only what is missing.
+"""Results of stages, stored as JSON lines, so that a run computes only what is missing.
 
-A stage is a generator function. It takes entries and yields, for each and in any order, the entry with the list of entries
-that it makes of it: kept ones of the stage's own type, and `Dropped` ones with the rule and the reason. `Workspace.run`
-calls it with the entries whose results are not in the stage's file yet, and writes each result as soon as it comes.
+A stage is a generator function. It takes entries and yields each of them, in any order, with the list of entries made from
+it: kept ones of the stage's own type, and `Dropped` ones with the rule and the reason. `Workspace.run` calls it with the
+entries whose results are not in the stage's file yet, and writes each result as soon as it arrives.
 """
 
 import dataclasses
@@ -25,25 +25,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Something that a stage takes or makes: a film, a scene, a clip, a group."""
+    """The input or a result of a stage: a film, a scene, a clip, a group."""
 
     id: str
-    """Readable: the film's path in the folder of films, with frames behind it for a part, as in "a/film.mp4#120-310"."""
+    """Readable name: the film's path in the folder of films, with the frame range for a part, as in "a/film.mp4#120-310"."""
     source: str
     """The film."""
     key: str = ""
-    """A hash of what it is and of the key of what it was made from; the workspace sets it. The settings that it was made with
-    are no part of it: what comes out the same under others is not worked on again."""
+    """Hash of the entry and of the key of the entry it was made from, set by the workspace. It does not include settings, so
+    that a result that is the same under other settings is not processed again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped(Entry):
-    """Something that goes no further."""
+    """An entry that a stage removed."""
 
     rule: str
-    """A name, by which the funnel counts."""
+    """Name of the rule, by which the funnel counts."""
     why: str
-    """The reason in numbers or in a message."""
+    """The reason, in numbers or as a message."""
     details: dict = field(default_factory=dict)
 
 
@@ -52,18 +52,18 @@ Results = Iterator[tuple[Entry, Sequence[Entry]]]
 
 
 class Workspace:
-    """The folder of a run.
+    """The output folder of a run.
 
-    Each stage has `stage.jsonl`, or `stage.I-of-N.jsonl` for each part of a shared run, with a line for each entry that went
-    in. Lines of other settings stay, and are found again when those come back.
+    Each stage has `stage.jsonl`, or `stage.I-of-N.jsonl` for each part of a shared run, with one line per input entry. Lines
+    of other settings stay, and are reused when these settings return.
 
     Args:
-        folder: of the run.
+        folder: the output folder.
         shard: i/n, the part of the films that this process takes.
-        stages: those that may compute; of others, what is there is taken.
+        stages: stages that may compute; the stored results of others are reused.
 
     Raises:
-        OSError: if the folder cannot be written in.
+        OSError: if the folder is not writable.
     """
 
     def __init__(self, folder: str | os.PathLike, shard: str = "0/1", stages: Sequence[str] = ()):
@@ -72,11 +72,11 @@ class Workspace:
         self.suffix = "" if self.num_shards == 1 else f".{self.index}-of-{self.num_shards}"
         self.stages = stages
         self.funnel: dict[str, dict] = {}
-        """By stage: how many went in, were kept, were dropped by which rule, and are not done."""
+        """By stage: the numbers of entries that went in, were kept, were dropped by each rule, and are not done."""
         check_writable(self.folder)
 
     def is_mine(self, source: str) -> bool:
-        """Whether a film belongs to this process's part."""
+        """True if a film belongs to this process's part."""
         return int(digest(source), 16) % self.num_shards == self.index
 
     def run(
@@ -88,15 +88,15 @@ class Workspace:
         process: Callable[[Iterable[Entry]], Results],
         redo: Callable[[T | Dropped], bool] = lambda result: False,
     ) -> list[T | Dropped]:
-        """Everything that a stage makes of the entries, in their order.
+        """The results of a stage, in the order of the entries.
 
         Args:
-            stage: its name.
-            made: the type of what it keeps.
-            entries: what goes in.
-            settings: everything else that results depend on, as JSON has it.
-            process: the stage; called with the entries that are missing, if there are some.
-            redo: whether a result that is there has to be made again, such as one whose file is gone.
+            stage: the stage's name.
+            made: the type of kept results.
+            entries: the input.
+            settings: everything else that results depend on, as JSON values.
+            process: the stage; called with the entries that have no results, if any.
+            redo: returns True for a stored result that has to be computed again, such as one whose file is missing.
 
         Raises:
             ValueError: if the stage's file is damaged.
@@ -126,10 +126,10 @@ class Workspace:
         self.funnel[stage] = {"in": num_in, "kept": len(kept(results)), "dropped": dict(dropped), "not done": not_done}
 
     def _read(self, stage: str, made: type[T], wanted: dict[str, str]) -> dict[str, list[T | Dropped]]:
-        """The results of wanted lines by their keys, from every part's file.
+        """The results of wanted lines, by key, from every part's file.
 
         Args:
-            wanted: the keys of lines, with the key of what went in.
+            wanted: the key of the input entry, by the key of the line.
         """
 
         def parse(record: dict) -> tuple[str, list[T | Dropped]] | None:
@@ -145,7 +145,7 @@ class Workspace:
 
 
 def _warn_of_lost_films(stage: str, results: Sequence[Entry], going_on: set[str]) -> None:
-    """Names each film of which a stage dropped everything, with a reason for each rule."""
+    """Warns of each film of which a stage dropped everything, with one reason per rule."""
     reasons: dict[str, dict[str, list[str]]] = {}
     for result in results:
         if isinstance(result, Dropped) and result.source not in going_on:
@@ -159,7 +159,7 @@ def _warn_of_lost_films(stage: str, results: Sequence[Entry], going_on: set[str]
 
 
 def kept(entries: Iterable[T | Dropped]) -> list[T]:
-    """Without those that were dropped."""
+    """The entries that were not dropped."""
     return [entry for entry in entries if not isinstance(entry, Dropped)]
 
 

@@ -1,4 +1,4 @@
-"""How well captions fit their clips, by ViCLIP's cosine. The review page flags low ones; a person decides."""
+"""Similarity of captions and their clips, by ViCLIP's cosine. The review page flags low values; a person decides."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from mask2dit.encoders.config import ViCLIPConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Verified(Entry):
-    """Of captions, which have the same id."""
+    """Similarity for the captions with the same id."""
 
     cosines: list[float]
-    """One a clip: the mean over the windows of text that its caption takes."""
+    """One cosine per clip: the mean over the chunks of its caption."""
 
 
 def verify(

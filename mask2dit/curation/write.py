@@ -1,7 +1,7 @@
-"""Scenes into clips: ends trimmed, borders removed, encoded anew.
+"""Writing scenes as clips, with ends trimmed and borders removed.
 
-Clips are not referenced by time range in the film: neither manifest has a field for one, and training would have to seek in
-long films for every sample.
+Clips are files rather than frame ranges of the film: neither manifest has a field for a frame range, and training would
+have to seek in long films for every sample.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,24 +20,24 @@ from mask2dit.video.reading import FileReader, VideoReader, open_video
 from mask2dit.video.writing import write_video
 
 FRAMES_AT_ONCE = 16
-BORDER_SAMPLES = 24  # frames of a film by which its borders are found
-BORDER_SHARE = 0.99  # of a row's pixels that have to be of the border's colour: compression disturbs a few
-MAX_BORDERS = 0.75  # of a side; a picture with less than that left is dark or plain rather than bordered
-TOLERANCE = 12  # of 255, by which such a pixel may differ from that colour
-DARK = 32  # of 255
+BORDER_SAMPLES = 24  # frames of a film in which borders are searched
+BORDER_SHARE = 0.99  # of a row's pixels that must have the border's colour: compression changes a few
+MAX_BORDERS = 0.75  # of a side; a picture with larger borders is dark or plain rather than bordered
+TOLERANCE = 12  # largest difference of such a pixel from that colour, of 255
+DARK = 32  # largest value of a nearly black border, of 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip(Entry):
-    """A file of its own."""
+    """A scene written to a file."""
 
     path: str
-    """From the folder of the run."""
+    """Relative to the output folder."""
     start: int
     stop: int
-    """The frames of the film that it shows."""
+    """The clip shows frames start … stop - 1 of the film."""
     crop: list[int]
-    """top, left, height, width in the film's picture."""
+    """Top, left, height and width in the film's picture."""
     num_frames: int
     fps: float
     width: int
@@ -45,7 +45,7 @@ class Clip(Entry):
 
 
 def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfig, settings: dict) -> Iterator:
-    """Writes a file a scene, below `folder` / clips. A scene that cannot be decoded is dropped.
+    """Writes one file per scene below `folder` / clips. Drops scenes that cannot be decoded.
 
     Raises:
         OSError: if a file cannot be written.
@@ -53,7 +53,7 @@ def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfi
     source, reader, crop = None, None, None
     for scene in scenes:
         start, stop = scene.start + config.trim_frames, scene.stop - config.trim_frames
-        # The name holds the settings, so that clips of other settings are not overwritten.
+        # The name depends on the settings, so that clips of other settings are not overwritten.
         name = f"{start}-{stop}-{digest([scene.key, settings])[:8]}.mp4"
         path = folder / "clips" / Path(scene.source).with_suffix("") / name
         try:
@@ -86,7 +86,7 @@ def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfi
 def film_crop(reader: VideoReader, config: WriteConfig) -> tuple[int, int, int, int]:
     """The part of a film's picture that clips show: top, left, height, width, with even sizes.
 
-    Borders are those of the whole film, not of a scene: within one scene, a plain sky would pass for one.
+    Borders are searched in the whole film: within one scene, a plain sky would pass for a border.
     """
     height, width = reader.height, reader.width
     top = bottom = left = right = 0
@@ -100,8 +100,8 @@ def film_crop(reader: VideoReader, config: WriteConfig) -> tuple[int, int, int, 
 def find_borders(frames: np.ndarray) -> tuple[int, int, int, int]:
     """Rows at the top and bottom and columns at the left and right that never change and have one colour.
 
-    An edge counts if it is nearly black, or if the edge opposite has a border of the same colour; a picture of which next to
-    nothing would be left has no borders.
+    A border counts if it is nearly black, or if the opposite border has the same colour. A picture of which little would be
+    left has no borders.
 
     Args:
         frames: `uint8 (F, H, W, 3)`.
@@ -110,7 +110,7 @@ def find_borders(frames: np.ndarray) -> tuple[int, int, int, int]:
         Numbers of rows or columns: top, bottom, left, right.
     """
     top, bottom = _opposite_borders(frames)
-    # Columns within the rows that are left: the bars above and below them say nothing.
+    # Columns are searched within the remaining rows, without the bars above and below.
     left, right = _opposite_borders(np.swapaxes(frames[:, top : frames.shape[1] - bottom], 1, 2))
     return top, bottom, left, right
 
@@ -127,7 +127,7 @@ def _opposite_borders(frames: np.ndarray) -> tuple[int, int]:
 
 
 def _border(frames: np.ndarray) -> tuple[int, np.ndarray]:
-    """How many rows from the first on have the first one's colour in all frames, and that colour."""
+    """The number of leading rows that have the first row's colour in all frames, and that colour."""
     colour = np.median(frames[:, 0].reshape(-1, 3), axis=0)
     for row in range(frames.shape[1]):
         differs = np.abs(frames[:, row].astype(np.int16) - colour).max(axis=-1) > TOLERANCE
@@ -139,7 +139,7 @@ def _border(frames: np.ndarray) -> tuple[int, np.ndarray]:
 def cropped_frames(
     reader: VideoReader, start: int, stop: int, crop: tuple[int, int, int, int], max_short_side: int | None = None
 ) -> Iterator[np.ndarray]:
-    """The frames of a clip one by one, `uint8 (H, W, 3)`, a few in memory at a time."""
+    """Yields the frames of a clip, `uint8 (H, W, 3)`, with a few in memory at a time."""
     top, left, height, width = crop
     scale = 1.0 if max_short_side is None else min(1.0, max_short_side / min(height, width))
     size = tuple(2 * max(1, round(side * scale / 2)) for side in (width, height))

@@ -1,1 +1,1 @@
-"""From a manifest to training samples: clips, their order, what is read of them, and what is computed ahead."""
+"""From a manifest to training samples: clips, their order, the frames to read, and the cache of latents and embeddings."""

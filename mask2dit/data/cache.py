@@ -1,10 +1,10 @@
 """Latents and text embeddings computed ahead: `python -m mask2dit.data.cache [CONFIG.yaml] [key=value …]`.
 
-The folder holds `index.json` with everything that the numbers depend on, `latents-*.safetensors` with the mean and the
-log-variance of each window of each clip, `text-*.safetensors` with the embeddings of each caption, and `failed.jsonl` with
-the clips that could not be read. Every file appears whole or not at all; a later run goes on with what is missing.
+The folder holds `index.json` with all settings that the tensors depend on, `latents-*.safetensors` with the mean and the
+log-variance of each frame range of each clip, `text-*.safetensors` with the embeddings of each caption, and `failed.jsonl`
+with the clips that could not be read. Files are written atomically; a later run computes only what is missing.
 
-Shapes: F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene, D text width.
+Shapes: F latent frames per scene, C latent channels, h x w latent size, L text tokens per scene, D text width.
 """
 
 import json
@@ -33,8 +33,8 @@ from mask2dit.provenance import describe_changes
 
 logger = logging.getLogger(__name__)
 
-# Written together: what an interruption costs, against the number of files. One window of 49 frames at 480x720 takes 4.5 MB
-# in bfloat16, one caption 1.9 MB.
+# Items per file: larger files lose more work at an interruption, smaller ones are more numerous. One range of 49 frames at
+# 480x720 takes 4.5 MB in bfloat16, one caption 1.9 MB.
 CLIPS_A_FILE = 32
 CAPTIONS_A_FILE = 64
 REMEDY = "remove it and make it again with python -m mask2dit.data.cache"
@@ -45,11 +45,11 @@ class LatentCache:
 
     Args:
         folder: the cache.
-        settings: what it has to be made with, see `cache_settings`.
+        settings: the settings it must have been made with, see `cache_settings`.
 
     Raises:
         FileNotFoundError: if there is no cache.
-        ValueError: if it was made with other settings, naming those that differ, or a file of it is damaged.
+        ValueError: if it was made with other settings, naming those that differ, or one of its files is damaged.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: dict):
@@ -65,8 +65,8 @@ class LatentCache:
                 f"the cache {str(self.folder)!r} is stale, since it was made with other settings: {changes}; make another "
                 "with python -m mask2dit.data.cache, or go back to those"
             )
-        self._files: dict[str, Path] = {}  # by the key of a clip or a caption
-        self._sizes: dict[str, int] = {}  # of clips' video files in bytes
+        self._files: dict[str, Path] = {}  # by key of clip or caption
+        self._sizes: dict[str, int] = {}  # bytes of each clip's video file
         for file in sorted([*self.folder.glob("latents-*.safetensors"), *self.folder.glob("text-*.safetensors")]):
             contents = _contents(file)
             if contents["settings"] != digest(settings):
@@ -77,16 +77,16 @@ class LatentCache:
             self._sizes |= contents["sizes"]
 
     def missing_clips(self, clips: Iterable[Clip]) -> list[Clip]:
-        """Those of different clips that are not in the cache."""
+        """The clips that are not in the cache, without duplicates."""
         return [clip for clip in {clip.name: clip for clip in clips}.values() if _clip_key(clip) not in self._files]
 
     def missing_captions(self, captions: Iterable[str]) -> list[str]:
-        """Those of different captions that are not in the cache."""
+        """The captions that are not in the cache, without duplicates."""
         return [caption for caption in dict.fromkeys(captions) if _caption_key(caption) not in self._files]
 
     def check(self, clips: Sequence[Clip]) -> None:
-        """Raises `ValueError` unless all of these are in the cache (or known to be unreadable) and made from the files that
-        are there now. Files that are there no longer are not needed."""
+        """Raises `ValueError` unless all clips (or their failures) and captions are in the cache and no video file has
+        changed since. Video files that were deleted are not needed."""
         failed = self._failed()
         missing = [clip for clip in self.missing_clips(clips) if clip.name not in failed]
         captions = self.missing_captions(clip.caption for clip in clips)
@@ -104,7 +104,7 @@ class LatentCache:
             )
 
     def latents(self, clip: Clip, variant: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log-variance of one window of a clip, (F, C, h, w) each, unscaled.
+        """Mean and log-variance of one frame range of a clip, (F, C, h, w) each, unscaled.
 
         Raises:
             UnreadableClipError: if the clip could not be read when the cache was made.
@@ -116,7 +116,7 @@ class LatentCache:
             return file.get_tensor(f"{key}.{variant}.mean"), file.get_tensor(f"{key}.{variant}.logvar")
 
     def embeddings(self, caption: str) -> torch.Tensor:
-        """The embeddings of a caption, (L, D); the empty one's too, for classifier-free guidance."""
+        """The embeddings of a caption, (L, D). The empty caption is cached too, for classifier-free guidance."""
         key = _caption_key(caption)
         with open_tensors(self._files[key], REMEDY) as file:
             return file.get_tensor(key)
@@ -130,7 +130,7 @@ class LatentCache:
 
 
 def cache_settings(data: DataConfig, model: str | os.PathLike, dtype: str, skeleton: Mask2DiTPipeline) -> dict:
-    """Everything that latents and embeddings depend on, besides the clips and captions themselves.
+    """All settings that latents and embeddings depend on, besides the clips and captions themselves.
 
     Args:
         data: the configuration of the clips.
@@ -139,7 +139,7 @@ def cache_settings(data: DataConfig, model: str | os.PathLike, dtype: str, skele
         skeleton: `Mask2DiTPipeline.skeleton` of that folder.
 
     Raises:
-        ValueError: if the model does not carry videos of this size.
+        ValueError: if the model does not support videos of this size.
     """
     skeleton.video_shape(data.height, data.width, data.num_frames, data.num_scenes)
     return {
@@ -154,16 +154,16 @@ def cache_settings(data: DataConfig, model: str | os.PathLike, dtype: str, skele
 
 
 def build_cache(config: CacheConfig) -> None:
-    """Computes what a cache lacks of this process's part, and says what it did.
+    """Computes what is missing in this process's part of a cache, and logs the result.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: for anything that cannot be carried out, before weights are read.
+        FileNotFoundError, ValueError, OSError: if a setting cannot be carried out; raised before weights are read.
         QuarantineError: if too many clips cannot be read.
     """
     device = choose_device(config.device)
     skeleton = Mask2DiTPipeline.skeleton(config.model)
     settings = cache_settings(config.data, config.model, config.dtype, skeleton)
-    # Whether or not a sample can be made of its row: the cache serves any num_scenes.
+    # Includes rows that are too short for a sample, since the cache serves any num_scenes.
     listed = [clip for row in read_manifest(config.data) for clip in row if is_long_enough(clip, config.data)]
     clips = list({clip.name: clip for clip in listed}.values())
     captions = list(dict.fromkeys(["", *(clip.caption for clip in listed)]))
@@ -177,7 +177,7 @@ def build_cache(config: CacheConfig) -> None:
     missing_captions = set(cache.missing_captions(captions))
 
     index, count = parse_shard(config.shard)
-    # Cut before what is there already is left out, so that processes that start at different times agree on their parts.
+    # Split before finished items are removed, so that processes that start at different times agree on their parts.
     clip_files = _chunks(clips, CLIPS_A_FILE)[index::count]
     caption_files = _chunks(captions, CAPTIONS_A_FILE)[index::count]
     clip_files = [[clip for clip in chunk if clip.name in missing_clips] for chunk in clip_files]
@@ -230,17 +230,17 @@ def build_cache(config: CacheConfig) -> None:
 def _write(
     folder: Path, name: str, tensors: dict[str, torch.Tensor], keys: list[str], sizes: dict[str, int], settings: dict
 ) -> None:
-    """Writes a file that is named after the clips or captions in it, so that no two runs write different ones of a name."""
+    """Writes a file named by a digest of its keys, so that files of one name have the same content in every run."""
     if not tensors:
         return
-    # In one entry, as safetensors writes several in any order.
+    # A single entry, since safetensors writes several in arbitrary order.
     metadata = {"contents": json.dumps({"settings": digest(settings), "keys": keys, "sizes": sizes})}
     with atomic_path(folder / f"{name}-{digest(sorted(keys))}.safetensors") as temporary:
         save_file(tensors, temporary, metadata)
 
 
 def _contents(file: Path) -> dict:
-    """What `_write` noted in a file, without reading its tensors."""
+    """The metadata that `_write` stored in a file, without reading its tensors."""
     with open_tensors(file, REMEDY) as opened:
         return json.loads(opened.metadata()["contents"])
 

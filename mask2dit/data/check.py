@@ -1,7 +1,7 @@
 """Reads a whole manifest before training: `python -m mask2dit.data.check MANIFEST [key=value …]`.
 
-The keys are those of `CheckConfig`. Every frame that training may read with these keys is decoded: those of the windows of
-frames if `num_windows` is set, else all from which windows are taken.
+The keys are those of `CheckConfig`. Every frame that training may read with these settings is decoded: those of the frame
+ranges if `num_windows` is set, else all frames from which ranges are taken.
 """
 
 import os
@@ -34,11 +34,11 @@ FPS_TOLERANCE = 0.01  # 23.98 stands for 24000/1001
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What is wrong with a manifest, in the order of its rows."""
+    """The problems of a manifest, in the order of its rows."""
 
     num_rows: int
     num_clips: int
-    """That could be looked at: faulty entries name none."""
+    """Number of clips that could be checked; faulty entries name none."""
     problems: list[Problem]
 
     @property
@@ -60,16 +60,20 @@ class Report:
         return "\n".join([*lines, summary])
 
 
-def check_manifest(config: CheckConfig) -> Report:
+def check_manifest(config: DataConfig, model: str | None = None) -> Report:
     """Checks every row of a manifest and decodes its videos.
+
+    Args:
+        config: the data set, as in training.
+        model: the model folder whose tokenizer measures captions. None: captions are not measured.
 
     Raises:
         FileNotFoundError, ValueError: if the manifest or the model cannot be read at all.
     """
-    pipe = Mask2DiTPipeline.skeleton(config.model) if config.model is not None else None
+    pipe = Mask2DiTPipeline.skeleton(model) if model is not None else None
     rows, problems = parse_manifest(config)
     clips = [clip for row in rows for clip in row]
-    # FFmpeg decodes outside Python's lock.
+    # FFmpeg releases Python's global lock while decoding.
     with ThreadPoolExecutor() as pool:
         videos = list(
             tqdm(pool.map(partial(_decode, config), clips), total=len(clips), desc="clips", unit="clip", disable=None)
@@ -77,7 +81,7 @@ def check_manifest(config: CheckConfig) -> Report:
     of_clip = dict(zip(clips, videos))
     faulty = {problem.row for problem in problems}
     for number, row in enumerate(rows, start=1):
-        # Fine-tuning steps around scenes of which the manifest itself says that they are too short.
+        # Fine-tuning skips scenes that are too short according to the manifest.
         avoidable = config.kind == "finetune" and bool(scene_windows(row, config))
         for clip in row:
             problems += _check_caption(pipe, clip) if pipe else []
@@ -91,7 +95,7 @@ def check_manifest(config: CheckConfig) -> Report:
 
 @dataclass(frozen=True)
 class _Video:
-    """What a file says of itself."""
+    """The properties of a video file."""
 
     num_frames: int
     fps: float
@@ -101,7 +105,7 @@ class _Video:
 
 
 def _decode(config: DataConfig, clip: Clip) -> _Video | str:
-    """The video of a clip, of which every frame could be decoded that training may read, or why there is none."""
+    """Decodes every frame of a clip that training may read. Returns its properties, or the reason of a failure."""
     try:
         if not clip.path.exists():
             return f"there is no file {clip.path}"
@@ -116,7 +120,7 @@ def _decode(config: DataConfig, clip: Clip) -> _Video | str:
 
 
 def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: bool) -> list[Problem]:
-    """Whether the file could be read, is long enough, and is what the manifest says."""
+    """Problems of a file that cannot be read, is too short, or differs from the manifest."""
 
     def problem(field: str, message: str, is_warning: bool = False) -> Problem:
         return Problem(row=clip.row, scene=clip.scene, field=field, message=message, is_warning=is_warning)
@@ -144,7 +148,7 @@ def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: 
 
 
 def _check_caption(pipe: Mask2DiTPipeline, clip: Clip) -> list[Problem]:
-    """Whether the text window holds the caption."""
+    """A warning if the caption exceeds the text window."""
     message = pipe.describe_cut(clip.caption)
     if message is None:
         return []
@@ -152,7 +156,7 @@ def _check_caption(pipe: Mask2DiTPipeline, clip: Clip) -> list[Problem]:
 
 
 def _check_repeats(config: DataConfig, rows: list[list[Clip]]) -> list[Problem]:
-    """Whether a file is listed more than once: in the whole manifest for pre-training, in one row for fine-tuning."""
+    """Warnings of files listed more than once: in the whole manifest for pre-training, in one row for fine-tuning."""
     field = PATH_FIELD[manifest_suffix(config)]
     problems = []
     listed: dict[str, str] = {}
@@ -170,7 +174,7 @@ def _check_repeats(config: DataConfig, rows: list[list[Clip]]) -> list[Problem]:
 
 
 def _check_row(config: DataConfig, number: int, row: list[Clip], videos: list[_Video | str]) -> list[Problem]:
-    """Whether the row has enough scenes, and whether these are alike."""
+    """Problems of a row with too few scenes, or with scenes that differ in size or frame rate."""
     problems = []
     if len(row) < config.num_scenes:
         message = f"the row has {len(row)} scenes, but a sample takes {config.num_scenes}"
@@ -190,7 +194,7 @@ def _check_row(config: DataConfig, number: int, row: list[Clip], videos: list[_V
 
 def report_problems(config: CheckConfig) -> int:
     """Prints the report. Returns the exit status: 1 if a row is unusable, else 0."""
-    report = check_manifest(config)
+    report = check_manifest(config, config.model)
     print(
         f"{config.manifest} for kind={config.kind}: samples of {config.num_scenes} scenes, {config.num_frames} frames each"
     )

@@ -1,4 +1,4 @@
-"""Clips, the frames that a training scene takes of them, and reading these."""
+"""Clips: choosing and reading the frames of a training scene."""
 
 import time
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from mask2dit.randomness import generator_for
 from mask2dit.video.frames import choose_frames, resize_and_crop
 from mask2dit.video.reading import open_video
 
-# Pre-training drops the start and the end of a clip, where found clips often still show the scenes beside them.
+# Pre-training drops the start and the end of a clip, where collected clips often still show the neighbouring scenes.
 DROPPED_PERCENT = 5
-# Between two tries to read a clip: what passes by itself, as a hiccup of network storage does, takes a moment to.
+# Delay between read attempts, so that transient storage errors can clear.
 RETRY_SECONDS = 0.5
 
 
 class UnreadableClipError(ValueError):
-    """No scene can be taken of a clip. The message names the file and says why."""
+    """No scene can be taken from a clip. The message names the file and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)  # small, since there may be millions in every process
 class Clip:
-    """One clip of a manifest: a video file with its caption, and what the manifest says about the file (None: nothing).
+    """One clip of a manifest: a video file with its caption, and the file's properties as listed there (None: not listed).
 
-    `name` is the path as the manifest has it, starting at `root`. It stands for the clip wherever the folder of videos lies.
+    `name` is the path in the manifest, relative to `root`. It identifies the clip independently of the folder's location.
     """
 
     root: Path
@@ -45,45 +45,46 @@ class Clip:
 
     @property
     def label(self) -> str:
-        """Where the manifest lists the clip, counted from 1."""
+        """Row and scene of the clip in the manifest, counted from 1."""
         return f"row {self.row}" if self.scene is None else f"row {self.row} scene {self.scene}"
 
 
 def required_frames(config: DataConfig) -> int:
-    """The fewest frames of a clip from which a scene can be taken."""
+    """The minimum number of frames of a clip from which a scene can be taken."""
     if config.kind == "finetune":
         return config.num_frames
-    # Rounded up: what is kept of them, rounded down, has to hold num_frames steps of the stride.
+    # Rounded up: the kept frames, rounded down, have to hold num_frames steps of the stride.
     return -(-config.num_frames * config.max_stride * 100 // (100 - 2 * DROPPED_PERCENT))
 
 
 def is_long_enough(clip: Clip, config: DataConfig) -> bool:
-    """Whether the clip has enough frames by the manifest's account; one that does not say is taken to have."""
+    """True if the clip has enough frames according to the manifest, or its length is not listed."""
     return clip.num_frames is None or clip.num_frames >= required_frames(config)
 
 
 def scene_windows(row: list[Clip], config: DataConfig) -> list[list[Clip]]:
-    """Every `num_scenes` consecutive scenes of a row that are all long enough by the manifest's account."""
+    """Every `num_scenes` consecutive scenes of a row that are all long enough according to the manifest."""
     starts = range(len(row) - config.num_scenes + 1)
     windows = [row[start : start + config.num_scenes] for start in starts]
     return [window for window in windows if all(is_long_enough(clip, config) for clip in window)]
 
 
 def window_variant(config: DataConfig, epoch: int) -> int:
-    """Which of a clip's windows an epoch takes."""
+    """The index of the frame range that an epoch takes from each clip."""
     return epoch if config.num_windows is None else epoch % config.num_windows
 
 
 def choose_window(config: DataConfig, name: str, total_frames: int, variant: int) -> list[int]:
-    """The frames that a scene takes of a clip: a function of the seed, the clip and the variant alone.
+    """The frames that a scene takes from a clip: a function of the seed, the clip and the variant alone.
 
-    Pre-training keeps what lies between the first and the last 5% and takes `num_frames` at the stride `max_stride` from a
-    random start in it. Fine-tuning takes them at the largest stride from `max_stride` down to 1 that fits, from a random
-    start. So does the published training.
+    Pre-training drops the first and the last 5% of the clip and takes `num_frames` at the stride `max_stride`, from a random
+    start. Fine-tuning takes them at the largest stride from `max_stride` down to 1 that fits, from a random start. The
+    published training does the same.
 
     Args:
-        name: the clip's.
-        total_frames: of the clip.
+        config: the configuration of the clips.
+        name: name of the clip.
+        total_frames: frames in the clip.
         variant: see `window_variant`.
 
     Returns:
@@ -104,11 +105,12 @@ def choose_window(config: DataConfig, name: str, total_frames: int, variant: int
 
 
 def frames_to_read(config: DataConfig, name: str, total_frames: int) -> Sequence[int]:
-    """Every frame of a clip that training may read: of its `num_windows` windows, or wherever a window may begin.
+    """Every frame of a clip that training may read: those of its `num_windows` frame ranges, or of all possible ones.
 
     Args:
-        name: the clip's.
-        total_frames: of the clip, which is long enough.
+        config: the configuration of the clips.
+        name: name of the clip.
+        total_frames: frames in the clip, which is long enough.
     """
     if config.num_windows is not None:
         windows = (choose_window(config, name, total_frames, variant) for variant in range(config.num_windows))
@@ -122,7 +124,7 @@ def _kept_range(total_frames: int) -> tuple[int, int]:
 
 
 def describe_required_frames(config: DataConfig) -> str:
-    """`required_frames` and where it comes from, as the end of a sentence."""
+    """`required_frames` and its reason, as the end of a sentence."""
     if config.kind == "finetune":
         return f"{config.num_frames} are needed even at stride 1"
     return (
@@ -132,12 +134,12 @@ def describe_required_frames(config: DataConfig) -> str:
 
 
 def read_clip(config: DataConfig, clip: Clip, variant: int) -> torch.Tensor:
-    """One scene as the VAE takes it, `float32 (num_frames, 3, height, width)` in [-1, 1].
+    """One scene as input of the VAE, `float32 (num_frames, 3, height, width)` in [-1, 1].
 
-    A clip that cannot be read is tried again `config.max_retries` times.
+    A clip that cannot be read is tried again up to `config.max_retries` times.
 
     Raises:
-        UnreadableClipError: if there is no such file, or it cannot be reached or decoded, or it is too short.
+        UnreadableClipError: if the file does not exist, cannot be read or decoded, or is too short.
     """
     for tries_left in range(config.max_retries, -1, -1):
         try:

@@ -1,16 +1,16 @@
-"""The settings of training data. Imports nothing heavy, so that a mistake in them shows at once."""
+"""The settings of training data. Imports nothing heavy, so that a mistake in them is reported at once."""
 
 from dataclasses import dataclass, field
 
 from mask2dit.config import DTYPES, check_at_least, check_between, check_choice, parse_shard
 
 KINDS = ("pretrain", "finetune")
-BASE_MODEL = "models/CogVideoX-5b"  # from which pre-training starts; fine-tuning keeps its VAE and text encoder
+BASE_MODEL = "models/CogVideoX-5b"  # start of pre-training; fine-tuning keeps its VAE and text encoder
 
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """What training reads and how a sample is made of it. The defaults are the published pre-training."""
+    """What training reads and how samples are made from it. The defaults are those of the published pre-training."""
 
     # The manifest
     kind: str = "pretrain"
@@ -19,7 +19,7 @@ class DataConfig:
     manifest: str = "datasets/pretrain.csv"
     """A .csv with one clip per row, or a .json with the consecutive scenes of one video per row."""
     data_root: str | None = None
-    """Folder that the manifest's paths are relative to; null: the manifest's own."""
+    """Folder that the manifest's paths are relative to; null: the manifest's own folder."""
 
     # A sample
     num_scenes: int = 3
@@ -31,14 +31,14 @@ class DataConfig:
     width: int = 720
     """Width in pixels to which clips are resized and cropped."""
     max_stride: int = 3
-    """Step between the frames of a scene: pre-training uses exactly this one, fine-tuning the largest up to it that
-    fits."""
+    """Step between the frames of a scene: pre-training uses exactly this stride, fine-tuning the largest one up to it
+    that fits."""
     num_windows: int | None = None
     """Number K of random frame ranges per clip: epoch e uses range e mod K. null: a new range every epoch."""
     seed: int = 0
-    """Seed of the order of samples and of every random choice in them."""
+    """Seed of the sample order and of every random choice within a sample."""
 
-    # What cannot be read
+    # Unreadable clips
     max_retries: int = 2
     """Further attempts to read a clip before its sample is replaced."""
     max_quarantined_share: float = 0.01
@@ -67,16 +67,16 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class CacheConfig:
-    """What `mask2dit cache` computes. `configs/data/cache.yaml` holds values for all of it."""
+    """What `mask2dit cache` computes. `configs/data/cache.yaml` sets every key."""
 
     model: str = BASE_MODEL
     """Model folder in diffusers' layout whose VAE and text encoder are used."""
     data: DataConfig = field(default_factory=lambda: DataConfig(num_windows=1, cache="datasets/cache"))
-    """The same as in training; `data.cache` is the folder that is written."""
+    """The same settings as in training; `data.cache` is the folder to write."""
     dtype: str = "bfloat16"
     """Data type of weights, latents and embeddings: float32, bfloat16 or float16. Training has to use the same."""
     device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
+    """Device of the encoders: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
     shard: str = "0/1"
     """i/n: encode the i-th of n equal parts, so that n processes share the work."""
 
@@ -89,15 +89,15 @@ class CacheConfig:
 
 @dataclass(kw_only=True)
 class CheckConfig(DataConfig):
-    """What to check. The keys are those of `data` in training."""
+    """What `mask2dit check` checks. The keys are those of `data` in training."""
 
     manifest: str = ""
     """The .csv or .json file to check."""
 
     # The model
     model: str | None = None
-    """Folder of the model that will be trained, to report captions that its text window cuts; null: captions are not
-    measured."""
+    """Folder of the model to train, whose text window captions should fit; null: the length of captions is not
+    checked."""
 
     def __post_init__(self):
         if not self.manifest:

@@ -1,6 +1,6 @@
-"""Datasets: a sample is a pure function of the configuration, the manifest and a position, whatever reads it and when.
+"""Datasets: a sample is a pure function of the configuration, the manifest and a position, in every process and run.
 
-Shapes: B samples, S scenes, F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene,
+Shapes: B samples, S scenes, F latent frames per scene, C latent channels, h x w latent size, L text tokens per scene,
 D text width.
 """
 
@@ -32,24 +32,24 @@ from mask2dit.randomness import generator_for
 
 logger = logging.getLogger(__name__)
 
-# Samples tried in place of one that cannot be read. As few clips may be broken, more in a row are a defect.
+# Maximum number of replacements for an unreadable sample. Few clips may be broken, so more in a row indicate a defect.
 MAX_REPLACEMENTS = 10
 
 
 class StoryDataset(Dataset, ABC):
-    """What both kinds of dataset share: reading the clips of a position, and replacing what cannot be read.
+    """Base of both datasets: reads the clips of a position and replaces samples that cannot be read.
 
-    A clip that cannot be read is tried again (`max_retries`), then its sample is replaced by another, which is a function
-    of the position too, and the clip is listed in the quarantine; see `Quarantine` for when that ends the run.
+    A clip that cannot be read is tried again (`max_retries`). Then it is listed in the quarantine, and its sample is replaced
+    by another, which is also a function of the position. `Quarantine` describes when that ends the run.
 
     Args:
-        config: what to read.
+        config: the configuration of the clips.
         quarantine: the file that lists clips that could not be read.
-        cache: latents and embeddings computed ahead, in place of the videos.
+        cache: latents and embeddings computed ahead, read in place of the videos.
 
     Raises:
-        FileNotFoundError, ValueError: if the manifest is missing or faulty, there are too few clips, or the cache lacks
-            some.
+        FileNotFoundError, ValueError: if the manifest is missing or faulty, there are too few clips, or some are
+            missing in the cache.
     """
 
     _num_items: int
@@ -65,16 +65,16 @@ class StoryDataset(Dataset, ABC):
 
     @abstractmethod
     def _take(self, rows: list[list[Clip]]) -> list[Clip]:
-        """Keeps what samples are made of, sets `_num_items`, and returns the clips that may occur in a sample."""
+        """Keeps the usable clips or rows, sets `_num_items`, and returns the clips that may occur in a sample."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Samples in an epoch."""
+        """The number of samples per epoch."""
 
     @abstractmethod
     def _choose(self, epoch: int, position: int, broken: list[str]) -> list[Clip] | None:
-        """The clips of a sample; once some, named in `broken`, could not be read, those of a replacement without them, or
-        None if there is none."""
+        """The clips of a sample. If `broken` names clips that could not be read: the clips of a replacement without them,
+        or None if there is none."""
 
     def __getitem__(self, position: Position) -> dict:
         """The sample at (epoch, position).
@@ -83,9 +83,9 @@ class StoryDataset(Dataset, ABC):
             pixels: `float32 (S, num_frames, 3, height, width)` in [-1, 1]; or, from a cache,
             latent_mean, latent_logvar: (S, F, C, h, w), unscaled, and prompt_embeds: (S, L, D);
             captions: S texts;
-            epoch, position: as asked for;
-            names: S texts that name row and file of each clip, for messages;
-            replaced: how many samples could not be read before this one took their place.
+            epoch, position: as requested;
+            names: S texts with the row and file of each clip, for messages;
+            replaced: number of unreadable samples that this one replaces.
 
         Raises:
             IndexError: if the position is not in `0 … len(self) - 1`.
@@ -130,16 +130,18 @@ class StoryDataset(Dataset, ABC):
         return {"latent_mean": mean, "latent_logvar": logvar, "prompt_embeds": self.cache.embeddings(clip.caption)}
 
     def _order(self, epoch: int) -> torch.Tensor:
-        # Kept, since a permutation of a million clips takes a while.
+        # Cached, since a permutation of a million clips takes a while.
         if epoch not in self._orders:
             self._orders = {epoch: sample_order(self._num_items, self.config.seed, epoch)}
         return self._orders[epoch]
 
 
 class PretrainDataset(StoryDataset):
-    """Samples of `num_scenes` random clips of different files. An epoch takes every clip once, but for fewer than
-    `num_scenes` that are left over. A file that is listed more than once may meet itself in a sample: then another clip takes
-    its place."""
+    """Samples of `num_scenes` random clips from different files.
+
+    An epoch takes every clip once, except for a remainder of fewer than `num_scenes`. Where a file that is listed more than
+    once would occur twice in a sample, another clip replaces the second occurrence.
+    """
 
     def _take(self, rows: list[list[Clip]]) -> list[Clip]:
         listed = [clip for row in rows for clip in row]
@@ -172,10 +174,10 @@ class PretrainDataset(StoryDataset):
 
 
 class FineTuneDataset(StoryDataset):
-    """Samples of `num_scenes` consecutive scenes from a random place in a row. An epoch takes every row once."""
+    """Samples of `num_scenes` consecutive scenes from a random position in a row. An epoch takes every row once."""
 
     def _take(self, rows: list[list[Clip]]) -> list[Clip]:
-        # A row is the windows that can be taken of it.
+        # Each entry lists the possible samples of a row.
         self._rows = [windows for row in rows if (windows := scene_windows(row, self.config))]
         self._num_items = len(self._rows)
         _log_left_out("rows", "they have too few or too short scenes", len(rows), len(self._rows), self.config)
@@ -212,11 +214,11 @@ def build_dataset(
     """The dataset of a configuration, which reads the cache if `config.cache` names one.
 
     Args:
-        config: what to read.
+        config: the configuration of the clips.
         quarantine: the file that lists clips that could not be read.
-        model: the folder whose VAE and text encoder training uses; a cache has to be made with the same.
-        dtype: in which they run: float32, bfloat16 or float16.
-        skeleton: `Mask2DiTPipeline.skeleton` of the folder. None: it is built here where a cache is read.
+        model: the folder whose VAE and text encoder training uses; a cache must be made with the same.
+        dtype: their data type: float32, bfloat16 or float16.
+        skeleton: `Mask2DiTPipeline.skeleton` of the folder. None: it is built here if a cache is read.
 
     Raises:
         FileNotFoundError, ValueError: as the datasets and `LatentCache` raise them.
@@ -229,7 +231,7 @@ def build_dataset(
 
 
 def collate(samples: list[dict]) -> dict:
-    """A batch: tensors stacked, (B, …); everything else as lists with one entry a sample."""
+    """A batch: tensors stacked, (B, …); everything else as lists with one entry per sample."""
     return {
         name: torch.stack([sample[name] for sample in samples])
         if isinstance(samples[0][name], torch.Tensor)
@@ -239,7 +241,7 @@ def collate(samples: list[dict]) -> dict:
 
 
 def _of_different_files(clips: Iterable[Clip], count: int) -> list[Clip]:
-    """The first `count` clips without those whose file is that of an earlier one, whatever path leads to it."""
+    """The first `count` clips of different files; two paths to one file count as the same."""
     found: dict[str, Clip] = {}
     for clip in clips:
         found.setdefault(os.path.realpath(clip.path), clip)
@@ -249,7 +251,7 @@ def _of_different_files(clips: Iterable[Clip], count: int) -> list[Clip]:
 
 
 def _draw(count: int, generator: torch.Generator) -> int:
-    """One of 0 … count - 1."""
+    """A random number of 0 … count - 1."""
     return int(torch.randint(count, (1,), generator=generator))
 
 

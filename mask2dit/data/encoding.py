@@ -1,7 +1,9 @@
-"""Scenes and captions as the transformer takes them. Training and the cache call the same functions, one clip and one caption
-at a time, since the last bits of a result may depend on what else is in the batch.
+"""Encodes scenes and captions into inputs of the transformer.
 
-Shapes: B samples, S scenes, F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene,
+Training and the cache call the same functions, with one clip or one caption at a time, since the last bits of a result may
+depend on the rest of the batch.
+
+Shapes: B samples, S scenes, F latent frames per scene, C latent channels, h x w latent size, L text tokens per scene,
 D text width.
 """
 
@@ -19,12 +21,12 @@ from mask2dit.randomness import generator_for
 def load_encoders(
     model: str | os.PathLike, dtype: torch.dtype, device: torch.device, skeleton: Mask2DiTPipeline | None = None
 ) -> Mask2DiTPipeline:
-    """A pipeline whose VAE and text encoder are loaded and whose transformer is an empty shell, which costs no memory.
+    """A pipeline with loaded VAE and text encoder, and a transformer without weights, which takes no memory.
 
     Args:
         model: the model's folder.
         dtype, device: data type and device of VAE and text encoder.
-        skeleton: `Mask2DiTPipeline.skeleton` of the folder, which receives the encoders. None: it is built here.
+        skeleton: `Mask2DiTPipeline.skeleton` of the folder, which receives the encoders. None: built here.
 
     Raises:
         FileNotFoundError, ValueError: as `Mask2DiTPipeline.skeleton` raises them.
@@ -45,7 +47,7 @@ def encode_clip(vae: AutoencoderKLCogVideoX, pixels: torch.Tensor) -> tuple[torc
     """The VAE's posterior of one scene.
 
     Args:
-        vae: on any device.
+        vae: the VAE, on any device.
         pixels: (num_frames, 3, height, width) in [-1, 1].
 
     Returns:
@@ -68,12 +70,12 @@ def sample_latents(
 
     Args:
         mean, logvar: of any equal shape, such as (S, F, C, h, w).
-        generator: a CPU one, such as `generator_for(seed, epoch, position, "posterior")`, so that every device draws the
-            same.
-        scaling_factor: the VAE's.
+        generator: a CPU generator, such as `generator_for(seed, epoch, position, "posterior")`, so that the noise is the
+            same on every device.
+        scaling_factor: the VAE's scaling factor.
 
     Returns:
-        The same shape, device and dtype as `mean`; computed in float32.
+        Latents with the shape, device and dtype of `mean`; computed in float32.
     """
     noise = torch.randn(mean.shape, generator=generator).to(mean.device)
     return ((mean.float() + torch.exp(0.5 * logvar.float()) * noise) * scaling_factor).to(mean.dtype)
@@ -82,13 +84,13 @@ def sample_latents(
 def prepare_batch(
     pipe: Mask2DiTPipeline, batch: dict, seed: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `diffusion_loss` takes of a batch, the same whether it was encoded ahead or is encoded now.
+    """Latents and embeddings of a batch for `diffusion_loss`, the same with a cache as without.
 
     Args:
-        pipe: of `load_encoders`; for a batch from a cache `Mask2DiTPipeline.skeleton` is enough.
-        batch: of `mask2dit.data.datasets.collate`.
-        seed: of the draw from the posterior, which is otherwise a function of each sample's epoch and position.
-        device: for the results.
+        pipe: from `load_encoders`; for a batch from a cache, `Mask2DiTPipeline.skeleton` is enough.
+        batch: from `mask2dit.data.datasets.collate`.
+        seed: seed of the draw from the posterior, combined with each sample's epoch and position.
+        device: device of the results.
 
     Returns:
         Scaled latents (B, S*F, C, h, w) and text embeddings (B, S*L, D).

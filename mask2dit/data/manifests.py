@@ -1,4 +1,4 @@
-"""Manifests: lists of clips with their captions, as CSV (one clip a row) or JSON (consecutive scenes a row)."""
+"""Manifests: lists of clips with their captions, as CSV (one clip per row) or JSON (consecutive scenes per row)."""
 
 import csv
 import dataclasses
@@ -12,21 +12,21 @@ from mask2dit.data.clips import Clip
 from mask2dit.data.config import DataConfig
 from mask2dit.texts import find_encoding_fault, parse_json, read_text
 
-# What each format calls a clip's path and length.
+# Names of a clip's path and length in each format.
 PATH_FIELD = {".csv": "path", ".json": "url"}
 LENGTH_FIELD = {".csv": "num_frame", ".json": "duration"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Something wrong with a row or with one of its scenes, counted from 1."""
+    """A problem of a row or of one of its scenes, counted from 1."""
 
     row: int
     scene: int | None
     field: str
     message: str
     is_warning: bool = False
-    """Whether training can use the row all the same."""
+    """True if training can still use the row."""
 
     @property
     def label(self) -> str:
@@ -34,10 +34,10 @@ class Problem:
 
 
 def read_manifest(config: DataConfig) -> list[list[Clip]]:
-    """The clips of every row: one each for CSV, the consecutive scenes of a video for JSON. No video is opened.
+    """The clips of every row: one per row for CSV, the consecutive scenes of a video for JSON. No video is opened.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the manifest does not exist.
         ValueError: if it is neither CSV nor JSON, or a row is faulty; the message names the row and the field.
     """
     rows, problems = parse_manifest(config)
@@ -52,7 +52,7 @@ def read_manifest(config: DataConfig) -> list[list[Clip]]:
 
 
 def check_command(config: DataConfig) -> str:
-    """The command that checks a manifest as it is used here."""
+    """The command that checks a manifest with these settings."""
     changed = [
         f"{field.name}={getattr(config, field.name)}"
         for field in dataclasses.fields(config)
@@ -62,10 +62,10 @@ def check_command(config: DataConfig) -> str:
 
 
 def parse_manifest(config: DataConfig) -> tuple[list[list[Clip]], list[Problem]]:
-    """The clips of every row as `read_manifest` gives them, faulty ones left out, and what is wrong with those.
+    """The clips of every row as `read_manifest` returns them, without faulty ones, and the problems of those.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the manifest does not exist.
         ValueError: if it cannot be read as CSV or JSON at all.
     """
     manifest = Path(config.manifest)
@@ -84,7 +84,7 @@ def parse_manifest(config: DataConfig) -> tuple[list[list[Clip]], list[Problem]]
 
 
 def manifest_suffix(config: DataConfig) -> str:
-    """.csv or .json, which `PATH_FIELD` and `LENGTH_FIELD` are keyed by; or whatever else the manifest's name ends with."""
+    """The suffix of the manifest: .csv or .json, the keys of `PATH_FIELD` and `LENGTH_FIELD`, or any other."""
     return Path(config.manifest).suffix.lower()
 
 
@@ -107,13 +107,13 @@ def _parse_csv(text: str, root: Path) -> tuple[list[list[Clip]], list[Problem]]:
             values = next(reader)
         except StopIteration:
             return rows, problems
-        except csv.Error as error:  # the next line is read as if nothing had been
+        except csv.Error as error:  # the reader continues with the next line
             rows.append([])
             message = f"{error}: put a text with commas or quotes in quotes, and write a quote within them twice"
             problems.append(Problem(row=len(rows), scene=None, field="quotes", message=message))
             continue
         if not any(value.strip() for value in values):
-            continue  # an empty line, or what a spreadsheet writes for one
+            continue  # an empty line, or a spreadsheet's empty row
         rows.append([])
         while len(values) > len(header) and not values[-1].strip():
             values.pop()
@@ -122,7 +122,7 @@ def _parse_csv(text: str, root: Path) -> tuple[list[list[Clip]], list[Problem]]:
             message = f"{more_or_fewer} fields than the header's {len(header)}: put a caption with commas in quotes"
             problems.append(Problem(row=len(rows), scene=None, field="columns", message=message))
             continue
-        # An empty field says nothing, as a missing column does.
+        # An empty field counts as missing, like a missing column.
         record = dict(zip(header, values))
         stated = {name: value for name, value in record.items() if value.strip() or name in ("path", "caption")}
         clip = _clip(stated, ".csv", root, len(rows), None, problems)
@@ -152,7 +152,7 @@ def _parse_json(text: str, root: Path) -> tuple[list[list[Clip]], list[Problem]]
 
 
 def _clip(record: dict, suffix: str, root: Path, row: int, scene: int | None, problems: list[Problem]) -> Clip | None:
-    """The clip that a record describes; None, and the reasons added to `problems`, if it describes none."""
+    """The clip that a record describes. If it is faulty: None, with the reasons added to `problems`."""
     before = len(problems)
 
     def fault(field: str, message: str) -> None:
@@ -176,11 +176,11 @@ def _clip(record: dict, suffix: str, root: Path, row: int, scene: int | None, pr
         value = record.get(field)
         if value is None:
             return None
-        # A CSV holds texts only; in JSON a number in quotes is of the wrong type.
+        # A CSV holds only texts; in JSON, a number in quotes has the wrong type.
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         try:
             result = float(value) if is_number or suffix == ".csv" else math.nan
-        except (ValueError, OverflowError):  # the latter of an integer beyond all floats
+        except (ValueError, OverflowError):  # OverflowError: an integer beyond the range of floats
             result = math.nan
         if not (math.isfinite(result) and result > 0 and (result.is_integer() or not whole)):
             fault(field, f"has to be a positive {'whole ' if whole else ''}number, but is {value!r}")

@@ -1,7 +1,7 @@
-"""The order of samples: one endless sequence, epoch after epoch, of which every rank takes its share.
+"""The order of samples: one endless sequence, epoch after epoch, divided among the ranks.
 
-Samples are counted through from the start of training. Number g is sample g mod n of epoch g div n, n being the samples
-of an epoch, and an optimizer step takes the next ones in the count, whatever the number of processes.
+Samples are numbered from the start of training. With n samples per epoch, number g is sample g mod n of epoch g div n. An
+optimizer step takes the next numbers, independent of the number of processes.
 """
 
 from collections.abc import Iterator
@@ -14,30 +14,30 @@ from mask2dit.randomness import generator_for
 
 
 class Position(NamedTuple):
-    """Which sample of which epoch: what a dataset is indexed by."""
+    """The index of a sample in a dataset: its epoch and its position in the epoch."""
 
     epoch: int
     position: int
 
 
 def sample_order(num_items: int, seed: int, epoch: int) -> torch.Tensor:
-    """A permutation of 0 … num_items - 1 that is another every epoch, (num_items,) int64."""
+    """A permutation of 0 … num_items - 1 that differs between epochs, (num_items,) int64."""
     return torch.randperm(num_items, generator=generator_for(seed, "order", epoch))
 
 
 class PositionSampler(Sampler[Position]):
-    """The positions of samples number `start` … `stop - 1` that fall to one rank: every `world_size`-th from `rank` on.
+    """One rank's positions of the samples `start` … `stop - 1`: every `world_size`-th from number `start + rank` on.
 
-    Samples left over at the end, too few for every rank to get one, are dropped, so that all ranks take equally many steps.
-    A run that has taken g samples in all (over all ranks) goes on with `start=g`.
+    A remainder at the end that does not give every rank a sample is dropped, so that all ranks take the same number of steps.
+    A run that has taken g samples over all ranks continues with `start=g`.
 
     Args:
         samples_per_epoch: the length of the dataset.
         start, stop: the first sample and the one after the last, counted over all epochs and ranks.
-        rank, world_size: this process among all.
+        rank, world_size: the number of this process, and of all processes.
 
     Raises:
-        ValueError: if there is no sample for every rank, or `rank` is none of 0 … world_size - 1.
+        ValueError: if there is no sample for every rank, or `rank` is not in 0 … world_size - 1.
     """
 
     def __init__(self, samples_per_epoch: int, start: int, stop: int, rank: int = 0, world_size: int = 1):

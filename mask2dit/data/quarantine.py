@@ -1,4 +1,4 @@
-"""Clips that could not be read: listed with the reason, counted, and too many of them an error."""
+"""A list of clips that could not be read, with reasons; too many of them are an error."""
 
 import logging
 import os
@@ -15,15 +15,15 @@ class QuarantineError(ValueError):
 
 
 class Quarantine:
-    """A list of the clips that could not be read, one JSON object a line, shared by all processes that write to it.
+    """A list of the clips that could not be read, one JSON object per line, shared by all processes that write to it.
 
-    Every failure is a line of its own. The share is taken where all of them can be seen: whoever adds a line counts the
-    different clips in the whole file, those of earlier runs too, against the clips of the manifest.
+    Every failure adds a line. The process that adds it then counts the different clips in the whole file, including those of
+    earlier runs, and compares them with the clips of the manifest.
 
     Args:
         path: the file; its folder is created with the first line.
-        num_clips: different clips in the manifest.
-        max_share: the share of them that may be listed.
+        num_clips: number of different clips in the manifest.
+        max_share: the maximum share of them that may be listed.
     """
 
     def __init__(self, path: str | os.PathLike, num_clips: int, max_share: float):
@@ -35,13 +35,13 @@ class Quarantine:
         """Lists a clip.
 
         Args:
-            clip: that could not be read.
-            error: why.
-            **where: the epoch and position at which it was asked for.
+            clip: the clip that could not be read.
+            error: the reason.
+            **where: the epoch and position at which it was requested.
 
         Raises:
             OSError: if the line cannot be written.
-            QuarantineError: if that makes too many.
+            QuarantineError: if too many clips are then listed.
         """
         logger.warning("%s (%s) cannot be used: %s", clip.label, clip.name, error)
         record = {"clip": clip.name, "row": clip.label, "path": str(clip.path), "reason": str(error), **where}
@@ -56,7 +56,7 @@ class Quarantine:
             )
 
     def reasons(self) -> dict[str, str]:
-        """The name of each clip that is listed, with the last reason.
+        """The name of each listed clip, with its last reason.
 
         Raises:
             ValueError: if the file is damaged, naming the line.

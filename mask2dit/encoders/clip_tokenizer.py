@@ -17,11 +17,11 @@ MERGES = Path(__file__).parent / "clip_merges.txt.gz"
 
 
 class ViCLIPTokenizer:
-    """Texts to windows of token ids.
+    """Turns texts into windows of token ids.
 
     Args:
-        tokenizer: CLIP's, as `load_clip_tokenizer` reads it.
-        context_length: L, tokens of a window with its start and end.
+        tokenizer: CLIP's tokenizer, from `load_clip_tokenizer`.
+        context_length: L, the tokens per window, including start and end.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, context_length: int = 32):
@@ -29,15 +29,15 @@ class ViCLIPTokenizer:
         self.context_length = context_length
 
     def is_cut(self, text: str) -> bool:
-        """Whether the text is longer than one window."""
+        """True if the text is longer than one window."""
         return len(self._ids(text)) > self.context_length - 2
 
     def window(self, text: str) -> torch.Tensor:
-        """The beginning of the text, (L,): as published, what exceeds the window is cut off."""
+        """The beginning of the text, (L,). Text beyond the window is cut off, as published."""
         return self._framed(self._ids(text)[: self.context_length - 2])
 
     def chunks(self, text: str) -> torch.Tensor:
-        """The whole text in as few windows as follow one another, (C, L); words are kept whole where they fit."""
+        """The whole text in as few consecutive windows as possible, (C, L). Words are kept whole where they fit."""
         ids, room = self._ids(text), self.context_length - 2
         tokens = self.tokenizer.convert_ids_to_tokens(ids)
         windows, start = [], 0
@@ -60,7 +60,7 @@ class ViCLIPTokenizer:
 
 
 def load_clip_tokenizer(folder: str | os.PathLike) -> CLIPTokenizer:
-    """CLIP's tokenizer, or that of `vocab.json` and `merges.txt` where a folder has them."""
+    """The tokenizer of `vocab.json` and `merges.txt` if the folder has both, else CLIP's."""
     folder = Path(folder)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return CLIPTokenizer.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The settings of encoders, for the configurations that hold them. Imports nothing heavy."""
+"""Settings of the encoders, for the configurations that contain them. Imports nothing heavy."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ class ViCLIPConfig:
     weights: str | None = "models/ViCLIP/ViClip-InternVid-10M-FLT.pth"
     """ViCLIP's public weights; null: consistency is not measured."""
     build_untrained: bool = False
-    """Build a tiny model with random weights at that path if there is none. Its name has to begin with "untrained"; its
-    scores mean nothing."""
+    """Build a tiny model with random weights at that path if it does not exist. The file name has to begin with
+    "untrained"; its scores mean nothing."""
     preprocessing: str = "published"
     """published (stretched to a square, ImageNet's statistics) or vbench (centre crop, CLIP's statistics)."""
 

@@ -1,13 +1,13 @@
-"""What is done with features, whichever encoder they are from."""
+"""Operations on features of any encoder."""
 
 import numpy as np
 
 
 def normalise(features: np.ndarray) -> np.ndarray:
-    """Features (S, E) at length 1, in float64.
+    """Scales features (S, E) to length 1, in float64.
 
     Raises:
-        ValueError: if one is not finite or has no length, as a model gives whose numbers overflowed.
+        ValueError: if a feature is not finite or is zero, as after an overflow in the model.
     """
     features = np.asarray(features, dtype=np.float64)
     lengths = np.linalg.norm(features, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Features of frames by models that transformers carries (as VBench takes them, arXiv 2311.17982), and LAION's heads on them.
+"""Features of frames by models of transformers, as in VBench (arXiv 2311.17982), and LAION's aesthetic heads on them.
 
 Shapes: T frames, E embedding.
 """
@@ -18,7 +18,7 @@ from mask2dit.encoders.weights import load_weights
 
 
 class FrameEncoder:
-    """CLIP's image tower or DINO, from a folder as transformers saves it.
+    """CLIP's image tower or DINO, from a folder saved by transformers.
 
     Raises:
         ValueError: if the folder does not hold such a model.
@@ -39,7 +39,7 @@ class FrameEncoder:
         x = rearrange(frames, "t h w c -> t c h w").to(self.device).float()
         scale = self.resolution / min(x.shape[2:])
         size = [max(self.resolution, round(side * scale)) for side in x.shape[2:]]
-        # DINO looks at the whole frame, CLIP at its centre, as in VBench.
+        # DINO takes the whole frame, CLIP its centre, as in VBench.
         size = size if self.is_clip else [self.resolution] * 2
         mode = "bicubic" if self.is_clip else "bilinear"
         x = F.interpolate(x, size, mode=mode, antialias=True).clamp(0, 255) / 255
@@ -57,16 +57,16 @@ class FrameEncoder:
 
 
 def load_aesthetic_head(path: str | os.PathLike) -> nn.Sequential:
-    """LAION's linear head, or the perceptron of the improved aesthetic predictor, told apart by their names.
+    """LAION's linear head, or the perceptron of the improved aesthetic predictor, distinguished by the names of the weights.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if the file holds neither.
     """
     weights = load_weights(path)
     if weights.keys() == {"weight", "bias"}:
         weights = {f"layers.0.{name}": value for name, value in weights.items()}
     sizes = {name: tuple(weights[name].shape) for name in weights if name.endswith(".weight")}
-    # Published with dropout between its linear layers, which so are numbered 0, 2, 4, 6 and 7.
+    # The published perceptron has dropout between its linear layers, which are therefore numbered 0, 2, 4, 6 and 7.
     layers = nn.Sequential()
     for i in range(1 + max((int(name.split(".")[1]) for name in sizes if name.startswith("layers.")), default=-1)):
         shape = sizes.get(f"layers.{i}.weight")

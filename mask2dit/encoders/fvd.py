@@ -1,6 +1,6 @@
 """Video features for Fréchet distances: VideoMAE-v2 (arXiv 2303.16727) and I3D (arXiv 1705.07750).
 
-Names of parameters are those of the weights in use for FVD, so these load as they are.
+Parameter names are those of the weights in use for FVD, so that these load unchanged.
 Shapes: B clips, T frames, N tokens, D width.
 """
 
@@ -19,13 +19,13 @@ RESOLUTION = 224
 
 
 class VideoMAE(nn.Module):
-    """VideoMAE-v2's vision transformer as fine-tuned; the defaults are ViT-g, whose features content-debiased FVD takes.
+    """VideoMAE-v2's fine-tuned vision transformer; the defaults are ViT-g, whose features content-debiased FVD uses.
 
     Args:
-        width, depth, heads, hidden: of the transformer; `hidden` is the width within its perceptrons.
+        width, depth, heads, hidden: sizes of the transformer; `hidden` is the inner width of its perceptrons.
         patch_size: height and width of a patch, which is 2 frames deep.
-        resolution, num_frames: of a clip.
-        num_classes: of the head, which is part of the weights and not of the features.
+        resolution, num_frames: size of a clip.
+        num_classes: outputs of the head, which is part of the weights but not used for features.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class VideoMAEAttention(nn.Module):
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
-    """Positions (length, width): sines at even channels, cosines at odd ones."""
+    """Sinusoidal positions (length, width): sines at even channels, cosines at odd ones."""
     angles = torch.arange(length, dtype=torch.float64)[:, None] / 10000 ** (
         torch.arange(0, width, 2, dtype=torch.float64) / width
     )
@@ -101,7 +101,7 @@ class I3D(nn.Module):
     """Inception-v1 inflated to 3D and trained on Kinetics-400; FVD takes its logits.
 
     Args:
-        num_classes: of the logits.
+        num_classes: number of logits.
     """
 
     MIXED = {
@@ -165,7 +165,7 @@ class I3DMixed(nn.Module):
 
 
 def pad_same(x: torch.Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
-    """Pads with zeros as TensorFlow's "same" does, where these weights come from."""
+    """Pads with zeros like "same" in TensorFlow, from which these weights come."""
     padding: list[int] = []
     for length, kernel, step in reversed(list(zip(x.shape[2:], size, stride))):
         total = max(kernel - (step if length % step == 0 else length % step), 0)
@@ -181,8 +181,8 @@ class FeatureExtractor:
     """A model with its preprocessing: clips of 16 frames, stretched to 224 x 224.
 
     Args:
-        model: that takes such a clip.
-        value_range: of the pixels that it takes.
+        model: takes batches of such clips.
+        value_range: lowest and highest pixel value that the model takes.
     """
 
     def __init__(self, model: nn.Module, value_range: tuple[float, float], device: torch.device):
@@ -207,10 +207,11 @@ def load_extractor(name: str, path: str | os.PathLike, device: torch.device) -> 
 
     Args:
         name: videomae or i3d.
-        path: of the weights.
+        path: file of the weights.
 
     Raises:
-        FileNotFoundError, ValueError: if there are none, or those of something else.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read or holds other weights.
     """
     model_class, value_range = {"videomae": (VideoMAE, (0.0, 1.0)), "i3d": (I3D, (-1.0, 1.0))}[name]
     weights = load_weights(path, "model", "module")

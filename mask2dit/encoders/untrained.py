@@ -27,10 +27,10 @@ CONFIG = {
 
 
 def build_untrained_viclip(path: str | os.PathLike, seed: int = 0) -> Path:
-    """Writes the weights, and beside them the vocabulary of a tokenizer that knows letters only. Files that exist stay.
+    """Writes the weights and, next to them, the vocabulary of a tokenizer of single letters. Existing weights are kept.
 
     Raises:
-        ValueError: if the name of the file does not begin with "untrained", so that it never stands for real weights.
+        ValueError: if the file is not named "untrained….safetensors", so that it is never mistaken for real weights.
     """
     path = Path(path)
     if not path.name.startswith(UNTRAINED) or path.suffix != ".safetensors":

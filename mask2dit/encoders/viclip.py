@@ -1,7 +1,7 @@
 """ViCLIP: video and text features in one space (InternVid, arXiv 2307.06942).
 
-Parameter names are those of the public weights, so these load as they are.
-Shapes: B videos or texts, T frames, P patches of a frame, L tokens, D width, E embedding.
+Parameter names are those of the public weights, so that these load unchanged.
+Shapes: B videos or texts, T frames, P patches per frame, L tokens, D width, E embedding.
 """
 
 import json
@@ -23,17 +23,17 @@ CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 
 
 class ViCLIP(nn.Module):
-    """A CLIP text encoder beside a vision transformer that attends over all patches of all frames at once.
+    """A CLIP text encoder and a vision transformer that attends over all patches of all frames at once.
 
     Args:
         input_resolution: height and width of a frame in pixels.
         patch_size: height and width of a patch.
-        vision_width, vision_layers, vision_heads: of the vision transformer.
-        embed_dim: E.
-        vocab_size: of the tokenizer; the largest token id ends a text.
-        text_width, text_heads, text_layers: of the text transformer.
-        context_length: L, the tokens of a text.
-        num_frames: T, the frames of a video.
+        vision_width, vision_layers, vision_heads: sizes of the vision transformer.
+        embed_dim: E, the width of the features.
+        vocab_size: entries of the tokenizer; the largest token id ends a text.
+        text_width, text_heads, text_layers: sizes of the text transformer.
+        context_length: L, the tokens per text.
+        num_frames: T, the frames per video.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class ViCLIP(nn.Module):
             input_resolution, patch_size, vision_width, vision_layers, vision_heads, embed_dim, num_frames
         )
         self.text_encoder = TextEncoder(vocab_size, text_width, text_layers, text_heads, embed_dim, context_length)
-        self.temp = nn.Parameter(torch.ones(1))  # of the contrastive loss; part of the weights, not of the features
+        self.temp = nn.Parameter(torch.ones(1))  # temperature of the contrastive loss; the features do not use it
 
     def encode_video(self, video: torch.Tensor) -> torch.Tensor:
-        """(B, 3, T, H, W), preprocessed, to features (B, E), not normalised.
+        """Preprocessed videos (B, 3, T, H, W) to features (B, E), not normalised.
 
         Raises:
-            ValueError: for another number of frames or another size than the model's.
+            ValueError: if the number of frames or their size is not the model's.
         """
         wanted = (3, self.num_frames, self.input_resolution, self.input_resolution)
         if video.ndim != 5 or tuple(video.shape[1:]) != wanted:
@@ -76,7 +76,7 @@ class ViCLIP(nn.Module):
         """Token ids (B, L), padded with 0 after the end token, to features (B, E), not normalised.
 
         Raises:
-            ValueError: for another number of tokens than the model's.
+            ValueError: if the number of tokens is not the model's.
         """
         if tokens.ndim != 2 or tokens.shape[1] != self.context_length:
             raise ValueError(f"tokens have to be (B, {self.context_length}), but are {tuple(tokens.shape)}")
@@ -151,14 +151,14 @@ class Block(nn.Module):
 
 
 def load_viclip(path: str | os.PathLike) -> ViCLIP:
-    """A ViCLIP from a file of weights: `.pth` as published (its key `model`), or `.safetensors`.
+    """Loads a ViCLIP from a file of weights: `.pth` as published (under the key `model`) or `.safetensors`.
 
-    Sizes are read from the shapes. Heads are 64 wide, as in CLIP, unless a `.safetensors` names its configuration as JSON in
-    the metadata under `config`.
+    Sizes are read from the shapes, with heads 64 wide, as in CLIP, unless a `.safetensors` file holds its configuration as
+    JSON in the metadata under `config`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read or holds the weights of something else.
+        ValueError: if it cannot be read or holds other weights.
     """
     weights = load_weights(path, "model")
     try:
@@ -206,13 +206,13 @@ def _config_from_shapes(weights: dict[str, torch.Tensor]) -> dict:
 
 
 def preprocess(frames: torch.Tensor, resolution: int, how: str = "published") -> torch.Tensor:
-    """Frames as ViCLIP takes them.
+    """Prepares frames for ViCLIP.
 
     Args:
         frames: `uint8 (T, H, W, 3)`.
-        resolution: of the model.
+        resolution: height and width of the model's input.
         how: "published" stretches to a square (bicubic, not antialiased) and normalises by ImageNet's statistics; "vbench"
-            resizes the short side, crops the centre and normalises by CLIP's.
+            resizes the short side, crops the centre and normalises by CLIP's statistics.
 
     Returns:
         `float32 (3, T, resolution, resolution)`.

@@ -1,4 +1,4 @@
-"""Weights that the user gives: read safely, and named when they are missing."""
+"""Safe loading of weights that the user provides."""
 
 import os
 import pickle
@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 
 def load_weights(path: str | os.PathLike, *keys: str) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors` file or of a checkpoint of torch.
+    """Reads the tensors of a `.safetensors` file or a torch checkpoint.
 
     Args:
-        path: the file. A checkpoint is read with `weights_only=True`, so that it can run no code.
-        *keys: under which a checkpoint may hold its weights, the first one found counts; else it is the weights itself.
+        path: the file. A checkpoint is read with `weights_only=True`, so that it cannot run code.
+        *keys: keys under which a checkpoint may hold its weights; the first one present is used. Without any, the checkpoint
+            itself is the weights.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -1,1 +1,1 @@
-"""Measuring multi-scene videos, whoever made them: `python -m mask2dit.evaluation CONFIG.yaml [key=value …]`."""
+"""Measures multi-scene videos from any source: `python -m mask2dit.evaluation CONFIG.yaml [key=value …]`."""

@@ -1,4 +1,4 @@
-"""The settings of `python -m mask2dit.evaluation`. Imports nothing heavy, so that a mistake in them shows at once."""
+"""The settings of `python -m mask2dit.evaluation`. Imports nothing heavy, so that errors in them show at once."""
 
 from dataclasses import dataclass, field, fields
 
@@ -16,19 +16,19 @@ VBENCH_DIMENSIONS = (
     "aesthetic_quality",
     "imaging_quality",
 )
-LETTERS = "ABCDEFGHIJ"  # what a user study calls its runs
+LETTERS = "ABCDEFGHIJ"  # names of the runs in a user study
 
 
 @dataclass(kw_only=True)
 class GenerationConfig(SamplingConfig):
-    """How stories are generated."""
+    """Generation of stories."""
 
     mode: str = "fixed"
-    """fixed (the scenes of a window together), extension (the first scenes together, each later one from those before
-    it), separate (each scene by itself, which any CogVideoX can do) or merged (all prompts in one, for a single
+    """Mode of generation: fixed (the scenes of a window together), extension (the first scenes together, each later one
+    from those before it), separate (each scene alone, with any CogVideoX) or merged (all prompts in one, for a single
     clip)."""
     initial_scenes: int = 2
-    """Scenes that an extension starts from."""
+    """Number of scenes that an extension starts from."""
 
     negative_prompt: str = ""
     """Negative prompt for all scenes."""
@@ -37,7 +37,7 @@ class GenerationConfig(SamplingConfig):
     width: int = 720
     """Width in pixels."""
     num_frames: int = 49
-    """Frames per scene, unless the story names a duration."""
+    """Frames per scene, unless the story gives a duration."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,14 +57,14 @@ class GenerationConfig(SamplingConfig):
 
 @dataclass(kw_only=True)
 class CutConfig:
-    """Detection of cuts, to compare them with the boundaries of scenes."""
+    """Detection of cuts, for comparison with scene boundaries."""
 
     threshold: float = 27.0
     """Threshold of PySceneDetect's content detector."""
     min_scene_frames: int = 5
-    """Least number of frames between two cuts."""
+    """Minimum number of frames between two cuts."""
     tolerance: int = 2
-    """Largest distance in frames between a cut and the boundary that it matches."""
+    """Maximum distance in frames between a cut and the boundary that it matches."""
 
 
 @dataclass(kw_only=True)
@@ -76,7 +76,7 @@ class FrechetConfig:
     videomae: str | None = "models/FVD/vit_g_hybrid_pt_1200e_ssv2_ft.pth"
     """VideoMAE-v2's weights, for the content-debiased distance; null: not measured."""
     i3d: str | None = "models/FVD/i3d_pretrained_400.pt"
-    """I3D's weights, for the usual distance; null: not measured."""
+    """I3D's weights, for the standard distance; null: not measured."""
     allow_different_sizes: bool = False
     """Allow different numbers of real and generated clips, although the distance depends on the number."""
 
@@ -88,13 +88,13 @@ class QualityConfig:
     clip: str | None = "models/clip-vit-large-patch14"
     """Folder of CLIP L/14 as transformers saves it, for the aesthetic score; null: not measured."""
     aesthetic_head: str | None = "models/sa_0_4_vit_l_14_linear.pth"
-    """LAION's head on it: the linear one, or the perceptron of the improved predictor."""
+    """LAION's aesthetic head on CLIP: the linear one, or the perceptron of the improved predictor."""
     dino: str | None = "models/dino-vitb16"
     """Folder of DINO B/16, for subject consistency; null: not measured."""
     background_clip: str | None = "models/clip-vit-base-patch32"
     """Folder of CLIP B/32, for background consistency; null: not measured."""
     num_frames: int = 16
-    """Frames per scene that are measured."""
+    """Frames measured per scene."""
 
 
 @dataclass(kw_only=True)
@@ -102,10 +102,10 @@ class VBenchConfig:
     """VBench's own measures."""
 
     command: str | None = None
-    """The `vbench` program of the environment that VBench is installed in; null: VBench is not run."""
+    """Path of the `vbench` program in VBench's own environment; null: VBench is not run."""
     dimensions: list[str] = field(default_factory=lambda: ["imaging_quality", "motion_smoothness", "dynamic_degree"])
-    """subject_consistency, background_consistency, motion_smoothness, dynamic_degree, aesthetic_quality and
-    imaging_quality, or some of them."""
+    """Dimensions to measure, out of subject_consistency, background_consistency, motion_smoothness, dynamic_degree,
+    aesthetic_quality and imaging_quality."""
 
     def __post_init__(self):
         for dimension in self.dimensions:
@@ -123,7 +123,7 @@ class JudgeConfig:
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key."""
     frames_per_scene: int = 3
-    """Frames per scene that the model sees."""
+    """Frames per scene shown to the model."""
     max_attempts: int = 3
     """Attempts per story until an answer is valid."""
 
@@ -134,23 +134,24 @@ class JudgeConfig:
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """What is evaluated and with what. `configs/evaluation/*.yaml` hold values."""
+    """Evaluation of a model or of existing videos. `configs/evaluation/*.yaml` hold values."""
 
     name: str = "Mask2DiT"
     """Name of the run in reports."""
     output: str = "outputs/evaluation/mask2dit"
-    """Folder for videos, scores and the report. A run continues from what it holds."""
+    """Folder for videos, scores and the report. A run continues from existing results."""
     stories: str = "datasets/evaluation/stories.yaml"
     """File with the stories to evaluate."""
     limit: int | None = None
-    """Number of stories, from the first; null: all."""
+    """Number of stories to evaluate, from the first; null: all."""
     shard: str = "0/1"
-    """i/n: the i-th of n parts, so that n processes share the work. Run 0/1 at the end to write the report."""
+    """i/n: process the i-th of n parts of the stories, so that n processes share the work. Run 0/1 at the end to write
+    the report."""
 
     videos: str | None = None
-    """Folder of existing videos, one per story: NAME.mp4, its boundaries in NAME.json; null: generate them."""
+    """Folder of existing videos, one per story: NAME.mp4, with its boundaries in NAME.json; null: generate them."""
     boundaries: str = "given"
-    """Where the scenes of existing videos begin: given (in NAME.json), equal (parts of equal length) or detected."""
+    """Scene boundaries of existing videos: given (in NAME.json), equal (scenes of equal length) or detected (cuts)."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
     viclip: ViCLIPConfig = field(default_factory=ViCLIPConfig)
@@ -160,14 +161,14 @@ class EvaluationConfig:
     vbench: VBenchConfig = field(default_factory=VBenchConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     storyworld: bool = False
-    """Read what stories of the small world show from their pixels, and correlate the learned scores with it."""
+    """Measure stories of the small world from their pixels, and correlate learned scores with this ground truth."""
 
     compare: list[str] = field(default_factory=list)
     """Output folders of other runs of the same stories, which the report compares with this one."""
     device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
+    """Device: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
     seed: int = 42
-    """Seed of the noise."""
+    """Seed of the noise, combined with the story's name."""
 
     def __post_init__(self):
         check_choice("boundaries", self.boundaries, BOUNDARIES)
@@ -187,9 +188,9 @@ class StudyConfig:
     num_stories: int = 20
     """Number of stories to compare."""
     seed: int = 0
-    """Seed of the choice of stories and of the order of videos."""
+    """Seed for the choice of stories and the order of videos."""
     answers: list[str] = field(default_factory=list)
-    """Answer files that came back; the tally is written instead of the page."""
+    """Answer files of participants. If given, the tally is written instead of the page."""
 
     def __post_init__(self):
         if not self.answers and not 2 <= len(self.runs) <= len(LETTERS):

@@ -1,4 +1,4 @@
-"""Consistency of a story from the features of its scenes: hundred times the cosine, as in the paper's tables.
+"""Consistency of a story from the features of its scenes: 100 times the cosine, as in the paper's tables.
 
 Shapes: S scenes, E embedding.
 """
@@ -21,13 +21,13 @@ def visual_scores(similarity: np.ndarray, actors: Sequence[Set[str]]) -> dict[st
     """Means of a similarity matrix over pairs of scenes.
 
     Args:
-        similarity: (S, S), as `similarity_matrix` gives it.
-        actors: those of each scene.
+        similarity: (S, S), from `similarity_matrix`.
+        actors: the actors of each scene.
 
     Returns:
         "visual": over all pairs i < j, the paper's visual consistency; "visual_adjacent": over neighbours;
-        "visual_minimum": the least similar pair; "visual_first_last": the first scene and the last; "visual_shared_actor":
-        over pairs with an actor in common, None where there is none. All are None for a single scene.
+        "visual_minimum": the least similar pair; "visual_first_last": the first and the last scene; "visual_shared_actor":
+        over pairs with an actor in common, None if there are none. All are None for a single scene.
     """
     pairs = list(combinations(range(len(similarity)), 2))
     values = {pair: float(similarity[pair]) for pair in pairs}
@@ -45,7 +45,7 @@ def semantic_score(video: np.ndarray, text: np.ndarray) -> float:
     """The mean of 100 v_k·t_k over scenes, from features (S, E) each: the paper's semantic consistency.
 
     Raises:
-        ValueError: if there are not as many texts as scenes.
+        ValueError: if the numbers of texts and scenes differ.
     """
     if len(video) != len(text):
         raise ValueError(f"there are {len(text)} texts for {len(video)} scenes: give one for each")
@@ -53,7 +53,7 @@ def semantic_score(video: np.ndarray, text: np.ndarray) -> float:
 
 
 def chunked_semantic_score(video: np.ndarray, chunks: Sequence[np.ndarray]) -> float:
-    """As `semantic_score`, but 100 v_k·t is averaged over the chunks (C, E) of each scene's text first."""
+    """Like `semantic_score`, but first averages 100 v_k·t over the chunks (C, E) of each scene's text."""
     video = normalise(video)
     return float(100 * np.mean([np.mean(normalise(texts) @ scene) for scene, texts in zip(video, chunks)]))
 

@@ -11,15 +11,15 @@ import numpy as np
 
 @dataclass
 class FeatureStatistics:
-    """Count, mean and scatter of features that are seen batch by batch and not kept.
+    """Count, mean and scatter of features, accumulated batch by batch.
 
-    Two batches are joined by the update of Chan, Golub and LeVeque, which does not lose digits as a sum of squares would.
+    Batches are merged by the update of Chan, Golub and LeVeque, which avoids the cancellation of a sum of squares.
     """
 
     count: int = 0
     mean: np.ndarray | float = 0.0
     scatter: np.ndarray | float = 0.0
-    """The sum of outer products of what deviates from the mean, (D, D)."""
+    """Sum of the outer products of deviations from the mean, (D, D)."""
 
     def add(self, features: np.ndarray) -> None:
         """Adds features (N, D)."""
@@ -34,14 +34,14 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Unbiased, (D, D)."""
+        """The unbiased covariance, (D, D)."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 samples, but there are {self.count}")
         return self.scatter / (self.count - 1)
 
     @classmethod
     def of(cls, batches: Iterable[np.ndarray]) -> "FeatureStatistics":
-        """Of features (N, D) batch by batch."""
+        """The statistics of batches of features (N, D)."""
         statistics = cls()
         for batch in batches:
             statistics.add(batch)
@@ -53,11 +53,11 @@ def frechet_distance(
 ) -> float:
     """|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½) of two Gaussians with these means and covariances.
 
-    The trace of the root is that of (R C2 R)^½ with R the symmetric root of C1: eigenvalues of symmetric matrices, which are
-    real and exact where a root of the product itself may come out complex.
+    The trace of (C1 C2)^½ equals that of (R C2 R)^½, with R the symmetric root of C1. Symmetric matrices have real
+    eigenvalues, while a numerical root of the product may be complex.
 
     Raises:
-        ValueError: if the sets differ in size, since the bias depends on it, unless that is allowed; or in dimensions.
+        ValueError: if the sets differ in dimensions; or in size, on which the bias depends, unless that is allowed.
     """
     _check_sizes(first.count, second.count, allow_different_sizes)
     c1, c2 = first.covariance, second.covariance
@@ -70,10 +70,10 @@ def frechet_distance(
 
 
 def frechet_distance_of_features(first: np.ndarray, second: np.ndarray, allow_different_sizes: bool = False) -> float:
-    """The same distance from the features (N, D) themselves.
+    """The Fréchet distance from features (N, D).
 
-    With fewer samples than dimensions no covariance is formed: with X and Y centred and divided by (N - 1)^½, the
-    eigenvalues of C1 C2 = XᵀX YᵀY other than zero are the squared singular values of X Yᵀ, which is only N x N.
+    With fewer samples than dimensions, no covariance is formed: with X and Y centred and divided by (N - 1)^½, the nonzero
+    eigenvalues of C1 C2 = XᵀX YᵀY are the squared singular values of X Yᵀ, which is only N x N.
 
     Raises:
         ValueError: as `frechet_distance`.
@@ -98,7 +98,7 @@ def frechet_distance_of_features(first: np.ndarray, second: np.ndarray, allow_di
 def kernel_distance(first: np.ndarray, second: np.ndarray, allow_different_sizes: bool = False) -> float:
     """The unbiased squared maximum mean discrepancy under the kernel (x·y / D + 1)³, from features (N, D).
 
-    Unlike the Fréchet distance its expectation does not depend on the number of samples; it may fall below 0.
+    Its expectation does not depend on the number of samples, unlike that of the Fréchet distance. It may be negative.
 
     Raises:
         ValueError: as `frechet_distance`.

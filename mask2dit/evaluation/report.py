@@ -55,29 +55,29 @@ Table = tuple[list[str], list[list[str]]]  # heads, rows
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: in Markdown its table and note, on the page its plots as well."""
+    """A section of the report. Markdown has its table and note; the page also has its plots."""
 
     title: str
     table: Table | None = None
     note: str = ""
     figures: Sequence[str] = ()
-    """SVG."""
+    """Plots as SVG."""
     soft_rows: Sequence[int] = ()
-    """Of the table, set back."""
+    """Rows of the table that are de-emphasized."""
     is_text: bool = False
-    """Whether the table holds sentences and not numbers."""
+    """True if the table holds sentences instead of numbers."""
 
 
 def write_report(results: Results, folder: Path, others: Sequence[Results] = ()) -> Path:
     """Writes `report.html`, `report.md`, `results.jsonl`, `results.csv` and `summary.json`.
 
     Args:
-        results: of this run.
-        folder: that is there.
+        results: results of this run.
+        folder: an existing folder.
         others: runs to compare with.
 
     Returns:
-        The page.
+        The path of the page.
     """
     results.write(folder)
     sections = _sections(results, others)
@@ -87,7 +87,7 @@ def write_report(results: Results, folder: Path, others: Sequence[Results] = ())
 
 
 def consistency_table(runs: Sequence[Results]) -> Table:
-    """The paper's table: these runs, then its own rows."""
+    """The paper's table: these runs, then the paper's rows."""
     rows = []
     for run in runs:
         cells = [_mean(run.interval(key)) for key in ("visual", "semantic", "sequence")]
@@ -99,7 +99,7 @@ def consistency_table(runs: Sequence[Results]) -> Table:
 
 
 def summary_table(results: Results) -> Table:
-    """Every column with its interval."""
+    """The mean of every column with its interval."""
     rows = []
     for column in results.columns:
         interval = results.interval(column.key)
@@ -126,8 +126,10 @@ def distance_table(results: Results) -> Table:
 
 
 def comparison_table(results: Results, other: Results) -> Table:
-    """Differences over the stories that both runs have, told by the same texts: this run minus the other. Columns that were
-    measured in another way are left out. Untrained scores and fewer than `MIN_STORIES` stories get no verdict."""
+    """Differences over the stories that both runs have with the same prompts: this run minus the other.
+
+    Columns measured differently are left out. Untrained scores and fewer than `MIN_STORIES` stories get no verdict.
+    """
     texts = {story.name: story.prompts for story in other.stories}
     same = {story.name for story in results.stories if texts.get(story.name) == story.prompts}
     rows = []
@@ -154,7 +156,7 @@ def comparison_table(results: Results, other: Results) -> Table:
 
 
 def measured_differently(results: Results, other: Results) -> list[Column]:
-    """Columns of both runs whose numbers come from other weights or settings."""
+    """Columns that the two runs measured with different weights or settings."""
     ours, theirs = results.measured_by, other.measured_by
     return [c for c in results.columns if c.key in theirs and theirs[c.key] != ours[c.key]]
 
@@ -169,7 +171,7 @@ def _comparison_note(results: Results, other: Results) -> str:
 
 
 def correlation_table(results: Results) -> Table:
-    """Spearman's correlation over stories of each learned column, in rows, with each that is known."""
+    """Spearman's correlation over stories of learned columns (rows) with ground truth (columns)."""
     known = [column for column in results.columns if column.truth_of]
     rows = []
     for column in results.columns:
@@ -233,7 +235,7 @@ def _html(results: Results, sections: Sequence[Section]) -> str:
 
 
 def _rankings(results: Results) -> list[dict]:
-    """The best and the worst stories, as the page shows them; empty if nothing ranks them."""
+    """The best and the worst stories for the page; empty if no column ranks them."""
     column = _ranked_by(results)
     if column is None:
         return []
@@ -250,7 +252,7 @@ def _rankings(results: Results) -> list[dict]:
 
 
 def _story(story: StoryResult, key: str) -> dict:
-    """What the page shows of a story: frames of each scene with its prompt, and the similarity of scenes."""
+    """A story for the page: frames of each scene with its prompt, and the similarity of scenes."""
     scenes, fault = [], None
     try:
         reader = open_video(story.video)
@@ -279,7 +281,7 @@ def _thumbnail(frame: np.ndarray) -> str:
 
 
 def _ranked_by(results: Results) -> Column | None:
-    """What stories are ranked by; None where there is nothing."""
+    """The column that ranks stories; None if there is none."""
     columns = sorted(results.columns, key=lambda column: column.key != "sequence")
     return next((column for column in columns if column.better == "higher" and results.values(column.key)), None)
 
@@ -301,14 +303,14 @@ def _scatter(results: Results, x_key: str, y_key: str) -> str:
 
 
 def _interval_plots(runs: Sequence[Results]) -> list[str]:
-    """A plot of the first run's measures that are percentages; empty without any."""
+    """A plot of all runs over the first run's percentage measures; empty without any."""
     percent = [column for column in runs[0].columns if column.better and column.is_percentage]
     rows = [(column.title, [run.interval(column.key) for run in runs]) for column in percent]
     return _not_empty([interval_plot([row for row in rows if any(row[1])], [run.name for run in runs])])
 
 
 def _truth_plots(results: Results) -> list[str]:
-    """What is known against the column that is meant to measure the same."""
+    """Plots of ground truth against the learned column that is meant to measure the same."""
     return _not_empty(
         [_scatter(results, column.key, column.truth_of) for column in results.columns if column.truth_of]
     )

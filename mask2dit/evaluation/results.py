@@ -1,4 +1,4 @@
-"""The results of a run as they are kept: a line a story in `results.jsonl`, everything else in `summary.json`."""
+"""Stored results of a run: one line per story in `results.jsonl`, everything else in `summary.json`."""
 
 import csv
 import dataclasses
@@ -15,7 +15,7 @@ from mask2dit.reporting.bootstrap import Interval, mean_interval
 
 @dataclass(frozen=True, kw_only=True)
 class StoryResult:
-    """What was measured of a story."""
+    """The measurements of a story."""
 
     name: str
     title: str
@@ -24,14 +24,14 @@ class StoryResult:
     scenes: list[list[int]]
     """[start, stop] of each scene, in frames."""
     values: dict[str, float | None]
-    """By the keys of columns."""
+    """Values by column key."""
     details: dict[str, dict]
-    """By measure."""
+    """Details by measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Why a story could not be generated or scored."""
+    """The reason why a story could not be generated or scored."""
 
     story: str
     stage: str
@@ -40,27 +40,27 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Everything that a report shows of a run."""
+    """The results of a run, as the report shows them."""
 
     name: str
     stories: list[StoryResult]
     columns: list[Column]
     measured_by: dict[str, str]
-    """The identity of the measure behind each column, by its key: only equal ones can be compared."""
+    """Identity of the measure behind each column, by column key. Only columns with equal identities can be compared."""
     distances: dict[str, dict]
-    """By extractor: the Fréchet and the kernel distance, and the sizes of both sets."""
+    """By extractor: the Fréchet and kernel distances, and the sizes of both sets."""
     off: dict[str, str]
     """Measures that did not run, with the reason."""
     faults: list[Fault]
     notes: list[str]
-    """What a reader has to know before reading any number."""
+    """Warnings that the report shows before any number."""
     settings: dict
     versions: dict
     untrained: list[str] = field(default_factory=list)
-    """The keys of columns that say nothing, since random weights made or scored the videos."""
+    """Keys of columns without meaning, since random weights generated or scored the videos."""
 
     def values(self, key: str) -> dict[str, float]:
-        """One column by the stories' names, without those that lack it."""
+        """The values of one column by story name, without stories that lack it."""
         found = {story.name: story.values.get(key) for story in self.stories}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -88,7 +88,7 @@ class Results:
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> "Results":
-        """What `write` wrote.
+        """Reads what `write` wrote.
 
         Raises:
             FileNotFoundError, ValueError: if the folder does not hold the results of a run.

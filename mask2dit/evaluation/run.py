@@ -1,4 +1,4 @@
-"""The evaluation of a run: its videos, their scores, and the report. What was done is found again."""
+"""Evaluates a run: its videos, their scores and the report. Existing results are reused."""
 
 import dataclasses
 import hashlib
@@ -32,17 +32,17 @@ from mask2dit.video.reading import open_video
 
 logger = logging.getLogger(__name__)
 
-FAULTS = (ValueError, OSError, IndexError)  # of a story, and no reason to stop the others
+FAULTS = (ValueError, OSError, IndexError)  # of one story; the others continue
 
 
 def evaluate(config: EvaluationConfig) -> int:
-    """Generates what is missing, scores what is not scored, and writes the report.
+    """Generates missing videos, computes missing scores and writes the report.
 
     Returns:
         0, or 1 if a story could not be generated or scored; the report lists each with its fault.
 
     Raises:
-        ValueError, OSError: for anything that is wrong before the first story.
+        ValueError, OSError: for faults found before the first story.
     """
     stories = read_stories(config.stories)[: config.limit]
     output = Path(config.output)
@@ -62,7 +62,7 @@ def evaluate(config: EvaluationConfig) -> int:
     faults: list[Fault] = []
     source, is_untrained = _source(config, stories)
     videos = _videos(source, stories[index::count], faults)
-    del source  # and with it the model, before others need its memory
+    del source  # frees the generating model's memory for the measures
     for measure in measures:
         against = [reason for video in videos if (reason := measure.reason_against(video.story))]
         if against:
@@ -105,7 +105,7 @@ def evaluate(config: EvaluationConfig) -> int:
 
 
 def _source(config: EvaluationConfig, stories: Sequence[Story]) -> tuple[Callable[[Story], StoryVideo], bool]:
-    """What finds or makes the video of a story, and whether an untrained model makes it."""
+    """The function that finds or generates a story's video, and True if it generates with an untrained model."""
     if config.videos is None:
         generator = Generator(config, stories)
         return generator, generator.is_untrained
@@ -125,7 +125,7 @@ def _videos(source: Callable[[Story], StoryVideo], stories: Sequence[Story], fau
 
 
 def _score(measure: Measure, videos: Sequence[StoryVideo], folder: Path, faults: list[Fault]) -> None:
-    """Writes the scores that are missing."""
+    """Computes and writes missing scores."""
     folder.mkdir(exist_ok=True)
     missing = [
         video
@@ -142,7 +142,7 @@ def _score(measure: Measure, videos: Sequence[StoryVideo], folder: Path, faults:
     for number, video in enumerate(tqdm(missing, desc=measure.name, unit="story", disable=None)):
         try:
             scores = measure.score(video)
-        except UnusableEndpointError as error:  # for no story, then
+        except UnusableEndpointError as error:  # affects all remaining stories
             for left in missing[number:]:
                 _note(faults, left.story, measure.name, error)
             return
@@ -194,7 +194,7 @@ def _note(faults: list[Fault], story: Story, stage: str, error: Exception) -> No
 
 
 def _extractors(config: EvaluationConfig, device: torch.device) -> tuple[dict[str, Callable], dict[str, str]]:
-    """What loads each extractor, and why others are off. They are loaded only where features are missing."""
+    """The available extractors, and why others are off. An extractor is loaded only if features are missing."""
     loaders, off = {}, {}
     for name in ("videomae", "i3d"):
         path = getattr(config.frechet, name)
@@ -214,7 +214,7 @@ def _extractors(config: EvaluationConfig, device: torch.device) -> tuple[dict[st
 
 
 class _Loader:
-    """An extractor that is read with the first clips it gets."""
+    """An extractor that is loaded on its first call."""
 
     def __init__(self, name: str, path: str, device: torch.device):
         self.arguments = (name, path, device)
@@ -229,7 +229,7 @@ class _Loader:
 def _features(
     name: str, extract: _Loader, videos: Sequence[StoryVideo], folder: Path, faults: list[Fault]
 ) -> list[np.ndarray]:
-    """Features of the scenes of each video, (S, D): a story at a time is in memory, and what was computed is kept."""
+    """Features of the scenes of each video, (S, D), cached in `folder`. One story's frames are in memory at a time."""
     features = []
     for video in tqdm(videos, desc=name, unit="story", disable=None):
         path = folder / f"{name}-{_key(extract.identity, video)}.npy"
@@ -244,7 +244,7 @@ def _features(
 
 
 def _reference_features(name: str, extract: _Loader, reference: Path, folder: Path) -> np.ndarray:
-    """Features of real videos, (N, D), each file one clip."""
+    """Features of real videos, (N, D), one clip per file."""
     files = list_videos(reference)
     if not files:
         raise ValueError(f"there are no videos in {str(reference)!r}, which frechet.reference names")

@@ -1,8 +1,8 @@
 """A blind user study of several runs: `python -m mask2dit.evaluation.study runs=[…] output=…` writes its page, and with
-`answers=[…]` the tally of what came back.
+`answers=[…]` the tally of the answers.
 
-The page shows the videos of a story side by side in a shuffled order, under names that give nothing away; which run is which
-stands in `key.json`, which stays with whoever runs the study. The browser keeps answers by study, for a reload.
+The page shows the videos of a story side by side, in shuffled order and under neutral names. `key.json` maps names to runs;
+do not send it to participants. The browser stores answers per study, so that they survive a reload.
 """
 
 import json
@@ -42,7 +42,7 @@ def write_study(config: StudyConfig) -> Path:
     Raises:
         FileNotFoundError, ValueError: if a run has no results, or the runs share no story.
     """
-    # Here and not above: a tally needs no torch.
+    # Imported here, since a tally does not need torch.
     from mask2dit.evaluation.results import Results
 
     runs = [Results.read(folder) for folder in config.runs]
@@ -68,7 +68,7 @@ def write_study(config: StudyConfig) -> Path:
             shutil.copyfile(videos[run][story].video, folder / clips[-1])
             copies.append(fingerprint(folder / clips[-1]))
         items.append({"name": story, "clips": clips, "prompts": videos[order[0]][story].prompts})
-    # The name depends on the videos, too: the same stories of other runs are another study.
+    # The name also depends on the videos: the same stories from other runs are another study.
     page = render(
         "study.html",
         title="Study",

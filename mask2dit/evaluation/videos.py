@@ -1,4 +1,4 @@
-"""The videos of a run: generated, or found in a folder with the boundaries of their scenes."""
+"""The videos of a run, generated or found in a folder, with their scene boundaries."""
 
 import hashlib
 import json
@@ -80,12 +80,12 @@ class StoryVideo:
         return list(pairwise(edges))
 
     def frames(self, indices: Sequence[int]) -> torch.Tensor:
-        """`uint8 (F, H, W, 3)`."""
+        """The frames at these indices, `uint8 (F, H, W, 3)`."""
         return self.reader.read(indices)
 
     @cached_property
     def identity(self) -> str:
-        """Names the video, its texts and its scenes: what scores depend on."""
+        """Identity of the video, its scenes and its prompts, on which scores depend."""
         return json.dumps([fingerprint(self.path), self.boundaries, self.story.prompts])
 
 
@@ -93,7 +93,7 @@ def find_video(config: EvaluationConfig, story: Story) -> StoryVideo:
     """The video of a story in the folder `config.videos`.
 
     Raises:
-        ValueError, FileNotFoundError: if there is none, or no boundaries, or they do not fit.
+        ValueError, FileNotFoundError: if the video or its boundaries are missing, or the boundaries do not fit.
     """
     named = sorted(Path(config.videos).glob(f"{story.name}.*"))
     found = [path for path in named if path.stem == story.name and is_video(path) and path.is_file()]
@@ -115,7 +115,7 @@ def find_video(config: EvaluationConfig, story: Story) -> StoryVideo:
 
 
 def equal_boundaries(num_frames: int, num_scenes: int) -> list[int]:
-    """The first frames of all scenes but the first, if scenes are as equal as whole frames allow."""
+    """The first frames of all scenes but the first, for scenes as equal in length as whole frames allow."""
     return [round(num_frames * i / num_scenes) for i in range(1, num_scenes)]
 
 
@@ -137,11 +137,11 @@ def _given_boundaries(path: Path) -> list[int]:
 
 
 class Generator:
-    """Generates the videos of stories with one model, which is loaded for the first one that is missing.
+    """Generates the videos of stories with one model, which is loaded for the first missing video.
 
     Raises:
-        ValueError, OSError: for anything that is wrong with the model or its settings, and for videos in the folder that
-            were made with others, before weights are read.
+        ValueError, OSError: for faults of the model or its settings, and for existing videos made with other settings;
+            before weights are read.
     """
 
     def __init__(self, config: EvaluationConfig, stories: Sequence[Story]):
@@ -156,7 +156,7 @@ class Generator:
             inference_config = self._inference(story)
             try:
                 check_prompts(self.settings.model, inference_config.prompts, inference_config.window)
-                if story in of_lengths.values():  # stories of equal lengths are alike to the rest
+                if story in of_lengths.values():  # one story for each list of lengths is enough
                     inference.plan_generation(inference_config, self.device, self._skeleton)
             except ValueError as error:
                 raise ValueError(f"story {story.title!r}: {error}") from error
@@ -167,19 +167,19 @@ class Generator:
             self._record(story)
 
     def __call__(self, story: Story) -> StoryVideo:
-        """The video of a story, generated unless it is there from the same weights and settings."""
+        """The video of a story, generated unless it exists with the same weights and settings."""
         path = self.folder / f"{story.name}.mp4"
         record = self._record(story)
         if record is None:
             started = time.time()
             record = {"made_from": self._made_from(story), **self._generate(story, path)}
             record |= {"seconds": round(time.time() - started, 1), **software()}
-            # Written last: where it is, the video is whole.
+            # Written last: if the record exists, the video is complete.
             write_text(path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         return StoryVideo(story=story, path=path, boundaries=tuple(record["boundaries"]))
 
     def _record(self, story: Story) -> dict | None:
-        """What a video that is there was made with; None without one. Raises `ValueError` if that is not asked for."""
+        """The record of an existing video, or None. Raises `ValueError` if it was made with other weights or settings."""
         path = self.folder / f"{story.name}.json"
         if not (path.is_file() and path.with_suffix(".mp4").is_file()):
             return None
@@ -204,14 +204,14 @@ class Generator:
         return inference.load_skeleton(self.settings.model)
 
     def _seed(self, story: Story) -> int:
-        """Another noise for each story, and the same one in every run that has the story."""
+        """A seed that differs between stories. A story has the same one in all runs with the same `seed`."""
         return int(hashlib.sha256(f"{self.config.seed} {story.name}".encode()).hexdigest()[:8], 16)
 
     def _texts(self, story: Story) -> list[str]:
         return [" ".join(story.prompts)] if self.settings.mode == "merged" else list(story.prompts)
 
     def _num_frames(self, story: Story) -> list[int]:
-        """Frames of each clip; a duration becomes the nearest number of frames that the VAE can carry."""
+        """Frames of each clip. A duration is rounded to the nearest number of frames that the VAE can encode."""
         if self.settings.mode == "merged":
             return [self.settings.num_frames]
         return [self._frames_of(duration) if duration else self.settings.num_frames for duration in story.durations]
@@ -235,7 +235,7 @@ class Generator:
         return {"weights": self.weights, "mode": self.settings.mode, "initial_scenes": initial, **settings}
 
     def _generate(self, story: Story, path: Path) -> dict:
-        """Writes the video and says where its scenes begin."""
+        """Writes the video. Returns its boundaries and the number of frames of each clip."""
         logger.info("Generating %s", story.title)
         lengths = []
 

@@ -1,7 +1,7 @@
 """Stories written by a language model: `python -m mask2dit.evaluation.write_prompts [CONFIG.yaml] [key=value …]`.
 
-The model is asked for cast and scenes apart; the descriptions are put into the prompts here, so that they are repeated word
-for word, and what does not make a valid story is asked for again.
+The model returns cast and scenes separately. Descriptions are inserted into the prompts here, so that they are repeated word
+for word. Invalid stories are requested again.
 """
 
 import logging
@@ -28,7 +28,7 @@ Answer with JSON alone: {{"title": "...", "cast": {{"Actor1": "..."}}, "scenes":
 
 @dataclass(kw_only=True)
 class WritePromptsConfig:
-    """Which model writes how many stories."""
+    """Stories written by a language model."""
 
     base_url: str = ""
     """Address of an OpenAI-compatible endpoint, such as http://localhost:8000/v1."""
@@ -37,7 +37,7 @@ class WritePromptsConfig:
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; a local server needs none."""
     num_stories: int = 50
-    """Number of stories in the file at the end."""
+    """Total number of stories in the file, existing ones included."""
     num_scenes: int = 3
     """Scenes per story."""
     max_attempts: int = 3
@@ -45,7 +45,7 @@ class WritePromptsConfig:
     temperature: float = 1.0
     """Sampling temperature of the model."""
     output: str = "outputs/evaluation/stories.yaml"
-    """File to write; stories that it holds already are kept."""
+    """File to write; existing stories in it are kept."""
 
     def __post_init__(self):
         for name in ("base_url", "model"):
@@ -56,7 +56,7 @@ class WritePromptsConfig:
 
 
 def write_prompts(config: WritePromptsConfig) -> None:
-    """Asks for stories until there are `num_stories`, each kept as it comes.
+    """Requests stories until there are `num_stories`, and saves each as it arrives.
 
     Raises:
         ValueError: if the endpoint cannot be used, or a story is not valid after `max_attempts`.
@@ -78,7 +78,7 @@ def write_prompts(config: WritePromptsConfig) -> None:
 
 
 def _ask_for_story(endpoint, config: WritePromptsConfig, stories: Sequence):
-    """A story that is not among those that are there."""
+    """Requests a story that differs from the existing ones."""
     from mask2dit.endpoint import InvalidAnswersError, ask_until_valid
 
     # One to three actors, mostly one.
@@ -108,10 +108,10 @@ def _ask_for_story(endpoint, config: WritePromptsConfig, stories: Sequence):
 
 
 def parse_story(answer: str, num_scenes: int, num_actors: int):
-    """A story from the model's answer, found by `find_json`, descriptions filled in.
+    """The story in the model's answer, found by `find_json`, with descriptions filled in.
 
     Raises:
-        ValueError: if it is not the JSON that was asked for, or makes no valid story.
+        ValueError: if it is not the requested JSON, or not a valid story.
     """
     from mask2dit.endpoint import find_json
 

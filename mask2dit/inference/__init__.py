@@ -1,1 +1,1 @@
-"""From a configuration to a video file with its contact sheet and its record: what the example scripts call."""
+"""Inference from a configuration to a video file with its contact sheet and record, as the example scripts run it."""

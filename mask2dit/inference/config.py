@@ -1,4 +1,4 @@
-"""The settings of the example scripts. Imports nothing heavy, so that a mistake in them shows at once."""
+"""Settings of the example scripts. Imports nothing heavy, so that mistakes are reported at once."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +10,10 @@ CONTEXT_STARTS = ("center", "random")
 
 @dataclass(kw_only=True)
 class LoRAConfig:
-    """Low-rank additions to the weights."""
+    """A LoRA that is added to the transformer's weights."""
 
     path: str | None = None
-    """A LoRA of CogVideoX, file or folder, as diffusers, PEFT, ComfyUI, kohya or VideoX-Fun write it; null: none."""
+    """File or folder of a CogVideoX LoRA in the form of diffusers, PEFT, ComfyUI, kohya or VideoX-Fun; null: none."""
     scale: float = 1.0
     """Factor of the LoRA's weights."""
 
@@ -23,29 +23,29 @@ class LoRAConfig:
 
 @dataclass(kw_only=True)
 class SamplingConfig:
-    """The model and how it generates: the keys that inference and evaluation share."""
+    """The model and its sampling: the keys that inference and evaluation share."""
 
     # The model
     model: str = "models/Mask2DiT"
     """Model folder in diffusers' layout: trained here, released by the authors, or plain CogVideoX."""
     build_untrained: bool = False
-    """Build a small model with random weights in the model folder if it does not exist. Its name has to begin with
-    "untrained"; its pictures mean nothing."""
+    """Build a small model with random weights if the model folder does not exist. Its name has to begin with "untrained".
+    Its videos are noise."""
     mask_variant: str | None = None
-    """Mask variant: v1, v2, v3, v4 or v5; null: the one that the model was trained with."""
+    """Mask variant: v1, v2, v3, v4 or v5; null: the variant that the model was trained with."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     # The story
     negative_prompt: Any = ""
     """One negative prompt for all scenes, or a list with one per scene."""
     window: int | None = None
-    """Scenes generated together; a longer story slides this window over its scenes. null: all at once."""
+    """Number of scenes generated together; in a longer story, this window slides over the scenes. null: all at once."""
     height: int | None = None
-    """Height in pixels; null: the model's, 480 for Mask²DiT-5B."""
+    """Height in pixels; null: the model's height, 480 for Mask²DiT-5B."""
     width: int | None = None
-    """Width in pixels; null: the model's, 720 for Mask²DiT-5B."""
+    """Width in pixels; null: the model's width, 720 for Mask²DiT-5B."""
     num_frames: Any = None
-    """Frames per scene: one number for all scenes, or a list with one per scene; null: the model's, 49 for
+    """Frames per scene: one number for all scenes, or a list with one per scene; null: the model's number, 49 for
     Mask²DiT-5B."""
 
     # Sampling
@@ -54,22 +54,21 @@ class SamplingConfig:
     num_inference_steps: int = 50
     """Denoising steps."""
     guidance_scale: float = 6.0
-    """Weight of classifier-free guidance; 1 or less: no guidance."""
+    """Scale of classifier-free guidance; 1 or less: no guidance."""
     use_dynamic_cfg: bool = False
-    """Vary the guidance weight over the steps by the formula of diffusers' CogVideoX pipeline."""
+    """Vary the guidance scale over the steps by the formula of diffusers' CogVideoX pipeline."""
 
     # The machine
     dtype: str = "bfloat16"
     """Data type of the weights: float32, bfloat16 or float16."""
     memory: str = "full"
-    """Memory mode: full, model_offload, group_offload, sequential_offload or fp8; the table in the README compares
-    them."""
+    """Memory mode: full, model_offload, group_offload, sequential_offload or fp8. The README has a table of them."""
     vae_tiling: bool = False
-    """Decode frames in tiles: less memory, slower, faint seams possible."""
+    """Decode frames in tiles, which takes less memory but is slower and may leave faint seams."""
     attention_backend: str | None = None
-    """Attention backend of diffusers, such as flash, sage or _native_cudnn; null: torch's own choice."""
+    """Attention backend of diffusers, such as flash, sage or _native_cudnn; null: torch's default."""
     compile: bool = False
-    """Compile the transformer's blocks: slow to start, then faster. Only with memory=full or memory=model_offload."""
+    """Compile the transformer's blocks: slower to start, faster afterwards. Requires memory=full or memory=model_offload."""
 
     # The output
     fps: int = 8
@@ -89,20 +88,20 @@ class SamplingConfig:
 
 @dataclass(kw_only=True)
 class InferenceConfig(SamplingConfig):
-    """What to generate and with which model. `configs/inference/*.yaml` hold values for all of it."""
+    """The story to generate, the model and the sampling. `configs/inference/*.yaml` hold values for all keys."""
 
     # The story
     prompts: list[str] = field(default_factory=list)
     """One prompt per scene, in order, including the given scenes."""
     context_videos: list[str] = field(default_factory=list)
-    """Video files of the first scenes, which the other scenes continue. A file is one scene, unless it was generated
-    here and its record (.json) is in the same folder: then it holds all scenes that the record names."""
+    """Video files of the first scenes, from which the other scenes continue. A file is one scene. A video generated here,
+    with its record (.json) in the same folder, gives all scenes of the record."""
     context_start: str = "center"
     """Frame range of a longer context video: center, or random (as published)."""
     sample_context: bool = False
     """Sample the VAE's posterior of the context, as published, instead of taking its mode."""
     noise_context: bool = False
-    """Noise the context at timestep 0, as the published pipeline does; in training it is clean."""
+    """Add noise to the context at timestep 0, as the published pipeline does; in training, the context is clean."""
 
     # Sampling
     seed: int = 42
@@ -114,10 +113,9 @@ class InferenceConfig(SamplingConfig):
 
     # The output
     save_path: str = "samples/mask2dit"
-    """Folder for the video, the contact sheet and the record, and for finished scenes of an interrupted story, which the
-    next run reuses."""
+    """Folder for the video, the contact sheet, the record and finished scenes, which the next run reuses."""
     name: str | None = None
-    """File name without suffix; null: the next free number."""
+    """File name of the video without suffix; null: the next free number."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""From a configuration to a video file with its contact sheet and its record: what the example scripts run."""
+"""Generates the video of a configuration with its contact sheet and record, as the example scripts run it."""
 
 import dataclasses
 import hashlib
@@ -40,7 +40,7 @@ from mask2dit.video.writing import contact_sheet, write_image, write_video
 logger = logging.getLogger(__name__)
 
 SHEET_COLUMNS = 6
-SMALL = 256  # pixels; videos whose shorter side is below are also written enlarged
+SMALL = 256  # pixels; videos with a smaller shorter side are also written enlarged
 STORY_OPTIONS = ("negative_prompt", "window", "noise_context", "height", "width", "num_frames", "num_inference_steps",
                  "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
 """Arguments of `generate_story` that are keys of the configuration."""
@@ -50,11 +50,11 @@ def generate(config: InferenceConfig) -> Path:
     """Generates the story of a configuration.
 
     Returns:
-        The mp4. The same folder holds a contact sheet (.png), a record (.json) with everything needed to make it again, and
-        for a small video an enlarged one (_4x.mp4 or the like).
+        The path of the mp4. Its folder also holds a contact sheet (.png), a record (.json) with which the run can be
+        reproduced and, for a small video, an enlarged copy (for instance _4x.mp4).
 
     Raises:
-        ValueError, FileNotFoundError, PermissionError: for anything that cannot be carried out, before weights are read.
+        ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, before weights are read.
     """
     started = time.time()
     device = choose_device(config.device)
@@ -78,7 +78,7 @@ def generate(config: InferenceConfig) -> Path:
 
     def frames() -> Iterator[np.ndarray]:
         for i, latents in enumerate(tqdm(scenes, desc="decoding", unit="scene")):
-            # Given scenes are shown by their own pixels, not the VAE's copy of them.
+            # Given scenes keep their own pixels instead of the VAE's reconstruction.
             video = given[i].frames if i < len(given) else decode_scene(pipe, latents, device)
             shown = np.linspace(0, len(video) - 1, min(SHEET_COLUMNS, len(video))).round().astype(int)
             sheet_rows.append(video[shown])
@@ -90,7 +90,7 @@ def generate(config: InferenceConfig) -> Path:
         factor = -(-SMALL // min(config.height, config.width))
         video = frames() if factor == 1 else list(frames())
         write_video(made, video, config.fps)
-        if factor > 1:  # nearest neighbour, so that pixels show
+        if factor > 1:  # nearest neighbour keeps pixels visible
             large = (frame.repeat(factor, axis=0).repeat(factor, axis=1) for frame in video)
             write_video(made.with_stem(f"video_{factor}x"), large, config.fps)
         title = "untrained weights: these pictures mean nothing" if untrained else None
@@ -107,13 +107,13 @@ def generate(config: InferenceConfig) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class GivenScene:
-    """A scene that a context video gives."""
+    """A given scene, read from a context video."""
 
     path: str
     indices: list[int]
-    """Of the frames in the file."""
+    """Indices of the frames in the file."""
     frames: np.ndarray
-    """As the model sees them: uint8 (num_frames, height, width, 3), resized and centre-cropped."""
+    """Frames as the model sees them: uint8 (num_frames, height, width, 3), resized and centre-cropped."""
 
     def __str__(self) -> str:
         return f"frames {self.indices[0]} to {self.indices[-1]} of {self.path}"
@@ -121,20 +121,20 @@ class GivenScene:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferencePlan:
-    """A checked configuration with what its checks built."""
+    """A checked configuration with the objects that its checks built."""
 
     config: InferenceConfig
-    """The resolved configuration, with the model's size where the original names none."""
+    """The resolved configuration, with the model's size in place of null."""
     skeleton: Mask2DiTPipeline
     """The model without its weights."""
     shape: VideoShape
     """Frames and latent frames of the whole story."""
     given: list[GivenScene]
-    """The scenes that context videos give, decoded."""
+    """The given scenes, decoded from the context videos."""
 
 
 def load_skeleton(model: str, small_config: str = "fixed_scene_small.yaml") -> Mask2DiTPipeline:
-    """The model without its weights. Raises `FileNotFoundError`, which names a small one instead, if there is none."""
+    """Builds the model without weights. Raises `FileNotFoundError`, naming a small model to use, if it is missing."""
     if not (Path(model) / "transformer").is_dir():
         raise FileNotFoundError(missing_model(model, f"configs/inference/{small_config}"))
     return Mask2DiTPipeline.skeleton(model)
@@ -143,15 +143,15 @@ def load_skeleton(model: str, small_config: str = "fixed_scene_small.yaml") -> M
 def plan_generation(
     config: InferenceConfig, device: torch.device, skeleton: Mask2DiTPipeline | None = None
 ) -> InferencePlan:
-    """Checks everything that can be found wrong without reading weights, and reads the context videos.
+    """Checks everything that can be checked without reading weights, and reads the context videos.
 
     Args:
         config: the configuration of the story.
         device: the device that the model will run on.
-        skeleton: the result of `load_skeleton`, to share it between several stories. None: it is built here.
+        skeleton: the result of `load_skeleton`, to share between stories. None: built here.
 
     Raises:
-        ValueError, FileNotFoundError, PermissionError: with what is wrong and what would be right.
+        ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, with a remedy.
     """
     check_memory_mode(config.memory, device)
     if config.mask_variant is not None:
@@ -193,7 +193,7 @@ def plan_generation(
 
 
 def _scenes_of(video: str, num_frames: int) -> list[range]:
-    """The frames of each scene in a context video: of all that its record names, if it was written here; else one scene."""
+    """Returns the frame indices of each scene in a context video: the scenes of its record, if it has one, else one scene."""
     record = Path(video).with_suffix(".json")
     if not record.is_file():
         return [range(num_frames)]
@@ -210,7 +210,7 @@ def _scenes_of(video: str, num_frames: int) -> list[range]:
 
 
 def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipeline:
-    """The pipeline of a configuration on its device."""
+    """Loads the pipeline of a configuration onto its device."""
     pipe = Mask2DiTPipeline.from_pretrained(
         config.model, mask_variant=config.mask_variant, torch_dtype=getattr(torch, config.dtype)
     )
@@ -232,14 +232,14 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipe
 def story_latents(
     pipe: Mask2DiTPipeline, config: InferenceConfig, store: SceneStore, context_latents: torch.Tensor | None = None
 ) -> Iterator[torch.Tensor]:
-    """Generates the story of a configuration, as `generate_story`, from the latents of its first scenes if they are given."""
+    """Generates the story of a configuration by `generate_story`, continuing from the given scenes' latents, if any."""
     options = {name: getattr(config, name) for name in STORY_OPTIONS}
     return generate_story(pipe, config.prompts, context_latents=context_latents, store=store, **options)
 
 
 def _context(plan: InferencePlan, pipe: Mask2DiTPipeline, store: SceneStore) -> torch.Tensor:
-    """Latents of the given scenes. They are kept like generated ones, since encoding on a GPU may differ in the last bit
-    from run to run, and what continues from them would then not be found again."""
+    """Encodes the given scenes, or finds their latents in the store. They are stored like generated scenes, since encoding
+    on a GPU may differ in the last bit between runs, and the scenes that continue from them would not be found again."""
     config, given = plan.config, plan.given
     digests = [hashlib.sha256(scene.frames).hexdigest() for scene in given]
     frames = [len(scene.frames) for scene in given]
@@ -260,7 +260,7 @@ def _context(plan: InferencePlan, pipe: Mask2DiTPipeline, store: SceneStore) -> 
 
 
 def weights_identity(config: InferenceConfig) -> str:
-    """Names all that a scene is made with beside what `generate_story` knows: weights, and what computes with them."""
+    """Identifies the inputs of a scene that `generate_story` does not know: the weights and how they are computed with."""
     parts = [fingerprint(config.model), f"attention {config.attention_backend}", f"tiling {config.vae_tiling}"]
     if config.memory == "fp8":
         parts.append("fp8")
@@ -270,7 +270,7 @@ def weights_identity(config: InferenceConfig) -> str:
 
 
 def _place(made: Path, config: InferenceConfig) -> Path:
-    """Gives a video that is whole, its sheet and its record their names, of which other runs may take some meanwhile.
+    """Moves a finished video, its sheet and its record to their names, while other runs may take names too.
 
     Raises:
         FileExistsError: if another run took the name that the configuration asks for.
@@ -295,7 +295,7 @@ def _next_number(folder: Path) -> str:
 
 
 def _record(config, pipe, identity, given, scene_frames, device, seconds) -> dict:
-    """What made a video: the resolved configuration, its scenes, and the versions and device it was made with."""
+    """Builds a video's record: the resolved configuration, the scenes, the software versions and the device."""
     stops = np.cumsum(scene_frames).tolist()
     return {
         "config": dataclasses.asdict(config),

@@ -1,4 +1,4 @@
-"""Attention under the dual mask as a few unmasked calls, one for each set of keys that some queries share.
+"""Attention under the dual mask as a few unmasked calls, one per set of queries that share their keys.
 
 For v2 these are T_i over [T_i, V_i] and V_i over [T_i, V_1 … V_S] ("grouped attention" of the paper), for v5 a single
 call. No mask is built, so every kernel of diffusers' dispatcher (flash, sage, cuDNN, native, …) can run it.
@@ -21,19 +21,19 @@ from mask2dit.scenes import SceneLayout
 
 CPU_BACKENDS = ("native", "_native_math", "flex")
 
-ALL = None  # in place of a scene: all of them
+ALL = None  # stands for all scenes in `Keys`
 
 Run = tuple[int, int]  # (first, last + 1) of consecutive blocks
-Keys = tuple[int | None, int | None]  # the scene, or ALL, whose text and whose video are seen
+Keys = tuple[int | None, int | None]  # the scene (or ALL) whose text is seen, and the one whose video is
 
 
 def check_attention_backend(name: str, device: torch.device, is_training: bool = False) -> None:
-    """Checks that attention can be computed by a backend of diffusers.
+    """Checks that an attention backend of diffusers can be used.
 
     Args:
-        name: such as "native" or "flash".
-        device: where.
-        is_training: whether there is a backward pass, which sage has on no device and flex not on a CPU.
+        name: the backend, such as "native" or "flash".
+        device: the device that it computes on.
+        is_training: True if a backward pass is needed, which sage does not have, nor flex on a CPU.
 
     Raises:
         ValueError: if the backend is unknown, not installed, or not for this device or for training.
@@ -54,11 +54,11 @@ def check_attention_backend(name: str, device: torch.device, is_training: bool =
 
 
 def attention_groups(num_scenes: int, variant: str) -> list[tuple[tuple[Run, ...], Keys]]:
-    """The attention calls that make up a mask variant. Blocks 0 … S-1 are the scenes' texts, S … 2S-1 their videos, as they
-    follow one another in the sequence.
+    """Returns the attention calls that make up a mask variant. In the order of the sequence, blocks 0 … S-1 are the scenes'
+    texts and S … 2S-1 their videos.
 
     Returns:
-        (queries, keys) of each call: runs of blocks, and whose text and video they see. Every block is a query of exactly
+        (queries, keys) of each call: runs of blocks, and the text and video that they see. Every block is a query of exactly
         one call.
     """
     cross = cross_scene(variant)
@@ -68,7 +68,7 @@ def attention_groups(num_scenes: int, variant: str) -> list[tuple[tuple[Run, ...
         (num_scenes, cross.text_video, cross.video_video),
     ):
         for scene in range(num_scenes):
-            single = num_scenes == 1  # then its own are all
+            single = num_scenes == 1  # its own text and video are all there are
             keys = (ALL if sees_text or single else scene, ALL if sees_video or single else scene)
             queries_by_keys.setdefault(keys, []).append(first + scene)
     return [(_runs(queries), keys) for keys, queries in queries_by_keys.items()]
@@ -77,15 +77,15 @@ def attention_groups(num_scenes: int, variant: str) -> list[tuple[tuple[Run, ...
 def grouped_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: SceneLayout, variant: str, backend=None
 ) -> torch.Tensor:
-    """Attention of N tokens under a mask variant.
+    """Computes attention of N tokens under a mask variant.
 
-    Keys and values of a call are concatenated for that call alone: in inference one such pair, at most (N, H, D) each, is
-    alive at a time, and none where all is seen. In training, autograd keeps the pair of every call until the backward
-    pass: for v2 S copies of the video's keys and values a layer, or of one layer only where blocks are checkpointed.
+    Each call concatenates its own keys and values. In inference, one such pair, at most (N, H, D) each, is alive at a time,
+    and none for a call that sees everything. In training, autograd keeps the pair of every call until the backward pass: for
+    v2, S copies of the video's keys and values per layer, or of a single layer if blocks are checkpointed.
 
     Args:
         query, key, value: (B, N, H, D), tokens in the order of `layout`.
-        backend: an attention backend of diffusers; None for the active one.
+        backend: an attention backend of diffusers. None: the active one.
 
     Returns:
         (B, N, H, D).
@@ -93,7 +93,7 @@ def grouped_attention(
     groups = attention_groups(layout.num_scenes, variant)
     edges = (0, *accumulate(layout.text_lengths + layout.video_lengths))  # where each block begins
     runs = sorted(run for queries, _ in groups for run in queries)
-    # Split rather than sliced: the backward pass of a split is one concatenation, that of each slice fills N tokens.
+    # Split instead of sliced: the backward pass of a split is one concatenation; that of each slice fills N tokens.
     query_runs = dict(zip(runs, query.split([edges[last] - edges[first] for first, last in runs], dim=1)))
     key, value = _Parts(key, layout), _Parts(value, layout)
 
@@ -106,7 +106,7 @@ def grouped_attention(
 
 
 class _Parts:
-    """Keys or values (B, N, H, D) by scene."""
+    """Keys or values (B, N, H, D), split by scene."""
 
     def __init__(self, tokens: torch.Tensor, layout: SceneLayout):
         self._tokens = tokens
@@ -115,7 +115,7 @@ class _Parts:
         self._videos = self._video.split(layout.video_lengths, dim=1)
 
     def take(self, keys: Keys) -> torch.Tensor:
-        """(B, n, H, D): the text of one scene or of all, then the video of one or of all."""
+        """Returns (B, n, H, D): the text of one scene or of all, then the video of one scene or of all."""
         text, video = keys
         if text is ALL and video is ALL:
             return self._tokens
@@ -131,7 +131,7 @@ class Mask2DiTAttnProcessor:
         variant: the mask variant, "v1" … "v5".
     """
 
-    _attention_backend = None  # set by `set_attention_backend`, which passes by processors without this attribute
+    _attention_backend = None  # for `set_attention_backend`, which skips processors without this attribute
 
     def __init__(self, variant: str):
         cross_scene(variant)
@@ -171,7 +171,7 @@ class Mask2DiTAttnProcessor:
 
 
 def _runs(blocks: Sequence[int]) -> tuple[Run, ...]:
-    """Joins neighbours; blocks come in ascending order."""
+    """Joins neighbouring blocks, which are in ascending order, to runs."""
     runs: list[Run] = []
     for block in blocks:
         if runs and runs[-1][1] == block:
@@ -182,8 +182,8 @@ def _runs(blocks: Sequence[int]) -> tuple[Run, ...]:
 
 
 def _concatenate(parts: list[torch.Tensor]) -> torch.Tensor:
-    """(B, n_1, H, D), (B, n_2, H, D), … -> (B, n, H, D); one part stays what it is."""
+    """Concatenates (B, n_1, H, D), (B, n_2, H, D), … to (B, n, H, D); a single part is returned as is."""
     if len(parts) == 1:
         return parts[0]
-    # Laid out head by head, (B, H, n, D) in memory, from which kernels read faster.
+    # Stored head by head, (B, H, n, D) in memory, which kernels read faster.
     return torch.cat([part.transpose(1, 2) for part in parts], dim=2).transpose(1, 2)

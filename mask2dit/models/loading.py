@@ -1,7 +1,7 @@
 """Reading model folders: trained with this package, released by the authors, or plain CogVideoX.
 
-A folder's weights are checked against the model from the files' headers, before anything is loaded: nothing missing,
-nothing unknown, no other shape. Loading itself is diffusers': each weight goes straight to its dtype and device.
+Before anything is loaded, the files' headers are checked against the model: no weight may be missing, unknown or of another
+shape. diffusers then loads each weight directly to its dtype and device.
 """
 
 import json
@@ -28,8 +28,8 @@ TRANSFORMERS_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 def model_folder(folder: str | os.PathLike, subfolder: str | None, default: str = "") -> Path:
-    """The folder that holds a model's `config.json`: `folder/subfolder` or, without a subfolder, `folder` itself or its
-    part named `default`.
+    """Returns the folder with a model's `config.json`: `folder/subfolder` or, without a subfolder, `folder` itself or its
+    subfolder named `default`.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -47,7 +47,7 @@ def model_folder(folder: str | os.PathLike, subfolder: str | None, default: str 
 
 
 def check_links(folder: Path, parts: Iterable[str]) -> None:
-    """Raises `FileNotFoundError` if a part of a model, or a file in it, is a link to something that is not there."""
+    """Raises `FileNotFoundError` if a part of a model, or a file in it, is a broken link."""
     for part in parts:
         for path in (folder / part, *(folder / part).glob("*")):
             if path.is_symlink() and not path.exists():
@@ -58,18 +58,18 @@ def check_links(folder: Path, parts: Iterable[str]) -> None:
 
 
 def weight_files(folder: Path, variant: str | None = None, names: tuple[str, str] = DIFFUSERS_NAMES) -> list[Path]:
-    """The weights of one model: the files that are checked, and the only ones that are loaded.
+    """Returns the weights files of one model, the only ones that are checked and loaded.
 
-    `.safetensors` go before `.bin`; of either, the files of an index before a file of the library's own name, and that
-    before any others. A folder that holds one variant alone needs no `variant`.
+    `.safetensors` files take precedence over `.bin` files. Within either, the files of an index take precedence over a file
+    with the library's own name, and that over any others. A folder with a single variant does not need `variant`.
 
     Args:
-        variant: what sets other weights apart in file names, "fp16" for `diffusion_pytorch_model.fp16.safetensors`.
-        names: the library's names of a single `.safetensors` and a single `.bin` file.
+        variant: the variant in file names, such as "fp16" for `diffusion_pytorch_model.fp16.safetensors`.
+        names: the library's names for a single `.safetensors` and a single `.bin` file.
 
     Raises:
         FileNotFoundError: if there are none, none of this variant, or a file that the index names is missing.
-        ValueError: if the index is corrupt, or nothing tells which of several variants is meant.
+        ValueError: if the index is corrupt, or the folder holds several variants and none is selected.
     """
     for name in names:
         index = folder / _add_variant(f"{name}.index.json", variant)
@@ -94,12 +94,12 @@ def weight_files(folder: Path, variant: str | None = None, names: tuple[str, str
 
 
 def has_variant(folder: Path, variant: str) -> bool:
-    """Whether a folder holds weights of a variant."""
+    """Returns True if a folder holds weights of a variant."""
     return any(variant in _files_by_variant(folder, names) for names in (DIFFUSERS_NAMES, TRANSFORMERS_NAMES))
 
 
 def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights in a file, without loading them. Pickled code is never run.
+    """Reads the names and shapes of the weights in a file without loading them. Never runs pickled code.
 
     Raises:
         ValueError: if the file is corrupt.
@@ -116,7 +116,7 @@ def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def empty_model(cls: type[ModelMixin], folder: Path) -> torch.nn.Module:
-    """A diffusers model as its `config.json` describes it, on the "meta" device: all of it but the weights."""
+    """Builds a diffusers model without weights, on the "meta" device, from its `config.json`."""
     config = cls.load_config(folder)
     known = cls._get_init_keys(cls)
     with init_empty_weights():
@@ -124,10 +124,10 @@ def empty_model(cls: type[ModelMixin], folder: Path) -> torch.nn.Module:
 
 
 def check_weights(model: ModelMixin, folder: Path, files: list[Path]) -> None:
-    """Compares the weights in files with those that a model (on any device, "meta" too) has.
+    """Compares the weights in files with those of a model, on any device including "meta".
 
     Raises:
-        ValueError: naming the weights that are missing, unknown or of another shape.
+        ValueError: for missing or unknown weights or other shapes, naming the weights.
     """
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     found = _shapes(files)
@@ -145,7 +145,7 @@ def load_model(
         cls: the model's class.
         from_pretrained: diffusers' `from_pretrained` of that class.
         folder: the folder with `config.json` and weights.
-        variant: which weights, see `weight_files`.
+        variant: the variant of the weights, see `weight_files`.
         **kwargs: passed on to `from_pretrained`.
 
     Raises:
@@ -156,20 +156,20 @@ def load_model(
     files = weight_files(folder, variant)
     check_weights(empty_model(cls, folder), folder, files)
     with _plain_layout(folder, files, DIFFUSERS_NAMES) as layout:
-        # Said outright, since diffusers looks for the other kind first and reports an error on the way.
+        # Explicit, since diffusers would look for the other kind first and log an error.
         model = from_pretrained(layout, use_safetensors=files[0].suffix == ".safetensors", **kwargs)
     model.register_to_config(_name_or_path=str(folder))
     return model
 
 
 def check_dtype(torch_dtype: torch.dtype | None) -> None:
-    """Raises `ValueError` for what is not a dtype, in whose place diffusers would load float32."""
+    """Raises `ValueError` for anything but a dtype; diffusers would load float32 instead."""
     if torch_dtype is not None and not isinstance(torch_dtype, torch.dtype):
         raise ValueError(f"torch_dtype must be a torch.dtype such as torch.bfloat16, but got {torch_dtype!r}")
 
 
 def check_text_encoder(folder: Path, variant: str | None = None) -> list[Path]:
-    """Compares the weights in files with those of T5's encoder; the errors are those of `load_model`.
+    """Compares the weights in files with those of T5's encoder. Raises the errors of `load_model`.
 
     Returns:
         The files.
@@ -180,7 +180,7 @@ def check_text_encoder(folder: Path, variant: str | None = None) -> list[Path]:
         model = T5EncoderModel(config)
 
     def known(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        # The embedding has two names, of which a file may hold either; a file of a whole T5 holds its decoder too.
+        # A file may use either of two names for the embedding; a file of a complete T5 also holds the decoder.
         names = {name: name.replace("encoder.embed_tokens.", "shared.") for name in shapes}
         return {names[name]: shape for name, shape in shapes.items() if not name.startswith(("decoder.", "lm_head."))}
 
@@ -193,7 +193,7 @@ def check_text_encoder(folder: Path, variant: str | None = None) -> list[Path]:
 
 
 def load_text_encoder(folder: Path, torch_dtype: torch.dtype, variant: str | None = None) -> T5EncoderModel:
-    """Loads T5's encoder; the errors are those of `load_model`."""
+    """Loads T5's encoder. Raises the errors of `load_model`."""
     check_dtype(torch_dtype)
     files = check_text_encoder(folder, variant)
     with _plain_layout(folder, files, TRANSFORMERS_NAMES) as layout:
@@ -201,11 +201,11 @@ def load_text_encoder(folder: Path, torch_dtype: torch.dtype, variant: str | Non
 
 
 def load_tokenizer(folder: Path) -> T5Tokenizer:
-    """Loads T5's tokenizer, from `spiece.model` alone if need be.
+    """Loads T5's tokenizer, if necessary from `spiece.model` alone.
 
     Raises:
         FileNotFoundError: if there is none.
-        ImportError: if there is `spiece.model` alone and protobuf, with which it is read, is missing.
+        ImportError: if there is only `spiece.model`, and protobuf, which reads it, is not installed.
     """
     if not any((folder / name).is_file() for name in ("spiece.model", "tokenizer.json")):
         raise FileNotFoundError(f"there is no tokenizer in {str(folder)!r}: expected spiece.model or tokenizer.json")
@@ -215,7 +215,7 @@ def load_tokenizer(folder: Path) -> T5Tokenizer:
 
 
 def load_scheduler(folder: Path) -> CogVideoXDDIMScheduler | CogVideoXDPMScheduler:
-    """Loads the scheduler that the folder's config names; DDIM, the published one, for a class unknown here.
+    """Loads the scheduler named in the folder's config; for an unknown class, DDIM, the published one.
 
     Raises:
         FileNotFoundError: if there is no config.
@@ -228,7 +228,7 @@ def load_scheduler(folder: Path) -> CogVideoXDDIMScheduler | CogVideoXDPMSchedul
 
 
 def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights in several files. Raises `ValueError` if two hold the same weight."""
+    """Reads the names and shapes of the weights in several files. Raises `ValueError` if two hold the same weight."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         found = weight_shapes(file)
@@ -258,10 +258,10 @@ def _compare(
 
 @contextmanager
 def _plain_layout(folder: Path, files: list[Path], names: tuple[str, str]) -> Generator[Path]:
-    """A temporary folder with links to the config and to these files alone, under the names that libraries look for first.
+    """Yields a temporary folder with links to the config and to these files, under the names that libraries look for first.
 
     Args:
-        names: of a single file, `.safetensors` and `.bin`; several are listed in an index of that name.
+        names: the names for a single `.safetensors` and a single `.bin` file; several files are listed in an index.
     """
     name = names[0 if files[0].suffix == ".safetensors" else 1]
     with tempfile.TemporaryDirectory() as temporary:
@@ -278,7 +278,7 @@ def _plain_layout(folder: Path, files: list[Path], names: tuple[str, str]) -> Ge
 
 
 def _indexed_files(index: Path) -> list[Path]:
-    """The files that an index of weights names; the errors are those of `weight_files`."""
+    """Returns the files listed in an index of weights. Raises the errors of `weight_files`."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -291,7 +291,7 @@ def _indexed_files(index: Path) -> list[Path]:
 
 
 def _files_by_variant(folder: Path, names: tuple[str, str]) -> dict[str | None, list[Path]]:
-    """A folder's `.safetensors` files, or its `.bin` files where there are none, of each variant. None is no variant."""
+    """Lists a folder's `.safetensors` files, or its `.bin` files if there are none, by variant (None: no variant)."""
     stem = re.escape(Path(names[0]).stem), re.escape(Path(names[1]).stem)
     shard = r"(?:-\d+-of-\d+)?"
     named = re.compile(rf"(?:{stem[0]}|{stem[1]}){shard}\.(.+?){shard}")
@@ -308,10 +308,10 @@ def _files_by_variant(folder: Path, names: tuple[str, str]) -> dict[str | None, 
 def _as_before_quantization(
     expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """Puts the weights that a quantized model was made from in place of what is stored for them.
+    """Replaces the stored parts of quantized weights by the weights that they were made from.
 
-    A quantized weight is stored as parts (torchao's `x._weight_qdata` and `x._weight_scale`) or packed, beside further
-    values (bitsandbytes' `x.weight.absmax`, `x.SCB`), all under the name of its module `x`.
+    A quantized weight is stored in parts (torchao's `x._weight_qdata` and `x._weight_scale`), or packed with further values
+    (bitsandbytes' `x.weight.absmax`, `x.SCB`), all under the name of its module `x`.
     """
     modules = {name.rpartition(".")[0] for name in expected}
     plain, quantized = {}, set()

@@ -1,4 +1,4 @@
-"""LoRA files of CogVideoX in the forms that trainers write them, converted to diffusers' form.
+"""LoRA files of CogVideoX in the forms of common trainers, converted to diffusers' form.
 
 | written by           | a key                                                             |
 |----------------------|-------------------------------------------------------------------|
@@ -7,7 +7,7 @@
 | ComfyUI              | `diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight`   |
 | kohya, VideoX-Fun    | `lora_unet__transformer_blocks_0_attn1_to_q.lora_down.weight`     |
 
-An `alpha` beside a module's weights scales that module by alpha / rank.
+An `alpha` next to a module's weights scales that module by alpha / rank.
 """
 
 import logging
@@ -36,16 +36,16 @@ PART = re.compile(
 SIDES = {"down": "A", "up": "B", "A": "A", "B": "B"}
 MODELS = {1920: " (CogVideoX-2B)", 3072: " (CogVideoX-5B)"}  # by width
 
-Key = tuple[str, str]  # the transformer's module, and which of its weights: "lora_A.weight", "alpha", …
+Key = tuple[str, str]  # (module of the transformer, weight), such as "lora_A.weight" or "alpha"
 
 
 def lora_file(path: str | os.PathLike, weight_name: str | None = None, subfolder: str | None = None) -> Path:
-    """The one file that holds a LoRA: `path` itself or, of a folder, the file of that name, of diffusers' or PEFT's name, or
-    the only weights file.
+    """Returns the file that holds a LoRA: `path` itself or, in a folder, the file `weight_name`, the file with diffusers' or
+    PEFT's name, or the only weights file.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if a folder holds several and nothing tells which is meant.
+        ValueError: if a folder holds several and none is selected.
     """
     path = Path(path) / (subfolder or "")
     if not path.exists():
@@ -65,7 +65,7 @@ def lora_file(path: str | os.PathLike, weight_name: str | None = None, subfolder
 
 
 def check_lora(path: str | os.PathLike, transformer: nn.Module) -> None:
-    """Compares a LoRA's file with a transformer (on any device, "meta" too), without loading it.
+    """Compares a LoRA's file with a transformer, on any device including "meta", without loading the file.
 
     Raises:
         FileNotFoundError, ValueError: as `load_lora`.
@@ -81,11 +81,11 @@ def load_lora(
 
     Args:
         source: a file, a folder, a hub id, or the weights by key.
-        transformer: what it is meant for.
+        transformer: the model to load it into.
         **kwargs: as for `lora_state_dict` of diffusers (`weight_name`, `subfolder`, `revision`, …).
 
     Returns:
-        The weights in diffusers' form, alphas multiplied into them, and the configuration that the file carries, if any.
+        The weights in diffusers' form, with alphas multiplied in, and the configuration in the file, if any.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -99,7 +99,7 @@ def load_lora(
         file = lora_file(source, kwargs.pop("weight_name", None), kwargs.pop("subfolder", None))
         source = name = str(file)
         _parse(weight_shapes(file), transformer, name)
-    # Checked before as well, since diffusers leaves out what it cannot convert.
+    # Also checked before, since diffusers drops keys that it cannot convert.
     weights, metadata = CogVideoXLoraLoaderMixin.lora_state_dict(source, return_lora_metadata=True, **kwargs)
     keys = _parse(_shapes(weights), transformer, name)
     parts = {keys[key]: weight for key, weight in weights.items()}
@@ -120,7 +120,7 @@ def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _peft_config(file: Path) -> dict | None:
-    """The configuration that PEFT writes beside its file, under diffusers' names; it holds the alphas."""
+    """Reads the configuration that PEFT writes next to its file, which holds the alphas, under diffusers' names."""
     if not (file.name.startswith("adapter_model.") and (file.parent / "adapter_config.json").is_file()):
         return None
     config = LoraConfig.from_pretrained(file.parent).to_dict()
@@ -128,11 +128,11 @@ def _peft_config(file: Path) -> dict | None:
 
 
 def _parse(shapes: Mapping[str, tuple[int, ...]], transformer: nn.Module, source: str) -> dict[str, Key]:
-    """What each key of a LoRA stands for; raises `ValueError` unless all of it fits the transformer."""
-    transformer = getattr(transformer, "_orig_mod", transformer)  # of torch.compile
+    """Maps each key of a LoRA to module and weight. Raises `ValueError` unless all of them fit the transformer."""
+    transformer = getattr(transformer, "_orig_mod", transformer)  # compiled by torch.compile
     modules = dict(transformer.named_modules())
     flat_names = {name.replace(".", "_"): name for name in modules}
-    # The forms of older versions of diffusers; its converter takes any values.
+    # Forms of older diffusers versions; the converter accepts any values.
     renamed = {key: next(iter(convert_unet_state_dict_to_peft({key: None}))) for key in shapes}
     keys: dict[str, Key] = {}
     foreign = []
@@ -166,7 +166,7 @@ def _parse(shapes: Mapping[str, tuple[int, ...]], transformer: nn.Module, source
 
 
 def _module_name(name: str, flat_names: dict[str, str]) -> str:
-    """The dotted name of a module, within the transformer or in a transformer with more blocks."""
+    """Returns the dotted name of a module, in this transformer or in one with more blocks."""
     flat = FLAT_PREFIX.match(name)
     if not flat:
         return name[DOTTED_PREFIX.match(name).end() :]
@@ -202,7 +202,7 @@ def _check(parts: dict[Key, tuple[str, tuple[int, ...]]], modules: dict[str, nn.
 
 
 def _depth_and_width(shapes: Mapping[Key, tuple[int, ...]]) -> tuple[int, int | None]:
-    """The number of blocks that a LoRA reaches to, and their width; None if none of its weights tells."""
+    """Returns the number of blocks that a LoRA covers, and their width; None if no weight determines it."""
     layers, width = 0, None
     for (module, part), shape in shapes.items():
         block = re.match(r"transformer_blocks\.(\d+)\.(.+)", module)
@@ -217,8 +217,8 @@ def _depth_and_width(shapes: Mapping[Key, tuple[int, ...]]) -> tuple[int, int | 
 
 
 def _features(module: nn.Module) -> tuple[int, int] | None:
-    """Input and output width of a layer that LoRA can change; None for others."""
-    module = getattr(module, "base_layer", module)  # of a layer that has a LoRA already
+    """Returns the input and output width of a layer that LoRA can change; None for others."""
+    module = getattr(module, "base_layer", module)  # the layer already has a LoRA
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if isinstance(module, nn.Conv2d):

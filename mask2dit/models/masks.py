@@ -1,7 +1,6 @@
-"""The symmetric binary attention mask of Mask²DiT (arXiv 2503.19881): which scene's text and video may see which.
+"""The symmetric binary attention mask of Mask²DiT (arXiv 2503.19881) between the text and video of scenes.
 
-A scene's own text and video always see each other. The five variants differ in what may cross scenes, and that is three
-relations, each symmetric:
+A scene's own text and video always see each other. The five variants differ in three symmetric relations between scenes:
 
 | variant | video-video | text-text | text-video |
 |---------|-------------|-----------|------------|
@@ -22,7 +21,7 @@ from mask2dit.scenes import SceneLayout
 
 
 class CrossScene(NamedTuple):
-    """Which tokens of *different* scenes see each other."""
+    """Relations by which tokens of *different* scenes see each other."""
 
     video_video: bool
     text_text: bool
@@ -39,14 +38,14 @@ MASK_VARIANTS = {
 
 
 def cross_scene(variant: str) -> CrossScene:
-    """The relations of a mask variant. Raises `ValueError` for a name that is none."""
+    """Returns the relations of a mask variant. Raises `ValueError` for an unknown variant."""
     if variant not in MASK_VARIANTS:
         raise ValueError(f"mask_variant has to be one of {', '.join(MASK_VARIANTS)}, but is {variant!r}")
     return MASK_VARIANTS[variant]
 
 
 def dense_mask(layout: SceneLayout, variant: str) -> torch.BoolTensor:
-    """The mask as a matrix: the oracle that tests and benchmarks hold the grouped calls against.
+    """Builds the mask as a matrix: the oracle that tests and benchmarks compare the grouped calls with.
 
     Args:
         layout: the N tokens of the sequence.

@@ -1,4 +1,4 @@
-"""Positions of video tokens over several scenes: time runs on from one scene to the next, as in the published model."""
+"""Positions of video tokens over several scenes: time continues across scenes, as in the published model."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from einops import rearrange, repeat
 
 
 def crop_region(grid: tuple[int, int], base_grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The part of the base grid that a grid of another aspect ratio covers, when fitted into it and centred.
+    """Returns the part of the base grid that a grid covers when fitted into it, with its aspect ratio, and centred.
 
     Args:
         grid, base_grid: (rows, columns) of tokens.
@@ -28,10 +28,10 @@ def crop_region(grid: tuple[int, int], base_grid: tuple[int, int]) -> tuple[tupl
 def grid_positions(
     grid: tuple[int, int], base_grid: tuple[int, int], device: torch.device | str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column positions of CogVideoX 1.0: `start + (stop - start) * i / n` over the resized crop region.
+    """Returns row and column positions of CogVideoX 1.0: `start + (stop - start) * i / n` over the resized crop region.
 
-    diffusers' own table (0.42) stops at `stop * (n - 1) / n`, which differs wherever the crop does not start at 0; the
-    published model has the positions given here.
+    The published model uses these positions. diffusers' own table (0.42) stops at `stop * (n - 1) / n`, which differs if
+    the crop does not start at 0.
 
     Returns:
         (rows,) and (columns,) float32.
@@ -46,7 +46,7 @@ def grid_positions(
 def rotary_table(
     head_dim: int, times: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary embedding of tokens on a grid of these positions: a quarter of the head for time, 3/8 for each other axis.
+    """Computes rotary embeddings on a grid of positions: a quarter of the head for time, 3/8 for each other axis.
 
     Args:
         times, rows, columns: (T,), (R,) and (C,) float positions.
@@ -71,10 +71,10 @@ def rotary_table(
 
 
 def sincos_table(base_table: torch.Tensor, num_scenes: int, num_frames: int, rows: int, columns: int) -> torch.Tensor:
-    """Sin-cos positions of the 2B model for several scenes, as the published model has them.
+    """Computes sin-cos positions of the 2B model for several scenes, as in the published model.
 
     The base table is resized once, trilinearly, to `num_scenes` times its frames and to the given rows and columns, and
-    its first `num_frames` are used. One scene at the base size is the base table itself.
+    its first `num_frames` are used. One scene at the base size uses the base table itself.
 
     Args:
         base_table: (frames, rows, columns, D) of the base size.

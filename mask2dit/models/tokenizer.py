@@ -6,26 +6,26 @@ from collections.abc import Iterable
 
 import sentencepiece
 
-# All of these become pieces, so that no English text holds an unknown character.
+# All of these become pieces, so that English text has no unknown characters.
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + "‘’“”–—áàâäçéèêëíïñóôöúü"
 
 
 def sentencepiece_model(sentences: Iterable[str], vocab_size: int, **options) -> bytes:
-    """A unigram model with T5's special tokens, the same every time for the same sentences and sentencepiece's options."""
+    """Trains a unigram model with T5's special tokens, deterministic for given sentences and sentencepiece options."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=model,
         model_type="unigram",
         vocab_size=vocab_size,
-        hard_vocab_limit=False,  # so few sentences may not yield all of them
+        hard_vocab_limit=False,  # few sentences may yield fewer pieces
         pad_id=0,
         eos_id=1,
         unk_id=2,
         bos_id=-1,
         character_coverage=1.0,
         required_chars=CHARACTERS,
-        num_threads=1,  # another number gives other scores
+        num_threads=1,  # scores depend on this number
         minloglevel=2,
         **options,
     )

@@ -1,6 +1,6 @@
 """The CogVideoX transformer over several scenes at once.
 
-Shapes: B stories, S scenes, F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene,
+Shapes: B stories, S scenes, F latent frames per scene, C latent channels, h x w latent size, L text tokens per scene,
 D token width, N tokens of the whole sequence `[T_1 … T_S | V_1 … V_S]`.
 """
 
@@ -24,7 +24,7 @@ from mask2dit.scenes import SceneLayout
 
 
 class Mask2DiTBlock(CogVideoXBlock):
-    """A CogVideoX block in which every scene is modulated by its own timestep and attention follows the dual mask."""
+    """A CogVideoX block with one timestep per scene and attention under the dual mask."""
 
     def forward(
         self,
@@ -58,28 +58,28 @@ class Mask2DiTBlock(CogVideoXBlock):
 
     @staticmethod
     def _modulate(norm, video, text, temb, layout):
-        """CogVideoX's adaptive layer norm with one time embedding a scene; the gates are (B, S, D)."""
-        # The norm's parts are called one by one, each just once, because hooks that move weights act on calls.
+        """Applies CogVideoX's adaptive layer norm with one time embedding per scene; the gates are (B, S, D)."""
+        # Each part of the norm is called exactly once, because hooks that move weights act on calls.
         shift, scale, gate, text_shift, text_scale, text_gate = norm.linear(norm.silu(temb)).chunk(6, dim=-1)
         video = _shift_and_scale(norm.norm(video), shift, scale, layout.video_lengths)
         text = _shift_and_scale(norm.norm(text), text_shift, text_scale, layout.text_lengths)
         return video, text, gate, text_gate
 
 
-# Cache hooks of diffusers (first-block cache and others) look blocks up by their exact class.
+# Cache hooks of diffusers (first-block cache and others) look up blocks by their exact class.
 TransformerBlockRegistry.register(
     Mask2DiTBlock, TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1)
 )
 
 
 class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
-    """CogVideoX's transformer with the symmetric binary attention mask and one timestep a scene.
+    """CogVideoX's transformer with the symmetric binary attention mask and one timestep per scene.
 
-    A scene whose timestep is 0 is context: it stays as given, and the others are generated from it (the segment-level
-    conditional mask). Weights are CogVideoX's own, and with one scene at the base size so are the results.
+    A scene with timestep 0 is context: it stays as given, and the others are generated from it (the segment-level
+    conditional mask). The weights are those of CogVideoX; with one scene at the base size, the results are too.
 
     Args:
-        mask_variant: which relations between scenes the mask allows, "v1" … "v5"; see `mask2dit.models.masks`.
+        mask_variant: the relations between scenes that the mask allows, "v1" … "v5"; see `mask2dit.models.masks`.
 
     All other arguments are those of `diffusers.CogVideoXTransformer3DModel`. `use_learned_positional_embeddings` belongs
     to CogVideoX's image-to-video model and raises `ValueError`.
@@ -88,7 +88,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
     _no_split_modules = ["Mask2DiTBlock", "CogVideoXPatchEmbed"]
     _repeated_blocks = ["Mask2DiTBlock"]
     gradient_checkpointing_interval = 1
-    """With gradient checkpointing, every how-manieth block is recomputed in the backward pass: 1 is all of them."""
+    """With gradient checkpointing, every n-th block is recomputed in the backward pass; 1: all blocks."""
 
     @register_to_config
     def __init__(
@@ -128,7 +128,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
                 "use_learned_positional_embeddings=True is CogVideoX's image-to-video model, whose table fits one "
                 "scene only: use a text-to-video model"
             )
-        # CogVideoX without blocks and without a table of positions: both are this class's own.
+        # Build CogVideoX without blocks and position table, which this class replaces.
         shared = inspect.signature(CogVideoXTransformer3DModel.__init__).parameters.keys() & self.config.keys()
         arguments = {name: self.config[name] for name in shared}
         super().__init__(**{**arguments, "num_layers": 0, "use_rotary_positional_embeddings": True})
@@ -173,11 +173,11 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
 
         Args:
             pretrained_model_name_or_path: a local folder.
-            subfolder: where in it the transformer lies. None: in the folder itself or, where that has no `config.json`,
-                in its `transformer/`.
+            subfolder: the transformer's subfolder. None: the folder itself or, if it has no `config.json`, its
+                `transformer/`.
             mask_variant: "v1" … "v5". None: the config's own, else its `attn_msk_version` n as "vn", else "v2".
             **kwargs: as in diffusers (`torch_dtype`, `variant`, `device_map`, `quantization_config`, …). A folder with
-                weights of one variant alone needs no `variant`.
+                a single variant does not need `variant`.
 
         Raises:
             FileNotFoundError: if the folder, its config or its weights are missing.
@@ -193,14 +193,14 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         return load_model(cls, super().from_pretrained, folder, mask_variant=mask_variant, **kwargs)
 
     def scene_layout(self, latent_height: int, latent_width: int, scene_frames: tuple[int, ...]) -> SceneLayout:
-        """The tokens of scenes of this size, which is also the check that the model can carry them.
+        """Returns the token layout of scenes of this size, after checking that the model supports them.
 
         Args:
             latent_height, latent_width: h and w.
             scene_frames: latent frames of each scene.
 
         Raises:
-            ValueError: if the patch does not divide the size, or the positions do not reach so far.
+            ValueError: if the size is not divisible by the patch, or exceeds the model's positions.
         """
         patch, patch_t = self.config.patch_size, self.config.patch_size_t or 1
         if latent_height % patch or latent_width % patch:
@@ -236,7 +236,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
     def rotary_embeddings(
         self, latent_height: int, latent_width: int, num_latent_frames: int, device: torch.device | str | None = None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Rotary positions of all scenes' video tokens, with one time axis that runs through all scenes.
+        """Computes rotary positions of all scenes' video tokens, with one time axis through all scenes.
 
         Args:
             latent_height, latent_width: h and w.
@@ -275,8 +275,8 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         Args:
             hidden_states: (B, S*F, C, h, w) latents, scenes one after another in time.
             encoder_hidden_states: (B, S*L, text_embed_dim) prompt embeddings, L = `max_text_seq_length` for each scene.
-            timestep: (B,) or (B, S), one for each scene. A context scene carries 0.
-            image_rotary_emb: cos and sin, each (video tokens, head_dim). None: computed here where the model is rotary.
+            timestep: (B,) or (B, S), one per scene; 0 for a context scene.
+            image_rotary_emb: cos and sin, each (video tokens, head_dim). None: computed here if the model uses them.
             scene_frames: latent frames of each scene, for instance (13, 13, 7). None: S equal scenes.
             timestep_cond: (B, …), added to the time embedding of every scene of a story.
             ofs: (B,), for models with `ofs_embed_dim`.
@@ -339,7 +339,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         return Transformer2DModelOutput(sample=output)
 
     def _time_embeddings(self, timestep, timestep_cond, ofs, num_scenes: int, latents) -> torch.Tensor:
-        """The time embedding of each scene, (B, S, D)."""
+        """Computes the time embedding of each scene, (B, S, D)."""
         batch_size = len(latents)
         if timestep.shape not in ((batch_size,), (batch_size, num_scenes)):
             raise ValueError(
@@ -359,7 +359,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         return temb
 
     def _embed(self, latents, prompt_embeds, layout: SceneLayout) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tokens of text and video with their positions, (B, n, D) each."""
+        """Embeds text and video with their positions, (B, n, D) each."""
         tokens = self.patch_embed(prompt_embeds, latents)  # (B, N, D)
         text, video = tokens.split([layout.text_length, layout.video_length], dim=1)
         if not self.config.use_rotary_positional_embeddings:
@@ -367,11 +367,11 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
             patch, num_scenes = self.config.patch_size, len(layout.video_lengths)
             table = sincos_table(self.pos_embedding.float(), num_scenes, num_frames, height // patch, width // patch)
             video = video + table.to(video)
-        # Contiguous, as every block returns them: with other strides, the first of compiled blocks needs its own graph.
+        # Contiguous, like the outputs of blocks: with other strides, the first compiled block would need its own graph.
         return self.embedding_dropout(text).contiguous(), self.embedding_dropout(video).contiguous()
 
     def _scene_frames(self, latents, prompt_embeds, scene_frames) -> tuple[int, ...]:
-        """Latent frames of each scene, checked against the shapes of latents and text."""
+        """Returns the latent frames of each scene, checked against the shapes of latents and text."""
         batch_size, num_frames, channels = latents.shape[:3]
         text_batch_size, text_length, text_width = prompt_embeds.shape
         expected = (self.config.in_channels, self.config.text_embed_dim)
@@ -402,15 +402,15 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         return tuple(scene_frames)
 
     def compile_repeated_blocks(self, *args, dynamic: bool | None = True, **kwargs) -> None:
-        """As in diffusers, but with dynamic shapes from the first call on.
+        """Compiles blocks as in diffusers, but with dynamic shapes from the first call on.
 
         Blocks are then compiled once per number of scenes, whatever their lengths. With `dynamic=None`, torch compiles for
-        fixed lengths first and again for each that changes, until its recompile limit ends the run.
+        fixed lengths first and recompiles for each new one, until its recompile limit ends the run.
         """
         super().compile_repeated_blocks(*args, dynamic=dynamic, **kwargs)
 
     def set_attn_processor(self, processor) -> None:
-        """As in diffusers, but a processor that knows nothing of scenes, and so would drop the mask, is refused.
+        """Sets processors as in diffusers, but refuses those without a `layout` argument, which would drop the mask.
 
         Raises:
             ValueError: if a processor's `__call__` takes no `layout`.
@@ -424,7 +424,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         super().set_attn_processor(processor)
 
     def fuse_qkv_projections(self) -> None:
-        """Refused: diffusers' fused processor knows nothing of scenes and would silently drop the mask."""
+        """Always raises: diffusers' fused processor is unaware of scenes and would silently drop the mask."""
         raise NotImplementedError(
             "fuse_qkv_projections() would replace the attention processor by one without the mask between scenes"
         )
@@ -440,7 +440,7 @@ def _shift_and_scale(tokens, shift, scale, lengths):
 
 
 def _add_gated(tokens, update, gate, lengths):
-    """Residual sum in which each scene's update passes its own gate. tokens, update: (B, n, D); gate: (B, S, D)."""
+    """Adds each scene's update, scaled by its own gate. tokens, update: (B, n, D); gate: (B, S, D)."""
     if _are_equal(lengths):
         update = update.unflatten(1, (len(lengths), lengths[0]))  # (B, S, n/S, D)
         return tokens + (gate[:, :, None] * update).flatten(1, 2)

@@ -1,6 +1,6 @@
-"""Videos of several scenes from one prompt a scene, from nothing or as the continuation of given scenes.
+"""Generation of videos of several scenes with one prompt per scene, from noise alone or from given scenes.
 
-Shapes: B stories, S scenes, F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene,
+Shapes: B stories, S scenes, F latent frames per scene, C latent channels, h x w latent size, L text tokens per scene,
 D text width; videos are H x W pixels.
 """
 
@@ -60,8 +60,8 @@ logger = logging.getLogger(__name__)
 Video = str | os.PathLike | np.ndarray  # a file, or (frames, H, W, 3) uint8
 COMPONENTS = ("tokenizer", "text_encoder", "vae", "transformer", "scheduler")
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
-# They add noise as the model was trained, x_t = alpha_t x_0 + sigma_t e with alpha_t^2 + sigma_t^2 = 1, and do not scale the
-# model's input, so that given scenes stay clean.
+# These add noise as in training, x_t = alpha_t x_0 + sigma_t e with alpha_t^2 + sigma_t^2 = 1, and do not scale the model's
+# input, so that given scenes stay clean.
 SCHEDULERS = (
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
@@ -77,12 +77,12 @@ SAMPLING_REMEDY = (
     "use dtype bfloat16 or float32 and a smaller guidance_scale, and look for NaN in the weights and the LoRA"
 )
 MODEL_NAMES = ("text_encoder", "vae", "transformer")  # components with weights
-QUOTED = 300  # characters of a prompt that a warning quotes at most
-CUTS_WARNED_OF: set[str] = set()  # in this process: training embeds the same captions again and again
+QUOTED = 300  # maximum number of characters that a warning quotes from a prompt
+CUTS_WARNED_OF: set[str] = set()  # per process, since training embeds the same captions repeatedly
 
 
 class VideoShape(NamedTuple):
-    """The frames that a video of several scenes consists of."""
+    """Frame counts and latent size of a video of several scenes."""
 
     frames: tuple[int, ...]
     """Frames of each scene."""
@@ -98,10 +98,10 @@ class CallPlan:
 
     batch_size: int
     prompts: list[list[str]] | None
-    """B lists of S texts; None where embeddings are given."""
+    """B lists of S prompts; None if embeddings are given."""
     negatives: list[list[str]] | None
     prompt_embeds: torch.Tensor | None
-    """Embeddings of the prompts, (B, S, L, D); None where texts are given."""
+    """Embeddings of the prompts, (B, S, L, D); None if texts are given."""
     negative_prompt_embeds: torch.Tensor | None
     height: int
     """Height in pixels."""
@@ -109,7 +109,7 @@ class CallPlan:
     """Width in pixels."""
     shape: VideoShape
     generated: tuple[bool, ...]
-    """For each scene, True if it is generated and False if it is given."""
+    """True for each scene that is generated, False for each that is given."""
     context_video: list[list[Video]] | None
     """B lists of the given scenes."""
     context_latents: torch.Tensor | None
@@ -125,7 +125,7 @@ class CallPlan:
 
 @dataclass
 class DenoisingState:
-    """The values that change from step to step, by the scheduler or by a callback."""
+    """The values that the scheduler or a callback changes at each step."""
 
     latents: torch.Tensor
     """Latents of all scenes, (B, S*F, C, h, w)."""
@@ -138,21 +138,20 @@ class DenoisingState:
     negative_prompt_embeds: torch.Tensor | None
     """Embeddings of the negative prompts, of the same shape."""
     guidance_scale: float
-    """The guidance scale without the variation of `use_dynamic_cfg`."""
+    """Guidance scale before the variation by `use_dynamic_cfg`."""
 
     @property
     def guided(self) -> bool:
         return self.guidance_scale > 1.0
 
     def restore_context(self) -> None:
-        """Puts the given scenes back into the latents."""
+        """Writes the given scenes back into the latents."""
         if self.context_latents is not None:
             self.latents[:, ~self.is_generated] = self.context_latents
 
 
 def _leaves_hooks_clean(method: Callable) -> Callable:
-    """However the method ends, offloaded weights go back and caches of diffusers are emptied, so that the next call is not
-    affected by it."""
+    """Offloads weights and empties caches of diffusers however the method ends, so that the next call is not affected."""
 
     @wraps(method)
     def wrapped(self, *args, **kwargs):
@@ -170,7 +169,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     Args:
         tokenizer, text_encoder: T5, which embeds the prompts.
-        vae: CogVideoX's causal video autoencoder, which encodes and decodes each scene by itself.
+        vae: CogVideoX's causal video autoencoder, which encodes and decodes each scene separately.
         transformer: denoises the latents of all scenes together.
         scheduler: CogVideoX's DDIM or DPM scheduler, or another one of `SCHEDULERS` with the model's noise schedule.
     """
@@ -211,16 +210,16 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             pretrained_model_name_or_path: a local folder with `tokenizer/`, `text_encoder/`, `vae/`, `transformer/` and
                 `scheduler/`.
             mask_variant: as for `Mask2DiTTransformer3DModel.from_pretrained`.
-            torch_dtype: of all weights, or of each component, as in `{"transformer": torch.bfloat16, "default":
-                torch.float32}`; components that it does not name take "default" or, without one, float32.
-            variant: which weights to take where a component has several, "fp16" for
+            torch_dtype: the dtype of all weights, or of each component, as in `{"transformer": torch.bfloat16, "default":
+                torch.float32}`; unnamed components take "default" or, without it, float32.
+            variant: the variant to load if a component has several, such as "fp16" for
                 `diffusion_pytorch_model.fp16.safetensors`. Components without this variant load their plain weights.
-            **components: components that are already loaded, by name, in place of the folder's.
+            **components: loaded components by name, instead of those in the folder.
 
         Raises:
             FileNotFoundError: if the folder or a part of it is missing, or no component has the variant.
             ValueError: if a file is corrupt, weights do not fit, or `torch_dtype` does not name dtypes of components.
-            TypeError: for a keyword that is no component.
+            TypeError: for a keyword that is not a component.
         """
         dtypes = _component_dtypes(torch_dtype)
         for name in components:
@@ -258,11 +257,11 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     @classmethod
     def skeleton(cls, folder: str | os.PathLike, configs_only: bool = False) -> "Mask2DiTPipeline":
-        """A pipeline without weights and text encoder, read in a moment: enough for `video_shape`, and a check of the folder.
+        """Builds a pipeline without weights or text encoder, which is fast, suffices for `video_shape` and checks the folder.
 
         Args:
             folder: as for `from_pretrained`.
-            configs_only: read configurations alone; weights are not checked, and there is no tokenizer.
+            configs_only: True reads only configurations: weights are not checked, and there is no tokenizer.
 
         Raises:
             FileNotFoundError: if a part of the folder is missing, weights included.
@@ -293,11 +292,11 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         low_cpu_mem_usage: bool = True,
         **kwargs,
     ) -> None:
-        """As in diffusers, for the forms in which diffusers, PEFT, ComfyUI, kohya and VideoX-Fun write LoRAs of CogVideoX.
+        """Loads a LoRA of CogVideoX as in diffusers, in the form of diffusers, PEFT, ComfyUI, kohya or VideoX-Fun.
 
         Raises:
             FileNotFoundError: if there is none.
-            ValueError: if the LoRA was made for another transformer, or a key cannot be converted. Nothing is loaded then.
+            ValueError: if the LoRA was made for another transformer, or a key cannot be converted; nothing is loaded.
         """
         state_dict, metadata = load_lora(pretrained_model_name_or_path_or_dict, self.transformer, **kwargs)
         self.load_lora_into_transformer(
@@ -337,48 +336,47 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> CogVideoXPipelineOutput | tuple:
-        """Generates all scenes at once, or the scenes that are missing from given ones.
+        """Generates all scenes at once, or the missing scenes from given ones.
 
-        The published model was trained to generate all scenes, or the last one from all before it. Anything else that
-        `context_video`, `context_latents` and `scene_mask` can ask for (several scenes from one, a scene in the middle)
-        lies outside that training, though a model trained with random given scenes can do it.
+        The published model was trained to generate all scenes, or the last one from all before it. Other patterns that
+        `context_video`, `context_latents` and `scene_mask` allow (several scenes from one, a scene in the middle) are
+        outside that training; a model trained with random given scenes supports them.
 
         Args:
-            prompt: one text for every scene, given or generated; or a list of such lists, B stories with equally many
+            prompt: one prompt per scene, given or generated; or a list of such lists, B stories with the same number of
                 scenes.
-            negative_prompt: one text for every scene, or one for each scene (of each story). None: the empty text.
-            height, width: of the video in pixels. None: those that the model was trained at, 480x720 for CogVideoX-5B.
-            num_frames: frames of a scene: one number for all or one for each. None: as the model was trained, 49 for
-                CogVideoX-5B.
+            negative_prompt: one negative prompt for all scenes, or one per scene (of each story). None: the empty text.
+            height, width: size of the video in pixels. None: the model's training size, 480x720 for CogVideoX-5B.
+            num_frames: frames per scene: one number for all scenes, or one per scene. None: the model's training length,
+                49 for CogVideoX-5B.
             context_video: the given scenes in order, each a file or a (frames, H, W, 3) uint8 array; a list of such lists
-                where B > 1. Frames are taken from the centre at the largest stride of 3 … 1 for which they fit.
+                if B > 1. Frames are taken from the centre at the largest stride of 3 … 1 that fits.
             context_latents: the given scenes as scaled latents (B, given*F, C, h, w), instead of `context_video`.
-            scene_mask: (S,) bools, True where a scene is generated, False where it is given. None: the given scenes are the
-                first ones.
-            noise_context: True noises the given scenes at timestep 0, as the published pipeline does, though in training
+            scene_mask: (S,) bools, True for generated scenes, False for given ones. None: the given scenes come first.
+            noise_context: True adds noise to the given scenes at timestep 0, as the published pipeline does; in training,
                 they are clean.
-            num_inference_steps: denoising steps.
-            guidance_scale: classifier-free guidance; 1 or less is none and halves the work.
-            use_dynamic_cfg: vary the guidance over the steps by the formula of diffusers' CogVideoX pipeline.
-            eta: passed on to the scheduler (diffusers' CogVideoX schedulers accept and ignore it), from 0 to 1.
-            generator: makes the noise repeatable; a list has one for each story.
+            num_inference_steps: number of denoising steps.
+            guidance_scale: scale of classifier-free guidance; 1 or less disables it and halves the computation.
+            use_dynamic_cfg: True varies the guidance over the steps by the formula of diffusers' CogVideoX pipeline.
+            eta: passed on to the scheduler, from 0 to 1; diffusers' CogVideoX schedulers ignore it.
+            generator: makes the noise reproducible; one generator, or a list with one per story.
             latents: the initial noise of the generated scenes, (B, generated*F, C, h, w).
             prompt_embeds, negative_prompt_embeds: (B, S, L, D), instead of texts.
             output_type: "np", "pt", "pil" or "latent".
             return_dict: False returns a tuple.
             attention_kwargs: passed on to the transformer; "scale" scales LoRA layers.
-            callback_on_step_end: as in diffusers. Its "latents" are those of all scenes; given ones are put back after it.
-                Embeddings are (B, S, L, D), the negative ones apart. It may change `_guidance_scale`, as
-                `SDCFGCutoffCallback` does, which holds from the next step on.
-            callback_on_step_end_tensor_inputs: of "latents", "prompt_embeds" and "negative_prompt_embeds".
+            callback_on_step_end: as in diffusers. Its "latents" are those of all scenes; given scenes are restored after it.
+                Embeddings are (B, S, L, D), with negative ones separate. It may change `_guidance_scale`, as
+                `SDCFGCutoffCallback` does; the change takes effect at the next step.
+            callback_on_step_end_tensor_inputs: a selection of "latents", "prompt_embeds" and "negative_prompt_embeds".
 
         Returns:
-            `CogVideoXPipelineOutput` whose `frames` hold all S scenes, given ones too: "np" (B, S*frames, H, W, 3) in
-            [0, 1]; "pt" (B, S*frames, 3, H, W); "pil" a list of images for each story; "latent" (B, S*F, C, h, w) scaled.
+            `CogVideoXPipelineOutput` whose `frames` hold all S scenes, given ones included: "np" (B, S*frames, H, W, 3) in
+            [0, 1]; "pt" (B, S*frames, 3, H, W); "pil" a list of images per story; "latent" (B, S*F, C, h, w) scaled.
 
         Raises:
-            ValueError, FileNotFoundError: before any expensive work, for anything that cannot be carried out.
-            FloatingPointError: if a decoded scene would not be finite.
+            ValueError, FileNotFoundError: for invalid arguments, before any expensive work.
+            FloatingPointError: if a scene is not finite.
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -389,15 +387,13 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         guided = guidance_scale > 1.0
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         size = (height, width, num_frames)
-        plan = self._plan(texts, size, context_video, context_latents, scene_mask, latents, guided)
-        if isinstance(generator, list) and len(generator) != plan.batch_size:
-            raise ValueError(f"there are {len(generator)} generators for {plan.batch_size} stories")
+        plan = self._plan(texts, size, context_video, context_latents, scene_mask, latents, generator, guided)
 
         self._guidance_scale = guidance_scale
         self._attention_kwargs = attention_kwargs
         self._current_timestep = None
         self._interrupt = False
-        # A callback may switch guidance on.
+        # A callback may enable guidance.
         with_negatives = guided or (callback_on_step_end is not None and self.text_encoder is not None)
         state = self._prepare(plan, num_inference_steps, guidance_scale, with_negatives, noise_context, generator)
         latents = self._denoise(
@@ -415,8 +411,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             video = self.decode_latents(latents, plan.shape.latent_frames, output_type)
         return CogVideoXPipelineOutput(frames=video) if return_dict else (video,)
 
-    def _plan(self, texts, size, context_video, context_latents, scene_mask, latents, guided: bool) -> CallPlan:
-        """Checks the arguments of `__call__` that describe its stories. Reads no files."""
+    def _plan(self, texts, size, context_video, context_latents, scene_mask, latents, generator, guided) -> CallPlan:
+        """Checks the arguments of `__call__` that describe its stories, without reading files."""
         prompt, negative_prompt, prompt_embeds, negative_prompt_embeds = texts
         prompts = self._stories(prompt, prompt_embeds)
         batch_size, num_scenes = (len(prompts), len(prompts[0])) if prompts else prompt_embeds.shape[:2]
@@ -449,6 +445,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             ("context_latents", context_latents, num_given),
         ):
             check_shape(name, given, (batch_size, count, *shape.latent_size), "stories, latent frames, channels, h, w")
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"there are {len(generator)} generators for {batch_size} stories")
         if self.text_encoder is None and (prompts or (guided and negatives)):
             raise ValueError(
                 "this pipeline has no text encoder: give prompt_embeds and, with guidance, negative_prompt_embeds too"
@@ -467,7 +465,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         """Encodes context and texts, sets the timesteps and draws the noise."""
         device, dtype = self._execution_device, self.transformer.dtype
 
-        # Context first: its files are read here, so that a bad one ends the call early
+        # Context first, so that an unreadable file ends the call early
         context_latents = plan.context_latents
         if plan.context_video is not None:
             context_frames = [n for n, new in zip(plan.shape.frames, plan.generated) if not new]
@@ -516,11 +514,11 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         callback: Callable | None,
         callback_tensors: Sequence[str],
     ) -> torch.Tensor:
-        """Takes all steps of the scheduler. Returns the latents of all scenes, (B, S*F, C, h, w)."""
+        """Runs all steps of the scheduler. Returns the latents of all scenes, (B, S*F, C, h, w)."""
         device = state.latents.device
         timesteps = self.scheduler.timesteps
         step_kwargs = {**extra_step_kwargs, "return_dict": False}
-        # 1 where t applies, 0 where a scene is clean
+        # 1 for scenes at timestep t, 0 for clean ones
         scene_timesteps = torch.tensor(plan.generated, device=device)[None]
         image_rotary_emb = self.transformer.rotary_embeddings(
             *plan.shape.latent_size[1:], len(state.is_generated), device
@@ -570,7 +568,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     def _call_back(
         self, callback: Callable, names: Sequence[str], step: int, t: torch.Tensor, state: DenoisingState
     ) -> None:
-        """Calls the callback at the end of a step, and takes over the tensors and the guidance that it changes."""
+        """Calls the callback at the end of a step, and applies its changes to tensors and guidance."""
         tensors = {name: getattr(state, name) for name in self._callback_tensor_inputs}
         text_shape = state.prompt_embeds.shape
         shapes = {"latents": state.latents.shape, "prompt_embeds": text_shape, "negative_prompt_embeds": text_shape}
@@ -581,10 +579,10 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             state.guidance_scale = self._guidance_scale
         is_cut = len(changed.get("prompt_embeds", state.prompt_embeds)) < len(state.prompt_embeds)
         if was_guided and not state.guided and is_cut:
-            # diffusers' callbacks cut the prompt out of [negative, positive]. Here it is by itself already.
+            # diffusers' callbacks cut the prompt out of [negative, positive]. Here they are already separate.
             changed = {name: value for name, value in changed.items() if name != "prompt_embeds"}
         if was_guided != state.guided:
-            self.transformer._reset_stateful_cache()  # its tensors are of another batch size
+            self.transformer._reset_stateful_cache()  # its tensors have another batch size
         for name in changed.keys() & tensors.keys():
             check_shape(f"the callback's {name}", changed[name], tuple(shapes[name]), "as it was given")
             setattr(state, name, changed[name])
@@ -597,9 +595,9 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[list[str]]) -> torch.Tensor:
-        """Embeds the prompt of each scene by itself.
+        """Embeds the prompt of each scene separately.
 
-        A prompt longer than the text window is cut, with a warning that quotes what is lost, once per process.
+        A prompt longer than the text window is truncated, with a warning that quotes the lost part, once per process.
 
         Args:
             prompts: B lists of S texts.
@@ -608,7 +606,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             (B, S, L, D) in the text encoder's dtype.
         """
         window = self.transformer.config.max_text_seq_length
-        texts = list(dict.fromkeys(text for story in prompts for text in story))  # repeated ones are embedded once
+        texts = list(dict.fromkeys(text for story in prompts for text in story))  # embed repeated texts once
         for text in texts:
             cut = self.describe_cut(text)
             if cut is not None and cut not in CUTS_WARNED_OF:
@@ -620,7 +618,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         return torch.stack([torch.stack([by_text[text] for text in story]) for story in prompts])
 
     def describe_cut(self, prompt: str) -> str | None:
-        """Which part of a prompt the text window cuts off; None if it holds all of it. Needs no weights."""
+        """Describes the part of a prompt that the text window cuts off; None if the prompt fits. Needs no weights."""
         window = self.transformer.config.max_text_seq_length
         token_ids = self.tokenizer(prompt).input_ids
         if len(token_ids) <= window:
@@ -633,7 +631,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         )
 
     @torch.no_grad()
-    @_leaves_hooks_clean  # under model offload the VAE would stay on the device until decoding
+    @_leaves_hooks_clean  # with model offload, the VAE would stay on the device until decoding
     def encode_context(
         self,
         videos: Sequence[Sequence[Video]],
@@ -644,18 +642,18 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         sample_posterior: bool = False,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Encodes given scenes, each by itself.
+        """Encodes each given scene separately.
 
         Args:
             videos: B lists of given scenes in order.
             num_frames: frames of each given scene.
-            height, width: in pixels, to which frames are resized and centre-cropped.
-            start: "center" takes the middle of a clip, "random" a random window, as published.
+            height, width: size in pixels to which frames are resized and centre-cropped.
+            start: "center" takes the middle of a clip, "random" a random frame range, as published.
             sample_posterior: True samples the latent distribution, as published; False takes its mode.
-            generator: for a random start and for sampling.
+            generator: generator for a random start and for sampling.
 
         Returns:
-            (B, given*F, C, h, w) scaled latents, to be passed as `context_latents`.
+            (B, given*F, C, h, w) scaled latents, for `context_latents`.
 
         Raises:
             FileNotFoundError, ValueError: if a video is missing, unreadable or too short.
@@ -663,7 +661,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         """
         check_vae_tiles(self.vae)
         num_frames = self._frames_of_scenes(num_frames, len(videos[0]))
-        scenes = [  # everything is read before anything is encoded
+        scenes = [  # read everything before encoding anything
             torch.stack(
                 [read_scene(story[scene], n, height, width, start=start, generator=generator) for story in videos]
             )
@@ -692,10 +690,10 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             output_type: "np", "pt" or "pil".
 
         Returns:
-            The videos in the form that `__call__` describes.
+            The videos in the form that `__call__` returns.
 
         Raises:
-            FloatingPointError: if a scene, or what is decoded of it, is not finite.
+            FloatingPointError: if the latents or pixels of a scene are not finite.
         """
         check_vae_tiles(self.vae)
         scenes = []
@@ -704,7 +702,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             num_frames = (scene.shape[1] - 1) * self.vae_scale_factor_temporal + 1
             unscaled = 1 / self.vae.config.scaling_factor * scene.transpose(1, 2).to(self.vae.dtype)
             pixels = self.vae.decode(unscaled).sample  # (B, 3, frames, H, W)
-            # From an even number of latent frames (CogVideoX 1.5) the VAE makes a few frames too many, at the start.
+            # From an even number of latent frames (CogVideoX 1.5), the VAE makes a few extra frames at the start.
             pixels = pixels[:, :, -num_frames:]
             size = tuple(n * self.vae_scale_factor_spatial for n in scene.shape[-2:])
             check_shape("a decoded scene", pixels, (len(scene), pixels.shape[1], num_frames, *size), VAE_AXES)
@@ -719,11 +717,11 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     def fill_size(
         self, height: int | None, width: int | None, num_frames: int | Sequence[int] | None
     ) -> tuple[int, int, int | Sequence[int]]:
-        """Height, width and frames of a scene, with those of the model's training for None. Needs no weights."""
+        """Returns height, width and frames per scene, with the model's training values for None. Needs no weights."""
         config = self.transformer.config
         if num_frames is None:
-            # CogVideoX 1.5 names 81 frames, whose 21 latent ones its temporal patch does not divide: as in diffusers, the
-            # next number that it does.
+            # The config of CogVideoX 1.5 names 81 frames, but the temporal patch does not divide their 21 latent frames. As
+            # in diffusers, take the next number that it divides.
             ratio, patch_t = self.vae_scale_factor_temporal, config.patch_size_t or 1
             latent_frames = (config.sample_frames - 1) // ratio + 1
             num_frames = (-(-latent_frames // patch_t) * patch_t - 1) * ratio + 1
@@ -734,10 +732,10 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         )
 
     def video_shape(self, height: int, width: int, num_frames: int | Sequence[int], num_scenes: int) -> VideoShape:
-        """The frames and latent frames of a video of this size. Needs no weights.
+        """Returns the frames and latent frames of a video of this size. Needs no weights.
 
         Raises:
-            ValueError: with the nearest sizes that VAE, patch and positions can carry.
+            ValueError: for a size that VAE, patch or positions do not support, with the nearest supported sizes.
         """
         step = self.vae_scale_factor_spatial * self.transformer.config.patch_size
         for name, size in (("height", height), ("width", width)):
@@ -788,7 +786,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 raise ValueError(f"{type(one).__name__} cannot be used, since this pipeline has no IP adapter")
 
     def check_steps(self, num_inference_steps: int) -> None:
-        """Raises `ValueError` for a number of steps that the scheduler does not have."""
+        """Raises `ValueError` for a number of steps that the scheduler does not support."""
         most = self.scheduler.config.num_train_timesteps
         if not isinstance(num_inference_steps, Integral) or not 1 <= num_inference_steps <= most:
             raise ValueError(
@@ -796,7 +794,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             )
 
     def _frames_of_scenes(self, num_frames, num_scenes) -> tuple[int, ...]:
-        """Frames of each scene, which VAE and temporal patch have to be able to carry."""
+        """Returns the frames of each scene, after checking that VAE and temporal patch support them."""
         frames = (num_frames,) * num_scenes if isinstance(num_frames, Integral) else tuple(num_frames)
         if len(frames) != num_scenes:
             raise ValueError(f"num_frames has {len(frames)} entries for {num_scenes} scenes")
@@ -812,7 +810,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     @staticmethod
     def _stories(prompt, prompt_embeds) -> list[list[str]] | None:
-        """The prompts as B lists of S texts; None where embeddings stand for them."""
+        """Returns the prompts as B lists of S texts; None if embeddings are given."""
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("give the scenes either as prompt or as prompt_embeds: one text or embedding a scene")
         if prompt is None:
@@ -838,7 +836,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     @staticmethod
     def _negatives(negative_prompt, negative_prompt_embeds, batch_size, num_scenes) -> list[list[str]] | None:
-        """The negative prompts as B lists of S texts; None where embeddings stand for them."""
+        """Returns the negative prompts as B lists of S texts; None if embeddings are given."""
         if negative_prompt_embeds is not None:
             if negative_prompt is not None:
                 raise ValueError("give either negative_prompt or negative_prompt_embeds, not both")
@@ -859,7 +857,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     @staticmethod
     def _generated_scenes(scene_mask, context_video, context_latents, latent_frames) -> tuple[bool, ...]:
-        """For each scene whether it is generated (True) or given (False)."""
+        """Returns True for each generated scene and False for each given one."""
         num_scenes = len(latent_frames)
         if context_video is not None and context_latents is not None:
             raise ValueError("give the context either as context_video or as context_latents, not both")
@@ -897,7 +895,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
 
 def check_scheduler(scheduler) -> None:
-    """Raises `ValueError` for a scheduler that would noise or scale latents otherwise than the model was trained."""
+    """Raises `ValueError` for a scheduler that adds noise or scales latents differently from the model's training."""
     known = ", ".join(cls.__name__ for cls in SCHEDULERS)
     name = type(scheduler).__name__
     if not isinstance(scheduler, SCHEDULERS):
@@ -908,7 +906,7 @@ def check_scheduler(scheduler) -> None:
             f"{name} with prediction_type={config.prediction_type!r} and use_flow_sigmas="
             f"{config.get('use_flow_sigmas', False)} samples flow models: set {' or '.join(PREDICTION_TYPES)}, and false"
         )
-    # `from_config` keeps, and does not use, settings that a class does not have.
+    # `from_config` keeps but ignores settings that are unknown to a class.
     shift = config.get("snr_shift_scale", 1.0)
     if shift != 1 and "snr_shift_scale" not in inspect.signature(type(scheduler).__init__).parameters:
         raise ValueError(
@@ -918,13 +916,13 @@ def check_scheduler(scheduler) -> None:
 
 
 def require_finite(what: str, values: torch.Tensor, remedy: str) -> None:
-    """Raises `FloatingPointError` if there is an infinity or NaN."""
+    """Raises `FloatingPointError` for an infinity or NaN."""
     if not values.isfinite().all():
         raise FloatingPointError(f"{what} are not finite numbers: {remedy}")
 
 
 def _component_dtypes(torch_dtype: torch.dtype | dict[str, torch.dtype]) -> dict[str, torch.dtype]:
-    """The dtype of each component with weights. Raises `ValueError` for names and values that mean nothing."""
+    """Returns the dtype of each component with weights. Raises `ValueError` for invalid names and values."""
     if not isinstance(torch_dtype, dict):
         torch_dtype = {"default": torch_dtype}
     names = (*MODEL_NAMES, "default")
@@ -937,7 +935,7 @@ def _component_dtypes(torch_dtype: torch.dtype | dict[str, torch.dtype]) -> dict
 
 
 def _component_variants(folder: Path, variant: str | None, components: dict) -> dict[str, str | None]:
-    """The variant of the weights that each component is loaded from. Raises `FileNotFoundError` if none has it."""
+    """Returns the variant to load for each component. Raises `FileNotFoundError` if no component has the variant."""
     if variant is None:
         return dict.fromkeys(MODEL_NAMES)
     variants = {name: variant if has_variant(folder / name, variant) else None for name in MODEL_NAMES}
@@ -947,7 +945,7 @@ def _component_variants(folder: Path, variant: str | None, components: dict) -> 
 
 
 def count_given_scenes(context_latents: torch.Tensor, latent_frames: Sequence[int]) -> int:
-    """How many first scenes of these lengths context latents (B, given*F, C, h, w) are. Raises `ValueError` if none fit."""
+    """Counts the first scenes that context latents (B, given*F, C, h, w) hold. Raises `ValueError` unless a count fits."""
     for count, frames in enumerate(accumulate(latent_frames), start=1):
         if frames == context_latents.shape[1]:
             return count
@@ -958,7 +956,7 @@ def count_given_scenes(context_latents: torch.Tensor, latent_frames: Sequence[in
 
 
 def _videos_of_stories(videos, batch_size) -> list[list[Video]] | None:
-    """The given scenes as B lists."""
+    """Returns the given scenes as B lists."""
     if videos is None:
         return None
     if isinstance(videos, (str, os.PathLike)) or getattr(videos, "ndim", 0) == 4:
@@ -977,6 +975,6 @@ def _videos_of_stories(videos, batch_size) -> list[list[Video]] | None:
 
 
 def check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...], meaning: str) -> None:
-    """Raises `ValueError` with both shapes; None is fine."""
+    """Raises `ValueError`, naming both shapes, if a tensor has another shape. None is accepted."""
     if tensor is not None and tuple(tensor.shape) != shape:
         raise ValueError(f"{name} has to have the shape {shape} ({meaning}), but has {tuple(tensor.shape)}")

@@ -1,4 +1,4 @@
-"""One setting for how a pipeline's weights share the device's memory, carried out by diffusers."""
+"""Memory modes: where a pipeline's weights are kept and in which dtype, by diffusers' offloading and casting."""
 
 import math
 
@@ -16,10 +16,10 @@ MEMORY_MODES = {
 
 
 def enable_vae_tiling(vae: AutoencoderKLCogVideoX) -> None:
-    """Encodes and decodes in overlapping tiles of half the VAE's base size.
+    """Enables encoding and decoding in overlapping tiles of half the VAE's base size.
 
-    diffusers rounds overlaps in pixels and in latents apart, which agrees at CogVideoX's base size only; elsewhere the next
-    larger overlap is taken for which they agree.
+    diffusers rounds overlaps in pixels and in latents separately, and the results agree only at CogVideoX's base size. For
+    other sizes, the next larger overlap for which they agree is used.
 
     Raises:
         ValueError: if the VAE's base size is too small for tiles that overlap.
@@ -57,15 +57,15 @@ def _spatial_scale(vae: AutoencoderKLCogVideoX) -> int:
 
 
 def _tiles_agree(size: int, latents: int, factor: float, scale: int) -> bool:
-    """Whether what is kept of each tile is as long as the step to the next one, by the rounding of `tiled_encode` and
-    `tiled_decode` of diffusers."""
+    """Returns True if the kept part of each tile is as long as the step to the next tile, by the rounding of diffusers'
+    `tiled_encode` and `tiled_decode`."""
     step = int(latents * (1 - factor))
     kept_pixels, kept_latents = size - int(size * factor), latents - int(latents * factor)
     return step > 0 and step * scale == kept_pixels == int(size * (1 - factor)) and step == kept_latents
 
 
 def check_memory_mode(mode: str, device: torch.device | str) -> None:
-    """Raises `ValueError` for an unknown mode, or one that this device cannot use."""
+    """Raises `ValueError` for an unknown mode, or one that the device does not support."""
     if mode not in MEMORY_MODES:
         raise ValueError(f"memory has to be one of {', '.join(MEMORY_MODES)}, but is {mode!r}")
     if torch.device(device).type == "cpu" and mode in ("model_offload", "group_offload", "sequential_offload"):
@@ -78,9 +78,9 @@ def apply_memory_mode(pipeline: DiffusionPipeline, mode: str, device: torch.devi
     """Places a freshly loaded pipeline on a device.
 
     Args:
-        pipeline: with all weights in main memory.
+        pipeline: the pipeline, with all weights in main memory.
         mode: a key of `MEMORY_MODES`.
-        device: where it computes.
+        device: the device that it computes on.
 
     Raises:
         ValueError: as `check_memory_mode`.
@@ -96,7 +96,7 @@ def apply_memory_mode(pipeline: DiffusionPipeline, mode: str, device: torch.devi
     elif mode in ("model_offload", "fp8"):
         pipeline.enable_model_cpu_offload(device=device)
     elif mode == "group_offload":
-        # Part by part: the pipeline's own method would move a part that is left out of it to the device as a whole.
+        # Separately for each part: the pipeline's own method would move an excluded part to the device as a whole.
         pipeline.transformer.enable_group_offload(
             onload_device=device, offload_type="block_level", num_blocks_per_group=1, use_stream=device.type == "cuda"
         )

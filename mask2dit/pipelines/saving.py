@@ -1,4 +1,4 @@
-"""Writing model folders as released ones are laid out."""
+"""Writing model folders in the layout of released ones."""
 
 import json
 from pathlib import Path
@@ -12,17 +12,17 @@ SPIECE = "spiece.model"
 
 
 def save_pipeline(pipe: Mask2DiTPipeline, folder: Path, spiece: Path) -> None:
-    """Writes all parts in diffusers' layout, each in its dtype, and of the tokenizer `spiece` alone.
+    """Writes all parts in diffusers' layout, each in its dtype, with `spiece` as the tokenizer.
 
-    transformers writes a tokenizer in a form of its own and then prefers that. Released folders hold `spiece.model`, and
-    this one is to be read in the same way.
+    Released folders hold `spiece.model`. transformers would write another form of the tokenizer and then prefer it, so
+    only `spiece.model` is written, and the folder is read in the same way.
     """
     contents = spiece.read_bytes()
     pipe.save_pretrained(folder)
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
     (folder / "tokenizer" / SPIECE).write_bytes(contents)
-    for file in folder.glob("*/config.json"):  # diffusers notes where a part was loaded from
+    for file in folder.glob("*/config.json"):  # diffusers adds the path that a part was loaded from
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2) + "\n")
@@ -30,7 +30,7 @@ def save_pipeline(pipe: Mask2DiTPipeline, folder: Path, spiece: Path) -> None:
 
 
 def published_scheduler() -> CogVideoXDDIMScheduler:
-    """The noise schedule of CogVideoX-5B, which is the method's."""
+    """Returns a scheduler with the noise schedule of CogVideoX-5B, which the method uses."""
     return CogVideoXDDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,

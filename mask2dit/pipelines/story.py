@@ -1,7 +1,7 @@
 """Stories of any number of scenes: a window slides over them, and each new scene continues from the last ones.
 
-Latents are handed from window to window, so a scene never passes through the VAE or a video file on its way. A story that
-was interrupted goes on from the scenes that its store holds, with the same result.
+Latents are passed from window to window, without a pass through the VAE or a video file. An interrupted story continues
+from the scenes in its store, with the same result.
 """
 
 import logging
@@ -31,20 +31,20 @@ from mask2dit.video.frames import to_uint8
 
 logger = logging.getLogger(__name__)
 
-KEY_LENGTH = 64  # of a scene's key, in hexadecimal digits
+KEY_LENGTH = 64  # hexadecimal digits of a scene's key
 
 
 def story_windows(num_scenes: int, num_given: int = 0, window: int | None = None) -> list[tuple[range, range]]:
-    """Which scenes are generated together, and from which ones.
+    """Divides a story into windows.
 
     Args:
-        num_scenes: scenes of the story, given ones included.
-        num_given: the first scenes, which are given.
-        window: scenes that the model handles at once. None: all of the story.
+        num_scenes: number of scenes, given ones included.
+        num_given: number of given scenes, which come first.
+        window: number of scenes generated together. None: all of the story.
 
     Returns:
-        (context, new) of each window. The context is the last `window - 1` scenes there are, or fewer at the start; new
-        scenes fill the window.
+        (context, new) scenes of each window. The context is the last `window - 1` existing scenes, or fewer at the start;
+        new scenes fill the window.
 
     Raises:
         ValueError: if nothing is left to generate or the window is not positive.
@@ -72,12 +72,12 @@ def story_windows(num_scenes: int, num_given: int = 0, window: int | None = None
 
 
 class SceneStore:
-    """Latents of the scenes that were made, in a folder: one file a scene, found again by what it was made from.
+    """Latents of finished scenes in a folder: one file per scene, with a key derived from the scene's inputs.
 
     Args:
-        folder: created on first use.
-        identity: names the weights, for instance by `mask2dit.models.loading.fingerprint`; a scene made with others is
-            not found.
+        folder: the folder, created on first use.
+        identity: identifies the weights, for instance by `mask2dit.hashing.fingerprint`; scenes made with other weights
+            are not found.
     """
 
     def __init__(self, folder: str | os.PathLike, identity: str):
@@ -85,12 +85,12 @@ class SceneStore:
         self.identity = identity
 
     def key(self, *made_from) -> str:
-        """The name of what these weights make from this: any JSON values."""
+        """Returns the key of the scene that these weights make from the given inputs, any JSON values."""
         return digest([self.identity, *made_from], KEY_LENGTH)
 
     def load(self, key: str, shape: tuple[int, ...]) -> torch.Tensor | None:
-        """(1, F, C, h, w), or None if there is no such scene, or none of this shape and finite, with a warning that names the
-        file."""
+        """Loads a scene, (1, F, C, h, w). Returns None if it does not exist, and also, with a warning that names the file, if
+        it has another shape or is not finite."""
         path = self._path(key)
         if not path.is_file():
             return None
@@ -121,10 +121,10 @@ def plan_windows(
     width: int | None,
     num_frames: int | Sequence[int] | None,
 ) -> list[tuple[range, range]]:
-    """The windows of a story, as `story_windows` returns them, each checked. Needs no weights.
+    """Returns the windows of a story, as `story_windows`, after checking each. Needs no weights.
 
     Raises:
-        ValueError: if the model cannot carry one of them.
+        ValueError: if the model does not support one of them.
     """
     windows = story_windows(num_scenes, num_given, window)
     height, width, num_frames = pipe.fill_size(height, width, num_frames)
@@ -151,24 +151,24 @@ def generate_story(
     seed: int = 0,
     store: SceneStore | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Generates a story window by window, as many scenes as there are prompts.
+    """Generates a story window by window, with one scene per prompt.
 
     Args:
         pipe: the pipeline.
-        prompts: one text for every scene, given ones included.
-        negative_prompt: one text for all scenes, or one for each.
-        window: scenes that the model handles at once, 3 for the published one. None: all of them.
-        context_latents: given first scenes, (1, given*F, C, h, w) scaled, as from `pipe.encode_context`.
+        prompts: one prompt per scene, given ones included.
+        negative_prompt: one negative prompt for all scenes, or one per scene.
+        window: number of scenes generated together, 3 for the published model. None: all of them.
+        context_latents: scaled latents of the given first scenes, (1, given*F, C, h, w), as from `pipe.encode_context`.
         noise_context, height, width, num_frames, num_inference_steps, guidance_scale, use_dynamic_cfg: as for the
             pipeline.
-        seed: the noise of a window follows from it and from the window's first new scene alone.
-        store: where scenes are kept and found again, so that an interrupted story goes on where it stopped.
+        seed: seed of the noise, combined with the number of a window's first new scene.
+        store: keeps finished scenes, so that an interrupted story continues from them.
 
     Returns:
-        An iterator over the scaled latents (1, F, C, h, w) of every scene in order, given ones too, on the CPU.
+        An iterator over the scaled latents (1, F, C, h, w) of every scene in order, given ones included, on the CPU.
 
     Raises:
-        ValueError: at the call, for anything that cannot be carried out.
+        ValueError: at the call, for invalid arguments.
         FloatingPointError: at the first scene that is not finite; it is not stored.
     """
     if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts):
@@ -213,7 +213,7 @@ class StoryPlan:
     given: list[torch.Tensor]
     """Latents of the first scenes, (1, F, C, h, w) each."""
     windows: list[tuple[range, range]]
-    """As `story_windows` returns them."""
+    """Windows, as `story_windows` returns them."""
     settings: dict
     """Arguments of the pipeline that all windows share."""
     seed: int
@@ -227,7 +227,7 @@ def _given_scenes(context_latents: torch.Tensor, shape: VideoShape) -> list[torc
 
 
 def _scenes(pipe: Mask2DiTPipeline, plan: StoryPlan, store: SceneStore | None) -> Iterator[torch.Tensor]:
-    """All scenes in order: given ones, those of the store, and those that are generated."""
+    """Yields all scenes in order: given ones, stored ones and generated ones."""
     model = {
         "transformer": _own_settings(pipe.transformer),
         "scheduler": [type(pipe.scheduler).__name__, _own_settings(pipe.scheduler)],
@@ -259,7 +259,7 @@ def _scenes(pipe: Mask2DiTPipeline, plan: StoryPlan, store: SceneStore | None) -
 def _generate_window(
     pipe: Mask2DiTPipeline, plan: StoryPlan, context: range, new: range, made: list[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Latents of the window's new scenes, from those of all scenes before them."""
+    """Generates the latents of a window's new scenes from those of all scenes before them."""
     part = slice(context.start, new.stop)
     num_scenes = len(plan.prompts)
     progress_bar = getattr(pipe, "_progress_bar_config", {})
@@ -283,7 +283,7 @@ def _generate_window(
 
 
 def decode_scene(pipe: Mask2DiTPipeline, latents: torch.Tensor, device: torch.device | None = None) -> np.ndarray:
-    """The frames of one scene, uint8 (frames, H, W, 3), of its scaled latents (1, F, C, h, w).
+    """Decodes the scaled latents (1, F, C, h, w) of one scene to frames, uint8 (frames, H, W, 3).
 
     Raises:
         FloatingPointError: as `Mask2DiTPipeline.decode_latents`.
@@ -296,10 +296,10 @@ def _name(scenes: range) -> str:
 
 
 def _own_settings(model) -> dict:
-    """A configuration without what diffusers notes in it for itself, which differs from process to process."""
+    """Returns a configuration without diffusers' internal entries, which differ between processes."""
     return {key: value for key, value in model.config.items() if not key.startswith("_")}
 
 
 def _window_seed(seed: int, first_scene: int) -> int:
-    """Seeds that differ between windows, and between the windows of stories with neighbouring seeds."""
+    """Derives a seed that differs between windows, and between the windows of stories with neighbouring seeds."""
     return int(digest([seed, first_scene])[:15], 16)

@@ -1,8 +1,8 @@
 """A small model folder with random weights, so that every command runs without a download.
 
-`python -m mask2dit.pipelines.untrained FOLDER` writes it. Its parts have the classes and the structure that Mask²DiT on
-CogVideoX-5B has, only narrower and shallower: an autoencoder that compresses 4 x 8 x 8, a transformer with rotary
-positions and patches of 2 x 2, a T5 v1.1 text encoder and its sentencepiece tokenizer.
+`python -m mask2dit.pipelines.untrained FOLDER` writes it. Its parts have the classes and structure of Mask²DiT on
+CogVideoX-5B, but are narrower and shallower: an autoencoder with 4 x 8 x 8 compression, a transformer with rotary
+positions and 2 x 2 patches, a T5 v1.1 text encoder and its sentencepiece tokenizer.
 """
 
 import os
@@ -25,11 +25,11 @@ from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.saving import SPIECE, published_scheduler, save_pipeline
 
-MARKER = "UNTRAINED.md"  # the model card, by whose name the model is known
+MARKER = "UNTRAINED.md"  # the model card, which marks a model as untrained
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 16
 
-# What the tokenizer learns its pieces from: captions of the kind that it will read.
+# Training data of the tokenizer: captions like those that it will read.
 SENTENCES = (
     "A red fox trots across a field of fresh snow at dawn, leaving a thin line of tracks behind it.",
     "The camera pans slowly over a quiet harbor while gulls circle above the fishing boats.",
@@ -92,7 +92,7 @@ class UntrainedConfig:
     """Write a small model with random weights."""
 
     folder: str = "models/untrained-small"
-    """The folder to write; one that exists is left as it is."""
+    """Folder to write; an existing complete model is left unchanged."""
     seed: int = 0
     """Seed of the weights."""
 
@@ -105,19 +105,19 @@ def write_untrained(config: UntrainedConfig) -> None:
 def build_untrained_model(folder: str | os.PathLike, seed: int = 0) -> Path:
     """Writes a small but complete model with random weights, in diffusers' layout, for `Mask2DiTPipeline` to open.
 
-    Its base size is 9 frames of 64 x 96 pixels a scene (3 latent frames of 8 x 12), and it reads 64 text tokens a
-    scene. The same seed gives the same weights, byte for byte. The folder appears whole or not at all, and one that
-    already holds a complete model is left as it is, whatever made it. The caller's random generators are not touched.
+    Its base size is 9 frames of 64 x 96 pixels per scene (3 latent frames of 8 x 12), and it reads 64 text tokens per
+    scene. The same seed gives the same weights, byte for byte. The folder is written atomically. A folder that already
+    holds a complete model, of any origin, is left unchanged. The caller's random generators are not affected.
 
     Args:
-        folder: where to write; missing parents are created.
-        seed: of the weights.
+        folder: the folder to write; missing parents are created.
+        seed: seed of the weights.
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: if something else is at `folder`, or only a part of a model.
+        FileExistsError: if `folder` is something else, or holds an incomplete model.
     """
     folder = Path(folder)
     if _is_complete(folder):
@@ -130,23 +130,23 @@ def build_untrained_model(folder: str | os.PathLike, seed: int = 0) -> Path:
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with write_errors(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        written = Path(temporary) / "model"  # the temporary folder itself is private to its user
+        written = Path(temporary) / "model"  # since the temporary folder itself is private to its user
         _write_model(written, seed)
         try:
             written.rename(folder)
         except OSError:
-            if not _is_complete(folder):  # otherwise another process was faster, which is as good
+            if not _is_complete(folder):  # otherwise another process wrote the model first
                 raise
     return folder
 
 
 def is_untrained(folder: str | os.PathLike) -> bool:
-    """Whether a model folder is one of these."""
+    """Returns True if a model folder was written by this module."""
     return (Path(folder) / MARKER).is_file()
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether all parts of a pipeline are there."""
+    """Returns True if a folder holds all parts of a pipeline."""
     try:
         Mask2DiTPipeline.skeleton(folder)
     except FileNotFoundError:
@@ -197,11 +197,11 @@ def _vae() -> AutoencoderKLCogVideoX:
 
 @torch.no_grad()
 def _soften(decoder: nn.Module) -> None:
-    """Makes a random decoder paint soft colours where it would paint hard squares, one a latent pixel."""
+    """Makes a random decoder produce soft colours instead of hard squares, one per latent pixel."""
     for name, weight in decoder.named_parameters():
-        if "conv_y" in name or "conv_b" in name:  # these scale and shift features by the latents, enlarged to squares
+        if "conv_y" in name or "conv_b" in name:  # these scale and shift features by the enlarged latents
             nn.init.constant_(weight, 1 if name.endswith("conv_y.conv.bias") else 0)
-        elif weight.ndim == 5:  # a convolution that weighs all pixels alike blurs
+        elif weight.ndim == 5:  # a convolution with equal weights for all pixels blurs
             weight.copy_(weight.mean(dim=(-2, -1), keepdim=True).expand_as(weight))
 
 

@@ -1,1 +1,1 @@
-"""Intervals and plots of results, whatever they are of."""
+"""Confidence intervals, plots, tables and pages for results of any kind."""

@@ -1,4 +1,4 @@
-"""Confidence intervals by resampling stories, which are the unit that varies: scenes of one story are not independent."""
+"""Confidence intervals by resampling whole stories, since scenes of one story are not independent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ NUM_RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Interval:
-    """What holds over stories, such as a mean, with its 95% bootstrap interval."""
+    """A statistic over stories, such as a mean, with its 95% bootstrap interval."""
 
     value: float
     low: float
     high: float
     count: int
-    """Stories that have a value."""
+    """Number of stories that have a value."""
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """The mean of one value a story with its percentile bootstrap interval; a single story's interval is the value itself.
+    """The mean of one value per story, with its percentile bootstrap interval; a single story's interval is the value itself.
 
     Raises:
         ValueError: if there is no value.
@@ -34,22 +34,22 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
 
 
 def paired_difference(first: dict[str, float], second: dict[str, float], seed: int = 0) -> Interval | None:
-    """How much larger the second run's values are, over the stories that both have; None if they share none."""
+    """The mean difference, second run minus first, over the stories that both have; None if they share none."""
     shared = sorted(first.keys() & second.keys())
     return mean_interval([second[story] - first[story] for story in shared], seed) if shared else None
 
 
 def rank_correlation(first: dict[str, float], second: dict[str, float], seed: int = 0) -> Interval | None:
-    """Spearman's correlation over the stories that both have; None for fewer than three, or where one does not vary.
+    """Spearman's correlation over the stories that both have; None for fewer than three, or if either does not vary.
 
-    Resamples in which one does not vary have no correlation and are left out of the interval.
+    Resamples in which either does not vary have no correlation and are excluded from the interval.
     """
     shared = sorted(first.keys() & second.keys())
     count = len(shared)
     values = [np.array([scores[story] for story in shared]) for scores in (first, second)]
     if count < 3 or any(np.ptp(of_run) == 0 for of_run in values):
         return None
-    # A row a resample, of how often each story is in it; the first one is the stories themselves.
+    # One row per resample: how often it contains each story. The first row is the stories themselves.
     resamples = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), NUM_RESAMPLES)
     weights = np.vstack([np.ones(count), resamples])
     ranks = [weights @ _precedes(of_run) for of_run in values]
@@ -62,7 +62,7 @@ def rank_correlation(first: dict[str, float], second: dict[str, float], seed: in
 
 
 def _precedes(values: np.ndarray) -> np.ndarray:
-    """(N, N): 1 where the story of a row lies below that of a column, a half where they are equal. Counts of stories, (R, N),
-    times this are ranks, ties sharing their mean."""
+    """(N, N): 1 where the row's value is below the column's, a half where they are equal. Counts of stories, (R, N), times
+    this are ranks; ties share their mean."""
     below = values[:, None] < values[None, :]
     return below + 0.5 * (values[:, None] == values[None, :])

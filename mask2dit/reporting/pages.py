@@ -1,4 +1,4 @@
-"""Pages from the Jinja2 templates in `templates/`: HTML, in which values are escaped, and Markdown."""
+"""Pages from the Jinja2 templates in `templates/`: HTML with escaped values, and Markdown."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 

@@ -59,15 +59,15 @@ STYLE = {
 }
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
-in_style = style.context(["default", STYLE])  # artists take their style when they are made
+in_style = style.context(["default", STYLE])  # artists take their style on creation
 
 
 class Plot:
-    """A figure with one pair of axes, which becomes SVG with a tooltip for each marked artist.
+    """A figure with one pair of axes, written as SVG with a tooltip for each marked artist.
 
     Args:
-        label: what the plot shows, for those who cannot see it. Unique within a page.
-        width, height: in px.
+        label: alternative text of the plot, unique within a page.
+        width, height: size in px.
     """
 
     def __init__(self, label: str, width: float, height: float):
@@ -88,10 +88,10 @@ class Plot:
         self.figure.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=1.4)
 
     def svg(self) -> str:
-        """The plot as one `svg` element, which can stand in a page or alone in a file."""
+        """The plot as one `svg` element, for a page or a file of its own."""
         file = io.StringIO()
         with rc_context({"svg.hashsalt": self.label}), warnings.catch_warnings():
-            # Text is drawn by the browser, which has glyphs that the font of the layout lacks.
+            # The browser draws the text, and has glyphs that the layout's font lacks.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             self.figure.savefig(file, format="svg", metadata={"Date": None})
         root = ElementTree.fromstring(re.sub(r"font-family: [^;\"]*;? ?", "", file.getvalue()))
@@ -104,7 +104,7 @@ def interval_plot(rows: Sequence[tuple[str, Sequence[Interval | None]]], names: 
 
     Args:
         rows: a label and one interval per run, None where the run has no value.
-        names: of the runs.
+        names: one name per run.
 
     Returns:
         SVG; "" without intervals.
@@ -192,7 +192,7 @@ def heat_map(matrix: Sequence[Sequence[float]], label: str) -> str:
     """A similarity matrix of scenes in 0 … 100, light to dark, with its numbers.
 
     Args:
-        label: what the plot shows, for those who cannot see it.
+        label: alternative text of the plot, unique within a page.
     """
     size = len(matrix)
     side = 52 + max(30, min(46, 420 // size)) * size
@@ -223,8 +223,8 @@ def histogram(
     """A histogram with labelled vertical lines.
 
     Args:
-        values: what is counted, at least one.
-        label: of the x axis.
+        values: numbers to count, at least one.
+        label: label of the x axis.
         marks: values to draw as solid lines, by their labels.
         guides: values to draw as dashed lines, by their labels.
     """
@@ -238,8 +238,8 @@ def histogram(
     for count, low, high, bar in zip(counts, edges, edges[1:], bars):
         bar.set_visible(count > 0)
         plot.tip(bar, f"{low:.3f} to {high:.3f}: {count:.0f}")
-    # The labels stand above the bars, each in a line of its own, and to the left of their lines. The rightmost is on top, so
-    # that no label is crossed by the line of another.
+    # The labels are above the bars, one per row, each to the left of its line. The rightmost label is on top, so that no line
+    # crosses another's label.
     line = LINE_HEIGHT / (height - 60)
     top = 1 - line * len(lines)
     for i, (value, text, colour, dashes) in enumerate(sorted(lines)):
@@ -258,7 +258,7 @@ def histogram(
 
 
 def _clean(root: ElementTree.Element, label: str, width: float, height: float, tips: Mapping[str, str]) -> str:
-    """Makes what matplotlib wrote fit for a page: a label, tooltips, px for pt, and no style or id that reaches outside."""
+    """Prepares matplotlib's SVG for a page: a label, tooltips, px for pt, and no style or id that affects the page."""
     for prefix, space in (("", SVG), ("xlink", XLINK)):
         ElementTree.register_namespace(prefix, space)
     for child in root.findall(f"{{{SVG}}}metadata") + root.findall(f"{{{SVG}}}defs[{{{SVG}}}style]"):

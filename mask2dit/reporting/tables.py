@@ -11,7 +11,7 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, in which a `|` of a cell is escaped."""
+    """A Markdown table. A `|` within a cell is escaped."""
     cells = [[_one_line(cell).replace("|", "\\|") for cell in line] for line in (heads, *rows)]
     cells.insert(1, ["---"] * len(heads))
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -1,7 +1,7 @@
-"""The small world's model folder: `python -m mask2dit.storyworld.build [CONFIG.yaml] [key=value …]`.
+"""Builds the small world's model folder: `python -m mask2dit.storyworld.build [CONFIG.yaml] [key=value …]`.
 
-Puts the learned autoencoder, tokenizer and text encoder together with a transformer: one with random weights for training to
-start from, or a trained one, in half precision, to be given away.
+Combines the learned autoencoder, tokenizer and text encoder with a transformer: one with random weights to start training
+from, or a trained one in half precision to publish.
 """
 
 import json
@@ -29,7 +29,7 @@ CARD = "README.md"
 
 @dataclass(kw_only=True)
 class BuildConfig:
-    """What goes into the folder. `configs/storyworld/model.yaml` holds values for all of it."""
+    """Contents of the model folder. `configs/storyworld/model.yaml` holds the recipe."""
 
     output: str = "outputs/storyworld/model"
     """Folder to write; an existing one is replaced except for its README.md."""
@@ -38,7 +38,7 @@ class BuildConfig:
     text: str = "outputs/storyworld/text"
     """Output folder of `mask2dit.storyworld.text`."""
     trained: str | None = None
-    """Model folder whose transformer is taken, in half precision; null: random weights of the size below."""
+    """Model folder to take the transformer from, in half precision; null: random weights of the size below."""
     num_layers: int = 6
     """Number of transformer blocks."""
     num_attention_heads: int = 4
@@ -48,14 +48,13 @@ class BuildConfig:
     time_embed_dim: int = 64
     """Width of the timestep embedding."""
     patch_size: int = 8
-    """Side of a patch in latent pixels: 8 makes 16 tokens of a latent frame of 32 x 32."""
+    """Side of a patch in latent pixels: 8 gives 16 tokens per latent frame of 32 x 32."""
     prediction_type: str = "sample"
-    """What the transformer predicts: sample (clean latents, for which a token has to be as wide as the transformer) or
-    v_prediction."""
+    """Prediction target: sample (clean latents, for which a token has to be as wide as the transformer) or v_prediction."""
     text_window: int = 32
     """Tokens per caption, as in the text encoder's training."""
     num_scenes: int = 3
-    """Scenes per story in the transformer's training; more at a time are refused later."""
+    """Scenes per story in the transformer's training; generation refuses more at a time."""
     num_frames: int = 9
     """Frames per scene."""
     height: int = 64
@@ -105,7 +104,7 @@ def build_model(config: BuildConfig) -> None:
 def create_transformer(
     config: BuildConfig, vae: AutoencoderKLCogVideoX, text_width: int
 ) -> Mask2DiTTransformer3DModel:
-    """A transformer with random weights that follow from the seed, for latents of this autoencoder."""
+    """A transformer for this autoencoder's latents, with random weights determined by the seed."""
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)

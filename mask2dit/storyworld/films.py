@@ -1,9 +1,9 @@
-"""Stories as films with the manifests that training reads: `python -m mask2dit.storyworld.films [CONFIG.yaml] [key=value …]`.
+"""Stories as films with the manifests for training: `python -m mask2dit.storyworld.films [CONFIG.yaml] [key=value …]`.
 
 The folder gets `pretrain.csv` with single scenes of unrelated stories, `sft.json` with stories of consecutive scenes,
-`held_out.json` with stories of combinations that the others never show, and the videos, one a scene. Every row of stories has
-its `similarity`: the visual consistency of neighbouring scenes, the lowest of them. For each value in `thresholds` a manifest
-such as `sft_0.6.json` lists the stories that are at least so similar.
+`held_out.json` with stories of combinations that the others never show, and the videos, one per scene. Every story has a
+`similarity`: the lowest visual consistency of its neighbouring scenes. For each value in `thresholds`, a manifest such as
+`sft_0.6.json` lists the stories that are at least that similar.
 """
 
 import csv
@@ -33,31 +33,31 @@ from mask2dit.video.writing import write_clips
 
 logger = logging.getLogger(__name__)
 
-STORIES_A_CALL = 50  # that one process renders and writes together
-# Of backgrounds without a name, as of those with one: largest minus smallest channel, and root mean square between sky and
-# ground at the horizon.
+STORIES_A_CALL = 50  # stories that a process renders and writes together
+# Limits of unnamed backgrounds, which the named ones meet too: largest minus smallest channel, and root mean square
+# difference between sky and ground at the horizon.
 MAX_BACKGROUND_CHROMA = 0.2
 MIN_BACKGROUND_EDGE = 0.1
 
 
 @dataclass(kw_only=True)
 class FilmsConfig:
-    """What to render. `configs/storyworld/films.yaml` holds values for all of it."""
+    """Films to render. `configs/storyworld/films.yaml` holds the recipe."""
 
     output_dir: str = "datasets/storyworld"
     """Folder for the videos and the manifests."""
 
-    # How much
+    # Number of stories
     num_clips: int = 6000
-    """Number of single scenes in `pretrain.csv`, each of another story and none of them of a story in `sft.json`."""
+    """Number of single scenes in `pretrain.csv`, each from a different story and none from a story in `sft.json`."""
     num_stories: int = 3000
     """Number of stories in `sft.json`."""
     num_held_out: int = 100
     """Number of stories in `held_out.json`."""
     seed: int = 0
-    """Seed of the first story; first those of `sft.json` are numbered, then the clips."""
+    """Seed of the first story. The stories of `sft.json` are numbered first, then the clips."""
 
-    # Of what
+    # Size
     num_scenes: int = 3
     """Scenes per story."""
     num_frames: int = 9
@@ -69,19 +69,20 @@ class FilmsConfig:
     fps: int = 8
     """Frames per second."""
 
-    # Stories whose scenes do not belong together
+    # Stories with inconsistent scenes
     drifting_share: float = 0.0
     """Share of the stories in `sft.json`, 0 to 1, whose identity changes from scene to scene, some slightly, some
     completely."""
     thresholds: list[float] = field(default_factory=list)
-    """Similarities for each of which a manifest lists the stories whose scenes are at least that similar."""
+    """Minimum similarities. For each, a manifest lists the stories whose scenes are at least that similar."""
 
-    # Stories whose captions leave something out
+    # Stories with incomplete captions
     unnamed_colours: float = 0.0
-    """The share of actors in `sft.json` whose colour captions leave out: it is any that is not of a held-out look."""
+    """Share of the actors in `sft.json`, 0 to 1, whose colour captions leave out. It may be any colour that does not give a
+    held-out look."""
     unnamed_settings: float = 0.0
-    """The share of stories in `sft.json` whose setting captions leave out: its colours are any pale ones that are not of a
-    setting in which one of the actions is held out."""
+    """Share of the stories in `sft.json`, 0 to 1, whose setting captions leave out. The background may have any pale colours
+    that do not match a setting in which one of the actions is held out."""
 
     num_workers: int = 2
     """Number of processes."""
@@ -108,10 +109,10 @@ class FilmsConfig:
 
 
 def make_films(config: FilmsConfig) -> None:
-    """Renders everything.
+    """Renders the films and writes the manifests.
 
     Raises:
-        OSError: if something cannot be written.
+        OSError: if a file cannot be written.
     """
     folder = Path(config.output_dir)
     for part in ("clips", "stories", "held_out"):
@@ -137,8 +138,8 @@ def story_of(config: FilmsConfig, part: str, seed: int) -> Story:
     """The story behind a film.
 
     Args:
-        part: "clips" (one scene), "stories", of which some drift, or "held_out".
-        seed: the story's own.
+        part: "clips" (one scene), "stories" (some of which drift) or "held_out".
+        seed: seed of the story.
     """
     if part == "clips":
         return sample_story(seed, num_scenes=1)
@@ -152,9 +153,9 @@ def story_of(config: FilmsConfig, part: str, seed: int) -> Story:
 
 
 def leave_out_setting(story: Story, rng: np.random.Generator) -> Story:
-    """The same story before a background of random colours, of which captions say nothing.
+    """The same story with a background of random colours that captions do not name.
 
-    None of them, tinted, is of a setting in which an action of the story is held out.
+    None of its tinted backgrounds is closest to a setting in which an action of the story is held out.
     """
     actions = {action for scene in story.scenes for action in scene.actions}
     held_out = {setting for action, setting in HELD_OUT_ACTIONS if action in actions}
@@ -171,7 +172,7 @@ def leave_out_setting(story: Story, rng: np.random.Generator) -> Story:
 
 
 def _make(config: FilmsConfig, part: str, seeds: range) -> list[dict]:
-    """Writes the films of stories, and returns their rows as `sft.json` has them."""
+    """Writes the films of stories and returns their rows in the form of `sft.json`."""
     chunks = [seeds[start : start + STORIES_A_CALL] for start in range(0, len(seeds), STORIES_A_CALL)]
     rows = []
     with ProcessPoolExecutor(config.num_workers) as pool, tqdm(total=len(seeds), desc=part, disable=None) as progress:
@@ -213,7 +214,7 @@ def _make_some(config: FilmsConfig, part: str, seeds: Sequence[int]) -> list[dic
 
 
 def _similarity(story: Story, scenes: Sequence[np.ndarray]) -> float:
-    """The visual consistency of neighbouring scenes, the lowest of them."""
+    """The lowest visual consistency of neighbouring scenes."""
     measured = [measure_scene(scene, describe(story, k)) for k, scene in enumerate(scenes)]
     return min(visual_consistency(pair).overall for pair in pairwise(measured))
 

@@ -1,7 +1,7 @@
-"""The loop by which the small world's autoencoder and text encoder are learned.
+"""The training loop of the small world's autoencoder and text encoder.
 
-Muon and AdamW with a linear warm-up and a cosine decay, a moving average of the weights, and one checkpoint that is whole
-or not there. What a step sees follows from the seed and the step alone, so that a stopped run goes on without a change.
+Muon and AdamW with a linear warm-up and a cosine decay, a moving average of the weights, and one checkpoint, written whole or
+not at all. The samples of a step depend on the seed and the step alone, so that a stopped run continues with the same result.
 """
 
 import dataclasses
@@ -28,23 +28,23 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
 PRECISIONS = ("fp32", "bf16")
-# What may differ between a run and its continuation.
+# Keys that may differ between a run and its continuation.
 FREE_KEYS = ("output_dir", "device", "evaluate_every")
 
 
 @dataclass(kw_only=True)
 class LearningConfig:
-    """What the two have in common."""
+    """Settings that both trainings share."""
 
     output_dir: str
-    """Folder for the checkpoint, the metrics and the result of one run, which continues where it was stopped."""
+    """Folder for the checkpoint, the metrics and the result of one run. A stopped run continues from its checkpoint."""
     max_steps: int
-    """Optimization steps."""
+    """Number of optimization steps."""
     batch_size: int
     """Samples per step."""
     matrix_learning_rate: float = 0.03
-    """Peak learning rate of Muon, which trains matrices and convolutions: it rises from 0 over `warmup_steps` and falls
-    to 0 along a cosine."""
+    """Peak learning rate of Muon, which trains matrices and convolutions. It rises linearly from 0 over `warmup_steps`, then
+    decays to 0 along a cosine."""
     learning_rate: float = 2e-3
     """Peak learning rate of AdamW, which trains everything else, with the same schedule."""
     warmup_steps: int = 100
@@ -54,11 +54,11 @@ class LearningConfig:
     max_grad_norm: float = 1.0
     """Gradient norm above which gradients are scaled down."""
     ema_decay: float = 0.999
-    """Decay of the exponential moving average of the weights, which is evaluated and kept."""
+    """Decay of the exponential moving average of the weights, which is evaluated and saved."""
     precision: str = "bf16"
-    """fp32, or bf16 (autocast)."""
+    """Precision: fp32 or bf16 (autocast)."""
     device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
+    """Device: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
     seed: int = 0
     """Seed of the weights and of the samples."""
     evaluate_every: int = 500
@@ -84,21 +84,21 @@ def learn(
     losses: Callable[[int], dict[str, torch.Tensor]],
     evaluate: Callable[[int], dict[str, float]],
 ) -> int:
-    """Trains a model to `max_steps` or to a SIGTERM, from the checkpoint in `output_dir` if there is one.
+    """Trains a model until `max_steps` or a SIGTERM, starting from the checkpoint in `output_dir` if there is one.
 
     Args:
-        config: the run.
-        model: trained in place, on the device where it is; ends with the averaged weights.
-        losses: scalars of step number i, of which "loss" is minimised. They may depend on the step alone.
-        evaluate: measures the model, which has the averaged weights meanwhile, after that many steps.
+        config: settings of the run.
+        model: trained in place, on its current device; ends with the averaged weights.
+        losses: gives the scalars of step i, of which "loss" is minimised. They may depend on the step alone.
+        evaluate: measures the model, with the averaged weights in place, after the given number of steps.
 
     Returns:
         0, or `command.PREEMPTED` after a SIGTERM.
 
     Raises:
-        ValueError: if the checkpoint was made with another configuration, naming what differs, or is damaged.
+        ValueError: if the checkpoint is damaged or has another configuration, naming the differences.
         FloatingPointError: if the loss is not finite.
-        OSError: if nothing can be written.
+        OSError: if a file cannot be written.
     """
     folder = Path(config.output_dir)
     check_writable(folder)
@@ -109,7 +109,7 @@ def learn(
     average = EMAModel(model.parameters(), decay=config.ema_decay)
     parts = {"model": model, "muon": muon, "adamw": adamw, "average": average}
     step = _load(config, parts)
-    # Steps after the checkpoint will be done, and measured, again.
+    # Steps after the checkpoint are run and measured again.
     keep_lines(folder / METRICS, lambda record: record["step"] <= step)
 
     status = 0
@@ -158,7 +158,7 @@ def learn(
 
 
 def schedule(config: LearningConfig, step: int) -> float:
-    """The share of the highest learning rate in the step after `step` done ones: a linear rise, then a cosine down to 0."""
+    """The share of the peak learning rate after `step` completed steps: a linear warm-up, then a cosine decay to 0."""
     rise = min(1.0, (step + 1) / max(config.warmup_steps, 1))
     progress = max(0, step - config.warmup_steps) / max(config.max_steps - config.warmup_steps, 1)
     return rise * (1 + math.cos(math.pi * progress)) / 2
@@ -167,7 +167,7 @@ def schedule(config: LearningConfig, step: int) -> float:
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The weights of linear layers and convolutions, which Muon trains, and all other parameters.
 
-    Layers with few outputs, such as the three of a picture, are left to AdamW.
+    Layers with fewer than 8 outputs, such as the three colour channels, are left to AdamW.
     """
     layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))]
     matrices = {id(layer.weight): layer.weight for layer in layers if len(layer.weight) >= 8}
@@ -175,7 +175,7 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 
 
 def _load(config: LearningConfig, parts: dict) -> int:
-    """Loads the checkpoint if there is one. Returns the steps that were done."""
+    """Loads the checkpoint if there is one. Returns the number of completed steps."""
     path = Path(config.output_dir) / CHECKPOINT
     if not path.is_file():
         return 0

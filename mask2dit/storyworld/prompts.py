@@ -1,4 +1,4 @@
-"""What the small world's own model can be asked for: it knows this world's captions and nothing else."""
+"""Checks prompts for the small world's own model, which knows this world's captions and nothing else."""
 
 import os
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ from pathlib import Path
 from mask2dit.files import read_json
 from mask2dit.storyworld.world import parse_caption
 
-MARKER = "storyworld.json"  # in the folder of a model of this world: what it was trained with
+MARKER = "storyworld.json"  # in the folder of a model of this world: the sizes it was trained with
 
 
 def check_prompts(model: str | os.PathLike, prompts: Sequence[str], window: int | None) -> None:
-    """Checks what is asked of a model of the small world; any other model's prompts are let pass.
+    """Checks the prompts for a model of the small world. For any other model, all prompts pass.
 
     Args:
         model: the model's folder.
-        prompts: one text for every scene.
-        window: scenes that are made at once; None: all.
+        prompts: one prompt per scene.
+        window: scenes generated together; None: all.
 
     Raises:
-        ValueError: if a prompt is no caption of this world, or more scenes are made at once than in training; the message
-            says what is possible.
+        ValueError: if a prompt is not a caption of this world, or more scenes are generated together than in training; the
+            message states the alternatives.
     """
     marker = Path(model) / MARKER
     if not marker.is_file():

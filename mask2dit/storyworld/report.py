@@ -1,7 +1,7 @@
-"""Measures what trials made, and rebuilds the tables and pictures of a page: `python -m mask2dit.storyworld.report`.
+"""Measures the stories of trials and rebuilds the tables and pictures of a page: `python -m mask2dit.storyworld.report`.
 
-Measurements are kept beside the videos, and their summaries in the page's folder, so that the page can also be rebuilt where
-only some of the trials are.
+Measurements are kept next to the videos, and their summaries in the page's folder, so that some of the trials suffice to
+rebuild the page.
 """
 
 import json
@@ -33,16 +33,16 @@ logger = logging.getLogger(__name__)
 MEASUREMENTS = "measurements.json"
 KINDS = ("cast", "colour", "shape", "accessory", "action", "joint", "setting")
 NOT_RUN = "not run"
-SHOWN = 3  # stories of a contact sheet
+SHOWN = 3  # stories per contact sheet
 
 
 @dataclass(frozen=True)
 class Row:
-    """A run of an ablation beside the paper's number for the same."""
+    """A run of an ablation with the paper's number for it."""
 
     label: str
     run: str
-    """Its folder among the ablations."""
+    """Folder of the run among the ablations."""
     paper: str
 
 
@@ -80,12 +80,13 @@ TRIALS = (
 
 @dataclass(kw_only=True)
 class ReportConfig:
-    """Where trials are, and where the page is."""
+    """The folders of the trials, and the page."""
 
     trials: str = "outputs/storyworld/trials"
-    """A folder per split and in it one per trial, named as in `SPLITS` and `TRIALS`; those in `steps` compare samplers."""
+    """Folder of the trials: one folder per split and in it one per trial, named as in `SPLITS` and `TRIALS`. Trials in
+    `steps` compare samplers."""
     ablations: str = "outputs/storyworld/ablations"
-    """Folder of the ablations, whose runs are named as in `ABLATIONS`, each with its trials in `trials/fixed` and
+    """Folder of the ablations: one folder per run, named as in `ABLATIONS`, with its trials in `trials/fixed` and
     `trials/extension`."""
     page: str = "docs/storyworld.md"
     """Page whose tables are written between `<!-- begin NAME -->` and `<!-- end NAME -->`; pictures and summaries go
@@ -93,11 +94,11 @@ class ReportConfig:
 
 
 def write_report(config: ReportConfig) -> None:
-    """Measures what has not been measured, and rebuilds tables, plot and contact sheets.
+    """Measures new stories and rebuilds the tables, the plot and the contact sheets.
 
     Raises:
         FileNotFoundError: if there is no page.
-        ValueError: if a table's place is not found in it.
+        ValueError: if the page lacks the markers of a table.
     """
     page = Path(config.page)
     if not page.is_file():
@@ -134,7 +135,7 @@ def write_report(config: ReportConfig) -> None:
 
 
 def measure_trial(folder: Path) -> list[dict]:
-    """What is measured in each story of a trial, as `measure_video` gives it, in the order of their seeds."""
+    """Measurements of all stories of a trial, as from `measure_video`, in the order of their seeds."""
     config = read_record(folder)
     code = code_identity()
     path = folder / MEASUREMENTS
@@ -151,16 +152,17 @@ def measure_trial(folder: Path) -> list[dict]:
 
 
 def measure_video(config: TrialConfig, seed: int, video: np.ndarray) -> dict:
-    """What counts in a story: the scenes that were generated, and the pairs of scenes of which one was.
+    """Measures the generated scenes of a story, and the pairs of scenes with at least one of them.
 
     Args:
-        config: of the trial.
-        seed: of the story.
+        config: settings of the trial.
+        seed: seed of the story.
         video: `uint8 (S*frames, H, W, 3)`.
 
     Returns:
-        "right" of each generated scene; "kinds", whether each thing of a kind is right; "consistency" and its "groups";
-        "to_first" of each scene after the first, and "first_to_last"; "cuts", whether they are where scenes begin.
+        "seed"; "right": for each generated scene, True if all of it is right; "kinds": the same for each attribute, by kind;
+        "consistency" and its "groups"; "to_first": the consistency of each later scene with the first; "cuts": True if cuts
+        are where scenes begin and nowhere else.
     """
     task = TASKS[config.task]
     story = sample_story(seed, task.num_scenes, config.split)
@@ -185,7 +187,7 @@ def measure_video(config: TrialConfig, seed: int, video: np.ndarray) -> dict:
 
 
 def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
-    """Means over stories, with 95% bootstrap intervals over stories where they are stated, and what they were made with."""
+    """Means over stories, some with 95% bootstrap intervals over stories, and the settings of the trial."""
     kinds = {kind: [value for story in stories for value in story["kinds"].get(kind, ())] for kind in KINDS}
     return {
         "model": config.model,
@@ -211,7 +213,7 @@ def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
 
 
 def trials_table(summaries: dict) -> str:
-    """What the model does, in Markdown."""
+    """Results by task and split, in Markdown."""
     measures = (
         "split",
         "stories",
@@ -241,7 +243,7 @@ def trials_table(summaries: dict) -> str:
 
 
 def steps_table(summaries: dict) -> str:
-    """What samplers reach in how many steps, in Markdown."""
+    """Results by sampler and number of steps, in Markdown."""
     found = [summary for name, summary in summaries.items() if name.startswith("trials/steps/")]
     rows = [
         [
@@ -257,7 +259,7 @@ def steps_table(summaries: dict) -> str:
 
 
 def kinds_table(summaries: dict) -> str:
-    """Which attributes of the captions are right, in Markdown."""
+    """Share of captioned attributes that are right, by task, split and kind, in Markdown."""
     rows = []
     for (label, name), (split, key) in product(TRIALS, SPLITS):
         kinds = summaries.get(f"trials/{key}/{name}", {}).get("kinds", {})
@@ -267,7 +269,7 @@ def kinds_table(summaries: dict) -> str:
 
 
 def ablation_table(summaries: dict, rows: Sequence[Row]) -> str:
-    """Runs of an ablation, in Markdown."""
+    """Results of an ablation's runs, in Markdown."""
     measures = ("attributes right", "scenes all right", "visual consistency")
     heads = ["", f"all at once: {measures[0]}", *measures[1:], f"extension: {measures[0]}", *measures[1:], "paper"]
     lines = []
@@ -308,7 +310,7 @@ def _replace(text: str, name: str, table: str) -> str:
 
 
 def _pictures(folder: Path) -> str:
-    """Those that there are, in Markdown."""
+    """Links to the pictures in Markdown, with a note in place of each missing one."""
     captions = {"good.png": "The best stories", "failed.png": "The worst stories", "sliding.svg": "A longer story"}
     return "\n\n".join(
         f"![{text}]({folder.name}/{name})" if (folder / name).is_file() else f"{text}: {NOT_RUN}"
@@ -317,7 +319,7 @@ def _pictures(folder: Path) -> str:
 
 
 def _sliding_plot(summaries: dict[str, dict | None]) -> str:
-    """Over the number of the scene, from 1; `summaries` by the label of their split."""
+    """A plot over the number of the scene, from 1; `summaries` are keyed by the label of their split."""
     lines = {}
     for label, summary in summaries.items():
         if summary:
@@ -328,7 +330,7 @@ def _sliding_plot(summaries: dict[str, dict | None]) -> str:
 
 
 def _sheet(folder: Path, seeds: Sequence[int]):
-    """A contact sheet: a row a scene, story after story."""
+    """A contact sheet with one row per scene, story after story."""
     config = read_record(folder)
     count = TASKS[config.task].num_scenes
     scenes, texts = [], []

@@ -1,12 +1,11 @@
-"""The small world's tokenizer and text encoder: `python -m mask2dit.storyworld.text [CONFIG.yaml] [key=value …]`.
+"""Trains the small world's tokenizer and text encoder: `python -m mask2dit.storyworld.text [CONFIG.yaml] [key=value …]`.
 
-The tokenizer is a sentencepiece one with T5's special tokens whose pieces are learned from captions. The encoder is a small
-T5 that learns to fill in hidden tokens of captions (BERT, arXiv 1810.04805). In every other step it sees the captions of two
-scenes of a story at once, in which a hidden word of one can be told from the other only by knowing whose it is, so that it
-learns to bind what is said of an actor to that actor. The folder `output_dir` gets `metrics.jsonl`, `tokenizer/` and in the
-end `text_encoder/`.
+The tokenizer is a sentencepiece model with T5's special tokens and pieces learned from captions. The encoder is a small T5
+that learns to fill in hidden tokens of captions (BERT, arXiv 1810.04805). In every other step it sees the captions of two
+scenes of a story at once. To infer a word hidden in one from the other, it has to know the word's actor, so that it learns to
+bind attributes to actors. The folder `output_dir` gets `metrics.jsonl`, `tokenizer/` and, at the end, `text_encoder/`.
 
-Shapes: B samples, L tokens of a sample.
+Shapes: B samples, L tokens per sample.
 """
 
 import logging
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class TextConfig(LearningConfig):
-    """A tokenizer, a text encoder and its training. `configs/storyworld/text.yaml` holds values for all of it."""
+    """The tokenizer, the text encoder and its training. `configs/storyworld/text.yaml` holds the recipe."""
 
     output_dir: str = "outputs/storyworld/text"
     max_steps: int = 1500
@@ -52,7 +51,7 @@ class TextConfig(LearningConfig):
     num_stories: int = 2000
     """Training stories from whose captions the tokenizer learns its pieces."""
     window: int = 32
-    """Tokens that a caption is padded to."""
+    """Tokens per caption, including padding."""
     width: int = 128
     """Width of the encoder."""
     num_layers: int = 2
@@ -75,14 +74,14 @@ class TextConfig(LearningConfig):
 
 
 def train_text_encoder(config: TextConfig) -> int:
-    """Learns the tokenizer and trains the encoder, or goes on with it, and writes `text_encoder/` once it is done.
+    """Learns the tokenizer, trains the encoder or continues its training, and writes `text_encoder/` at the end.
 
     Returns:
         The exit status: 0, or `command.PREEMPTED` after a SIGTERM.
 
     Raises:
-        ValueError: if captions do not fit in the window, and as `learn` raises it.
-        FloatingPointError, OSError: as `learn` raises them.
+        ValueError: if captions do not fit in the window, or from `learn`.
+        FloatingPointError, OSError: from `learn`.
     """
     tokenizer = _write_tokenizer(config)
     held_out = [sample_story(seed, split="held_out") for seed in range(config.num_evaluated)]
@@ -120,31 +119,31 @@ def train_text_encoder(config: TextConfig) -> int:
 
 
 def learn_pieces(captions: Sequence[str]) -> bytes:
-    """A sentencepiece model with T5's special tokens, the same every time for the same captions.
+    """A sentencepiece model with T5's special tokens, identical for identical captions.
 
-    Each word of the captions, with the punctuation at it, becomes a piece, and so does each character, so that no other
-    text is unknown. No piece spans two words, as T5's tokenizer splits at spaces before it looks for pieces.
+    Each word of the captions, with adjacent punctuation, becomes a piece. So does each character, so that any other text can
+    be encoded too. No piece spans two words, since T5's tokenizer splits at spaces before it looks for pieces.
     """
     words = Counter(word for text in captions for word in text.split())
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".tsv") as seeds:
-        # Without seeds sentencepiece starts from what several different words share, and drops whole words.
+        # Without seeds, sentencepiece starts from substrings that several words share, and drops whole words.
         seeds.writelines(f"▁{word}\t{count}\n" for word, count in words.most_common())
         seeds.flush()
         model = sentencepiece_model(
             captions,
             vocab_size=len(words) + len(CHARACTERS) + 3,
             seed_sentencepieces_file=seeds.name,
-            split_by_unicode_script=False,  # punctuation stays at its word
+            split_by_unicode_script=False,  # punctuation stays with its word
             split_by_number=False,
         )
-    # The model notes how it was made, down to the name of the temporary file.
+    # The model records its training settings, including the name of the temporary file.
     proto = ModelProto.FromString(model)
     proto.trainer_spec.ClearField("seed_sentencepieces_file")
     return proto.SerializeToString(deterministic=True)
 
 
 def create_text_encoder(config: TextConfig, vocab_size: int) -> T5EncoderModel:
-    """An encoder with random weights that follow from the seed."""
+    """An encoder with random weights determined by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         return T5EncoderModel(
@@ -162,7 +161,7 @@ def create_text_encoder(config: TextConfig, vocab_size: int) -> T5EncoderModel:
 
 
 def tokenize(tokenizer: T5Tokenizer, samples: Sequence[Sequence[str]], window: int) -> torch.Tensor:
-    """Samples of equally many captions each, (B, L) with L windows of as many tokens, each caption after the other."""
+    """Token ids (B, L) of samples with equally many captions, concatenated and padded to one window per caption."""
     ids = [list(chain.from_iterable(tokenizer(list(sample)).input_ids)) for sample in samples]
     length = window * len(samples[0])
     return torch.tensor([sample + [tokenizer.pad_token_id] * (length - len(sample)) for sample in ids])
@@ -171,16 +170,16 @@ def tokenize(tokenizer: T5Tokenizer, samples: Sequence[Sequence[str]], window: i
 def hide(
     tokens: torch.Tensor, tokenizer: T5Tokenizer, share: float, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hides tokens as BERT does: of those to be filled in, 80% show the mask, 10% another token and 10% themselves.
+    """Hides tokens as BERT does: 80% are replaced by the mask and 10% by a random token; 10% are unchanged.
 
     Args:
         tokens: (B, L).
-        tokenizer: whose padding is never hidden.
-        share: of the other tokens, how many are to be filled in.
-        generator: a CPU one.
+        tokenizer: the tokenizer, whose padding is never hidden.
+        share: share of the other tokens to hide.
+        generator: a CPU generator.
 
     Returns:
-        What the encoder is shown, (B, L), and which tokens are to be filled in, (B, L) bools.
+        The encoder's input, (B, L), and the mask of hidden tokens, (B, L) bools.
     """
     is_hidden = (torch.rand(tokens.shape, generator=generator) < share) & (tokens != tokenizer.pad_token_id)
     how = torch.rand(tokens.shape, generator=generator)
@@ -190,7 +189,7 @@ def hide(
 
 
 def fill_in(encoder: T5EncoderModel, shown: torch.Tensor, is_hidden: torch.Tensor) -> torch.Tensor:
-    """Logits of the hidden tokens, (hidden tokens, vocabulary): the encoder's output against its own embedding.
+    """Logits of the hidden tokens, (hidden tokens, vocabulary): the encoder's output times its own embedding.
 
     Padding is attended to, as in the pipeline, which gives the encoder no attention mask.
     """
@@ -199,7 +198,7 @@ def fill_in(encoder: T5EncoderModel, shown: torch.Tensor, is_hidden: torch.Tenso
 
 
 def _write_tokenizer(config: TextConfig) -> T5Tokenizer:
-    """The tokenizer of the run, which is learned anew only where it is missing."""
+    """The tokenizer of the run, learned and written if it is missing."""
     spiece = Path(config.output_dir) / "tokenizer" / SPIECE
     if not spiece.is_file():
         stories = [sample_story(seed) for seed in range(config.num_stories)]
@@ -211,7 +210,7 @@ def _write_tokenizer(config: TextConfig) -> T5Tokenizer:
 
 
 def _batch(config: TextConfig, tokenizer: T5Tokenizer, step: int) -> torch.Tensor:
-    """The tokens of a step, (B, L): of single captions and of two from a story in turn."""
+    """The tokens of a step, (B, L). Steps alternate between single captions and two captions from one story."""
     random = np.random.default_rng([config.seed, step])
     samples = []
     for seed in random.integers(2**31, size=config.batch_size):

@@ -1,9 +1,9 @@
-"""Has a model make stories of the small world: `python -m mask2dit.storyworld.trial [CONFIG.yaml] [key=value …]`.
+"""Generates stories of the small world: `python -m mask2dit.storyworld.trial [CONFIG.yaml] [key=value …]`.
 
-Each story is written as a video beside the record of how it was made; `mask2dit.storyworld.report` measures them. A trial
-that was interrupted goes on with the stories that are missing.
+Each story is written as a video, next to a record of the settings; `mask2dit.storyworld.report` measures them. An interrupted
+trial continues with the missing stories.
 
-Shapes: B stories, S scenes, F latent frames of a scene, C latent channels, h x w latent size.
+Shapes: B stories, S scenes, F latent frames per scene, C latent channels, h x w latent size.
 """
 
 import dataclasses
@@ -39,12 +39,12 @@ FPS = 8
 
 @dataclass(frozen=True)
 class Task:
-    """Which scenes of a story are given, and which are made."""
+    """The given and the generated scenes of a story."""
 
     num_scenes: int
     given: tuple[int, ...] = ()
     is_isolated: bool = False
-    """Whether the given scenes are hidden from the model, which then makes the others without them."""
+    """True if the given scenes are hidden from the model, which generates the others without them."""
 
     @property
     def generated(self) -> tuple[int, ...]:
@@ -54,38 +54,38 @@ class Task:
 TASKS = {
     "fixed": Task(3),  # all scenes at once
     "extension": Task(3, given=(0, 1)),  # the third scene from two real ones
-    "no_context": Task(3, given=(0, 1), is_isolated=True),  # the control: the third scene asked for by itself
+    "no_context": Task(3, given=(0, 1), is_isolated=True),  # the control: the third scene alone
     "middle": Task(3, given=(0, 2)),
     "sliding": Task(8, given=(0, 1)),  # two real scenes, then one scene after another
 }
 WINDOW = 3  # scenes that the model was trained with
-# The first story of each purpose; those below are training's. Settings are chosen by tuning stories. Nothing is ever
-# chosen by reporting stories: only they say how well the result does.
+# The first story of each purpose; lower numbers are for training. Settings are chosen on tuning stories. Published numbers
+# come from reporting stories alone, on which nothing is ever chosen.
 FIRST_STORY = {"tuning": 100_000, "reporting": 10_000_000}
 
 
 @dataclass(kw_only=True)
 class TrialConfig:
-    """Which model makes which stories."""
+    """The model and the stories of a trial."""
 
     model: str = "models/storyworld"
     """Model folder in diffusers' layout."""
     mask_variant: str | None = None
     """Mask variant: v1, v2, v3, v4 or v5; null: the model's own."""
     task: str = "fixed"
-    """fixed, extension, no_context, middle or sliding."""
+    """Task: fixed, extension, no_context, middle or sliding."""
     output_dir: str = "outputs/storyworld/trials/fixed"
     """Folder for the videos and the record."""
     split: str = "held_out"
-    """held_out (stories with combinations that training never showed) or train (stories like those of training)."""
+    """Split of the stories: held_out (with combinations that training never showed) or train (like those of training)."""
     stories: str = "tuning"
-    """tuning (to choose settings by) or reporting (for published numbers alone); see `FIRST_STORY`."""
+    """Purpose of the stories: tuning (to choose settings) or reporting (for published numbers alone); see `FIRST_STORY`."""
     num_stories: int = 100
     """Number of stories."""
     seed: int = 0
     """Seed of the noise, combined with the story's seed."""
     sampler: str = "dpm"
-    """ddim or dpm."""
+    """Sampler: ddim or dpm."""
     num_inference_steps: int = 10
     """Denoising steps."""
     guidance_scale: float = 2.0
@@ -112,11 +112,11 @@ class TrialConfig:
 
 
 def run_trial(config: TrialConfig) -> None:
-    """Makes the stories that are not there yet.
+    """Generates the missing stories.
 
     Raises:
-        FileNotFoundError, ValueError, FileExistsError: before weights are read, for a missing or unfit model, or a folder
-            that holds another trial.
+        FileNotFoundError, ValueError, FileExistsError: before weights are read, if the model is missing or unfit, or the
+            folder holds another trial.
     """
     import diffusers
 
@@ -149,13 +149,13 @@ def run_trial(config: TrialConfig) -> None:
 def make_stories(
     pipe: "Mask2DiTPipeline", config: TrialConfig, stories: Sequence[Story], generators: Sequence[torch.Generator]
 ):
-    """Videos of all scenes of B stories, given ones included, as (B, S*frames, H, W, 3) in [0, 1].
+    """Videos of all scenes of B stories, including given ones, as (B, S*frames, H, W, 3) in [0, 1].
 
     Args:
         pipe: the model.
-        config: of the trial.
-        stories: with as many scenes as the task has.
-        generators: one for each story.
+        config: settings of the trial.
+        stories: stories with as many scenes as the task.
+        generators: one per story.
     """
     task = TASKS[config.task]
     size = {"height": config.height, "width": config.width, "num_frames": config.num_frames}
@@ -183,7 +183,7 @@ def make_stories(
 
 
 def windows(task: Task) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The calls that make a task's scenes: which scenes each sees, and which of them it makes."""
+    """The calls that generate a task's scenes: the scenes that each sees, and those of them that it generates."""
     if task.is_isolated:
         return [((k,), (k,)) for k in task.generated]
     if task.num_scenes <= WINDOW:
@@ -203,7 +203,7 @@ def video_path(folder: Path, seed: int) -> Path:
 
 
 def read_record(folder: Path) -> TrialConfig:
-    """How the stories in a folder were made. Raises `FileNotFoundError` if it holds no trial."""
+    """Reads the configuration of the trial in a folder. Raises `FileNotFoundError` if it does not hold one."""
     path = folder / RECORD
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no trial (no {RECORD}): run mask2dit.storyworld.trial first")
@@ -211,7 +211,7 @@ def read_record(folder: Path) -> TrialConfig:
 
 
 def _record(config: TrialConfig, folder: Path) -> None:
-    """Writes what the stories are made with, or checks that those in the folder were made with the same."""
+    """Writes the configuration of the trial, after checking that it agrees with the one in the folder, if any."""
     if (folder / RECORD).is_file():
         free = ("output_dir", "num_stories", "batch_size")
         then = dataclasses.asdict(read_record(folder))

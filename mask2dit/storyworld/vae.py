@@ -1,7 +1,7 @@
-"""The small world's autoencoder: `python -m mask2dit.storyworld.vae [CONFIG.yaml] [key=value …]`.
+"""Trains the small world's autoencoder: `python -m mask2dit.storyworld.vae [CONFIG.yaml] [key=value …]`.
 
-`diffusers.AutoencoderKLCogVideoX`, only narrower and shallower than CogVideoX's, learned from rendered scenes. The folder
-`output_dir` gets `metrics.jsonl`, pictures of held-out scenes beside their reconstructions, and in the end `vae/`.
+It is a `diffusers.AutoencoderKLCogVideoX`, narrower and shallower than CogVideoX's, trained on rendered scenes. The folder
+`output_dir` gets `metrics.jsonl`, pictures of held-out scenes next to their reconstructions and, at the end, `vae/`.
 
 Shapes: B scenes, F frames, H x W pixels, C latent channels, f x h x w latent size.
 """
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class VAEConfig(LearningConfig):
-    """An autoencoder and its training. `configs/storyworld/vae.yaml` holds values for all of it."""
+    """The autoencoder and its training. `configs/storyworld/vae.yaml` holds the recipe."""
 
     output_dir: str = "outputs/storyworld/vae"
     max_steps: int = 3600
@@ -41,15 +41,14 @@ class VAEConfig(LearningConfig):
     batch_size: int = 3
     """Scenes per step."""
     block_out_channels: list[int] = field(default_factory=lambda: [16, 32])
-    """Channels per level; all levels but the last halve height and width, so that two of them make latents of half the
+    """Channels per level. Each level but the last halves height and width, so that two levels give latents of half the
     size."""
     layers_per_block: int = 1
     """Residual layers per level."""
     latent_channels: int = 4
     """Channels of the latents."""
     temporal_compression_ratio: int = 2
-    """Frames per latent frame, except for the first frame, which is a latent frame by itself. At most 2 for each level
-    after the first."""
+    """Frames per latent frame; the first frame alone is a latent frame. At most a factor of 2 per level after the first."""
     norm_num_groups: int = 8
     """Groups of the group normalization."""
     num_frames: int = 9
@@ -59,15 +58,15 @@ class VAEConfig(LearningConfig):
     width: int = 64
     """Width in pixels."""
     crop: int = 32
-    """Height and width of the random crops that are trained on, which cost less than whole pictures."""
+    """Height and width of the random crops for training, which cost less than whole frames."""
     num_whole_steps: int = 200
-    """Last steps, which train on whole pictures."""
+    """Number of final steps that train on whole frames."""
     motion_weight: float = 4.0
-    """Additional weight of a pixel's error per unit by which the pixel changes within the scene (at most 2), where every
-    pixel has weight 1: moving things cover few pixels and are the hardest."""
+    """Weight of a pixel's error, added to 1, per unit by which the pixel changes within the scene (at most 2). Moving
+    objects cover few pixels and are the hardest to reconstruct."""
     kl_weight: float = 1e-4
-    """Weight of the divergence from the standard normal, averaged over latent elements, relative to the mean absolute
-    error of pixels in [-1, 1]."""
+    """Weight of the KL divergence from the standard normal distribution, averaged over latent elements, relative to the mean
+    absolute error of pixels in [-1, 1]."""
     num_evaluated: int = 32
     """Held-out scenes per evaluation."""
     num_measured: int = 50
@@ -75,14 +74,14 @@ class VAEConfig(LearningConfig):
 
 
 def train_vae(config: VAEConfig) -> int:
-    """Trains the autoencoder, or goes on with it, and writes `vae/` once it is done.
+    """Trains the autoencoder or continues its training, and writes `vae/` at the end.
 
     Returns:
         The exit status: 0, or `command.PREEMPTED` after a SIGTERM.
 
     Raises:
-        ValueError: for a size that the autoencoder cannot carry, and as `learn` raises it.
-        FloatingPointError, OSError: as `learn` raises them.
+        ValueError: if the size does not fit the autoencoder, or from `learn`.
+        FloatingPointError, OSError: from `learn`.
     """
     vae = create_vae(config).to(choose_device(config.device))
     _check_size(config, vae)
@@ -119,7 +118,7 @@ def train_vae(config: VAEConfig) -> int:
 
 
 def create_vae(config: VAEConfig) -> AutoencoderKLCogVideoX:
-    """An autoencoder with random weights that follow from the seed."""
+    """An autoencoder with random weights determined by the seed."""
     levels = len(config.block_out_channels)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
@@ -138,21 +137,21 @@ def create_vae(config: VAEConfig) -> AutoencoderKLCogVideoX:
 
 
 def training_scenes(config: VAEConfig, step: int) -> list[np.ndarray]:
-    """The rendered scenes of a step, B of uint8 (F, H, W, 3): a function of the seed and the step alone."""
+    """The B rendered scenes of a step, uint8 (F, H, W, 3) each: a function of the seed and the step alone."""
     random = np.random.default_rng([config.seed, step])
     stories = [sample_story(int(seed)) for seed in random.integers(2**31, size=config.batch_size)]
     return [_render(config, story, int(random.integers(len(story.scenes)))) for story in stories]
 
 
 def to_pixels(scenes: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
-    """uint8 (F, H, W, 3) each, as the autoencoder takes them: float32 (B, 3, F, H, W) in [-1, 1]."""
+    """Scenes, uint8 (F, H, W, 3) each, to the autoencoder's input: float32 (B, 3, F, H, W) in [-1, 1]."""
     pixels = torch.from_numpy(np.stack(scenes)).to(device)
     return pixels.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKLCogVideoX, scenes: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Scenes, uint8 (F, H, W, 3) each, through the autoencoder and back, one at a time as the pipeline takes them."""
+    """Encodes and decodes scenes, uint8 (F, H, W, 3) each, one at a time as in the pipeline."""
     decoded = [
         vae.decode(vae.encode(to_pixels([scene], vae.device).to(vae.dtype)).latent_dist.mode()) for scene in scenes
     ]
@@ -160,14 +159,14 @@ def reconstruct(vae: AutoencoderKLCogVideoX, scenes: Sequence[np.ndarray]) -> li
 
 
 def psnr(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
-    """The peak signal-to-noise ratio in dB of uint8 scenes, a mean over scenes."""
+    """The peak signal-to-noise ratio of uint8 scenes in dB, averaged over scenes."""
     errors = [np.square(a.astype(np.float64) - b).mean() for a, b in zip(expected, found)]
     return float(np.mean([10 * math.log10(255**2 / max(error, 1e-9)) for error in errors]))
 
 
 @torch.no_grad()
 def latent_std(vae: AutoencoderKLCogVideoX, batches: Sequence[Sequence[np.ndarray]]) -> float:
-    """The standard deviation of the means of the posterior, over all latent elements of these scenes."""
+    """The standard deviation of the posterior's means over all latent elements of these scenes."""
     latents = [vae.encode(to_pixels(scenes, vae.device)).latent_dist.mode() for scenes in batches]
     return float(torch.cat(latents).float().std())
 
@@ -177,21 +176,21 @@ def _render(config: VAEConfig, story: Story, k: int) -> np.ndarray:
 
 
 def _crop(config: VAEConfig, pixels: torch.Tensor, step: int) -> torch.Tensor:
-    """A random part of pictures (…, H, W), the same of all in a step."""
+    """A random crop of frames (…, H, W), the same for all in a step."""
     random = np.random.default_rng([config.seed, step, 1])
     top, left = (random.integers(size - config.crop + 1) for size in pixels.shape[-2:])
     return pixels[..., top : top + config.crop, left : left + config.crop]
 
 
 def _check_size(config: VAEConfig, vae: AutoencoderKLCogVideoX) -> None:
-    """Raises `ValueError` if latents do not come out even."""
+    """Raises `ValueError` if the size does not divide evenly into latents."""
     step = 2 ** (len(config.block_out_channels) - 1)
     for name in ("height", "width", "crop"):
         if getattr(config, name) % step:
             raise ValueError(f"{name}={getattr(config, name)} has to be a multiple of {step}")
     if config.crop > min(config.height, config.width):
         raise ValueError(f"crop={config.crop} has to fit in height={config.height} and width={config.width}")
-    # From an even number of latent frames it would decode a few frames too many.
+    # An even number of latent frames would decode to a few frames too many.
     group = int(2 * vae.config.temporal_compression_ratio)
     if config.num_frames % group != 1:
         raise ValueError(f"num_frames={config.num_frames} has to be 1 + {group}m, such as {1 + group}")

@@ -1,8 +1,8 @@
-"""Does the measurement read rendered stories right? `python -m mask2dit.storyworld.validate [CONFIG.yaml] [key=value …]`.
+"""Validates the measurement on rendered stories: `python -m mask2dit.storyworld.validate [CONFIG.yaml] [key=value …]`.
 
-Rendered stories are measured as they are, or blurred and noisy, or after a VAE. It prints the share of everything that
-captions name that is read as drawn, consistency within stories and between unrelated ones, and the mean differences between
-unrelated stories, which are `measure.UNRELATED`.
+Rendered stories are measured unchanged, with blur and noise, or after a VAE. The output is the share of captioned attributes
+that are read as drawn, the consistency within stories and between unrelated ones, and the mean differences between unrelated
+stories, which are `measure.UNRELATED`.
 """
 
 import json
@@ -23,7 +23,7 @@ from mask2dit.storyworld.world import SPLITS, caption, describe, sample_story, w
 
 @dataclass(kw_only=True)
 class ValidateConfig:
-    """Which stories are measured, and what is done to them before."""
+    """The stories to measure, and how they are degraded first."""
 
     num_stories: int = 500
     """Number of stories."""
@@ -58,15 +58,15 @@ class ValidateConfig:
 
 
 def validate(config: ValidateConfig) -> dict:
-    """Measures the stories, and prints and returns what comes out.
+    """Measures the stories; prints and returns the results.
 
     Returns:
-        right: the share that is read as drawn, of each kind of thing that captions name and of "all" of them;
-        scenes_right: of scenes, all of which is;
-        cuts_right: of stories with cuts where scenes begin and nowhere else;
-        consistency, lowest_consistency: within stories, the mean and the lowest;
-        unrelated_consistency: the mean between scenes with one caption of unrelated stories;
-        unrelated: the mean difference between these in each part of identity.
+        right: share of captioned attributes read as drawn, for each kind and for "all";
+        scenes_right: share of scenes with all attributes read as drawn;
+        cuts_right: share of stories with cuts where scenes begin and nowhere else;
+        consistency, lowest_consistency: mean and lowest consistency within stories;
+        unrelated_consistency: mean consistency between scenes of unrelated stories with the same caption;
+        unrelated: mean difference between these scenes in each part of identity.
     """
     size = (config.num_frames, config.height, config.width)
     degrade, rng = _degradation(config), np.random.default_rng(config.seed)
@@ -117,7 +117,7 @@ def _degradation(config: ValidateConfig) -> Callable[[np.ndarray, np.random.Gene
 
 
 def _blur(video: np.ndarray, sigma: float) -> np.ndarray:
-    """Each frame of (F, H, W, 3) with a Gaussian of this standard deviation in pixels."""
+    """Blurs each frame of (F, H, W, 3) with a Gaussian of this standard deviation in pixels."""
     if not sigma:
         return video
     reach = int(np.ceil(3 * sigma))
@@ -131,7 +131,7 @@ def _blur(video: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _reconstruction(folder: str) -> Callable[[np.ndarray], np.ndarray]:
-    """What becomes of `uint8 (F, H, W, 3)` in a VAE, as floats from 0 to 255."""
+    """A function that reconstructs `uint8 (F, H, W, 3)` with a VAE, as floats from 0 to 255."""
     import torch
     from diffusers import AutoencoderKLCogVideoX
 

@@ -1,4 +1,4 @@
-"""What a run does beside optimising: logging, checkpoints and validation."""
+"""Callbacks of a run: logging, checkpoints and validation."""
 
 import logging
 from dataclasses import replace
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints(Callback):
-    """Saves every `checkpoint_every` steps, and after the last one."""
+    """Saves a checkpoint every `checkpoint_every` steps and after the last one."""
 
     def on_step(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if trainer.step % trainer.config.checkpoint_every == 0 or trainer.step == trainer.config.max_steps:
@@ -34,7 +34,7 @@ class Checkpoints(Callback):
 
 
 class Logging(Callback):
-    """A progress bar, `metrics.jsonl`, and the trackers of the configuration, from the main process."""
+    """Writes a progress bar, `metrics.jsonl` and the configured trackers, from the main process."""
 
     def on_start(self, trainer: Trainer) -> None:
         config, accelerator = trainer.config, trainer.accelerator
@@ -48,7 +48,7 @@ class Logging(Callback):
         )
         self._file = Path(config.output_dir) / "metrics.jsonl"
         if accelerator.is_main_process:
-            # Steps after the checkpoint that this run goes on from are done, and logged, again.
+            # Steps after the checkpoint that this run resumes from are repeated, and logged again.
             keep_lines(self._file, lambda record: record["step"] <= trainer.step)
 
     def on_step(self, trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -77,10 +77,10 @@ class Logging(Callback):
 
 
 def load_validation_dataset(config: TrainConfig) -> StoryDataset | None:
-    """The held-out clips of a run, read without a cache; None where it has none.
+    """The held-out clips of a run, read without a cache; None if it has none.
 
     Raises:
-        FileNotFoundError, ValueError: as `build_dataset`.
+        FileNotFoundError, ValueError: as `build_dataset` raises them.
     """
     if not config.validation.every or not config.validation.manifest:
         return None
@@ -90,13 +90,13 @@ def load_validation_dataset(config: TrainConfig) -> StoryDataset | None:
 
 
 class Validation(Callback):
-    """Every `validation.every` steps: the loss on held-out clips, and stories drawn from fixed prompts and seed.
+    """Measures the loss on held-out clips and generates stories, every `validation.every` steps.
 
-    The loss is taken at fixed noise and timesteps, for the normal task and for extension from all scenes but the last, and
-    logged for each timestep. Samples and stories are split over processes.
+    The loss is measured at fixed noise and timesteps, for the normal task and for extension from all scenes but the last, and
+    logged per timestep. Stories have fixed prompts and a fixed seed. Samples and stories are split over processes.
 
     Args:
-        dataset: of `load_validation_dataset`.
+        dataset: from `load_validation_dataset`.
     """
 
     def __init__(self, dataset: StoryDataset | None):
@@ -122,7 +122,7 @@ class Validation(Callback):
         count = min(config.num_samples, len(self._dataset))
         sums = torch.zeros(len(tasks), len(config.timesteps), device=accelerator.device)
         for first in range(0, count, accelerator.num_processes):
-            # As in `_draw`: each process takes part in each forward pass, and what another one counts is left out.
+            # As in `_draw`: every process takes part in every forward pass, but each sample counts on one process only.
             position = min(first + accelerator.process_index, count - 1)
             is_mine = position == first + accelerator.process_index
             inputs = trainer.inputs(collate([self._dataset[Position(0, position)]]))
@@ -141,7 +141,7 @@ class Validation(Callback):
         }
 
     def _draw(self, trainer: Trainer, transformer: Mask2DiTTransformer3DModel) -> None:
-        """All scenes of each story at once, and its last one from those before it, as mp4 and contact sheet."""
+        """Generates all scenes of each story at once, and its last scene from those before it, as mp4 and contact sheet."""
         config, accelerator = trainer.config.validation, trainer.accelerator
         folder = Path(trainer.config.output_dir) / "samples"
         folder.mkdir(exist_ok=True)
@@ -149,8 +149,8 @@ class Validation(Callback):
         pipe.set_progress_bar_config(disable=True)
         sheets = {}
         for first in range(0, len(config.stories), accelerator.num_processes):
-            # Where nothing is left for a process, it draws the last story with the others: with ZeRO stage 3 each forward
-            # pass needs all of them.
+            # A process without a story left generates the last one too, since ZeRO stage 3 needs all processes in every
+            # forward pass.
             number = min(first + accelerator.process_index, len(config.stories) - 1)
             is_mine = number == first + accelerator.process_index
             try:
@@ -175,7 +175,7 @@ class Validation(Callback):
 
     @staticmethod
     def _story(trainer: Trainer, pipe: Mask2DiTPipeline, prompts: list[str]) -> dict[str, list[np.ndarray]]:
-        """The scenes of a story, uint8 (frames, H, W, 3) each, for each task."""
+        """The scenes of a story for each task, uint8 (frames, H, W, 3) each."""
         config, data = trainer.config.validation, trainer.config.data
         size = {"height": data.height, "width": data.width, "num_frames": data.num_frames}
         latent_frames = pipe.video_shape(**size, num_scenes=len(prompts)).latent_frames

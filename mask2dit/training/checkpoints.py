@@ -1,7 +1,7 @@
-"""Checkpoints of a run: whole or not there, and only its own.
+"""Checkpoints of a run: written atomically, and loaded only from the run's own folder.
 
-A checkpoint is written to a folder of another name and renamed when it is complete, so that a process that is killed at any
-moment leaves the last good one. What the engines write in it is pickled, which is why only this run's folder is read.
+A checkpoint is written to a temporary folder and renamed when it is complete, so that a process killed at any moment leaves
+the last good one. The engines write pickles into it, which is why only this run's folder is read.
 """
 
 import dataclasses
@@ -29,25 +29,25 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
 STATE = "run.json"
-# What may differ between a run and its continuation: where it runs, how far and how it ends, and what it reports.
+# Keys that may differ between a run and its continuation: where it runs, how far, how it ends, and its reports.
 FREE_KEYS = ("resume", "max_steps", "decay_steps", "num_workers", "checkpoint_every", "keep_checkpoints", "log_every",
              "trackers", "validation", "output_dir", "dry_run", "micro_batch_size", "copy_frozen")  # fmt: skip
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
+    """The complete checkpoints of a run, oldest first."""
     found = [path for path in Path(output_dir).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
 def find_checkpoint(config: TrainConfig) -> tuple[Path, int] | None:
-    """The checkpoint that a run goes on from and its step, or None for a new run. Warns of what differs without harm.
+    """The checkpoint that a run resumes from, and its step; None for a new run. Warns of harmless differences.
 
     Raises:
-        FileNotFoundError: if the checkpoint to resume is not there.
-        FileExistsError: if a new run would write into the folder of another.
-        ValueError: if the checkpoint is damaged, naming the newest one that is whole; was made with another configuration,
-            naming the keys that differ, or by another number of DeepSpeed's processes; or lies beyond `max_steps`.
+        FileNotFoundError: if the checkpoint to resume does not exist.
+        FileExistsError: if a new run would write into the folder of another run.
+        ValueError: if the checkpoint is damaged, naming the newest intact one; was made with another configuration, naming
+            the keys that differ; was made by another number of DeepSpeed processes; or is beyond `max_steps`.
     """
     existing = checkpoints(config.output_dir)
     if config.resume is None:
@@ -84,7 +84,7 @@ def find_checkpoint(config: TrainConfig) -> tuple[Path, int] | None:
 
 
 def _compare_surroundings(config: TrainConfig, path: Path, state: dict) -> None:
-    """Tells what else has changed since a checkpoint. Raises `ValueError` where a run cannot go on with it."""
+    """Warns of other changes since a checkpoint. Raises `ValueError` if a run cannot continue with them."""
     then, now = state.get("num_processes"), world_size()
     if then not in (None, now):
         if config.deepspeed:
@@ -107,7 +107,7 @@ def _warn(message: str, *args: object) -> None:
 
 
 def fault(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be loaded, as far as the sizes and headers of its files tell. None: it can."""
+    """The reason that a checkpoint cannot be loaded, by the sizes and headers of its files; None if there is none."""
     try:
         state = json.loads((checkpoint / STATE).read_text())
         _, _, sizes = state["step"], state["config"], state.get("files")
@@ -115,7 +115,7 @@ def fault(checkpoint: Path) -> str | None:
         return f"{STATE} is missing"
     except (ValueError, KeyError, TypeError) as error:
         return f"{STATE}: {error!r}"
-    if sizes is None:  # of a version that did not note them
+    if sizes is None:  # from a version that did not record them
         sizes = _sizes(checkpoint)
     for name, size in sizes.items():
         file = checkpoint / name
@@ -146,7 +146,7 @@ def damaged(checkpoint: Path, reason: str, config: TrainConfig) -> ValueError:
 
 @contextmanager
 def load_errors(checkpoint: Path, config: TrainConfig) -> Generator[None]:
-    """Turns the errors by which libraries report a damaged file into that of `damaged`."""
+    """Converts the errors by which libraries report a damaged file to the error of `damaged`."""
     try:
         yield
     except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
@@ -156,7 +156,7 @@ def load_errors(checkpoint: Path, config: TrainConfig) -> Generator[None]:
 
 
 def remove_leftovers(config: TrainConfig) -> None:
-    """Removes checkpoints of a run that are damaged, and what killed processes were writing."""
+    """Removes the damaged checkpoints of a run, and the partial folders of killed processes."""
     remove_partial_folders(config.output_dir)
     for path in checkpoints(config.output_dir):
         if (reason := fault(path)) is not None:
@@ -168,7 +168,7 @@ def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) ->
     """Saves model, optimizer and random states after a step, on all processes, and removes checkpoints beyond the limit.
 
     Raises:
-        OSError: if the disk is full; the checkpoints before stay as they were.
+        OSError: if the disk is full; earlier checkpoints are kept.
     """
     final = Path(config.output_dir) / f"{PREFIX}{step:08d}"
     if final.exists():
@@ -193,13 +193,13 @@ def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) ->
 
 
 def _sizes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of each file of a checkpoint, by its path in it."""
+    """The size in bytes of each file of a checkpoint, by its path in the checkpoint."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
 
 
 def run_record(config: TrainConfig) -> dict[str, Any]:
-    """The resolved configuration, and what else a run was made with."""
+    """The resolved configuration, the number of processes, the manifest's fingerprint and the software of a run."""
     return {
         "config": dataclasses.asdict(config),
         "num_processes": world_size(),
@@ -209,7 +209,7 @@ def run_record(config: TrainConfig) -> dict[str, Any]:
 
 
 def _comparable(config: dict) -> dict[str, Any]:
-    """What has to stay the same for steps to go on as if nothing had happened, with nested keys as `a.b`."""
+    """The settings that must stay the same for a resumed run to repeat its steps, with nested keys as `a.b`."""
     flat = {}
     for key, value in config.items():
         if key in FREE_KEYS:

@@ -1,4 +1,4 @@
-"""The settings of training. Imports nothing heavy, so that a mistake in them shows at once."""
+"""The settings of training. Imports nothing heavy, so that a mistake in them is reported at once."""
 
 from dataclasses import dataclass, field
 
@@ -12,12 +12,12 @@ GIVEN_SCENES = ("last", "random")
 
 @dataclass(kw_only=True)
 class LoRATrainingConfig:
-    """Low-rank additions to train instead of all weights."""
+    """LoRA: low-rank additions to train instead of all weights."""
 
     rank: int | None = None
     """Rank of the additions; null: train all weights."""
     alpha: int | None = None
-    """Scale of the additions, relative to the rank; null: the rank."""
+    """Scale of the additions relative to the rank; null: equal to the rank."""
     target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     """Names of the linear layers that get additions."""
 
@@ -30,7 +30,7 @@ class LoRATrainingConfig:
 
 @dataclass(kw_only=True)
 class ValidationConfig:
-    """Measurements and stories during training, from fixed noise and seeds."""
+    """Validation during training: losses and stories, from fixed noise and seeds."""
 
     every: int = 0
     """Steps between validations; 0: none."""
@@ -47,7 +47,7 @@ class ValidationConfig:
     guidance_scale: float = 6.0
     """Weight of classifier-free guidance of the generated stories."""
     seed: int = 0
-    """Seed of the noise, the same at every validation."""
+    """Seed of the stories' noise, the same at every validation."""
     fps: int = 8
     """Frames per second of the generated stories."""
 
@@ -60,7 +60,7 @@ class ValidationConfig:
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """What to train, on what, and how. `configs/train/*.yaml` hold values for all of it."""
+    """The settings of a training run. `configs/train/*.yaml` set every key."""
 
     # The model
     model: str = BASE_MODEL
@@ -82,9 +82,9 @@ class TrainConfig:
     given_scenes: str = "last"
     """Given scenes of such a sample: last (all but the last, as published) or random (a random subset)."""
     text_dropout: float = 0.0
-    """Probability that all texts of a sample are dropped, for classifier-free guidance (published: 0)."""
+    """Probability that all prompts of a sample are dropped, for classifier-free guidance (published: 0)."""
 
-    # The optimisation
+    # The optimization
     max_steps: int = 10_000
     """Optimization steps."""
     batch_size: int = 8
@@ -107,26 +107,26 @@ class TrainConfig:
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from 0."""
     decay_steps: int = 0
-    """Last steps of `max_steps` over which the learning rate falls linearly to 0; between warm-up and decay it is
-    constant."""
+    """Steps at the end of `max_steps` over which the learning rate falls linearly to 0; it is constant between warm-up
+    and decay."""
     max_grad_norm: float = 0.05
     """Gradient norm above which gradients are scaled down."""
     precision: str = "bf16"
     """Precision of the forward pass: fp32, bf16 or fp16."""
     gradient_checkpointing: int = 1
-    """Checkpoint every n-th block: 1 all of them, 2 every other one; 0 none."""
+    """Checkpoint every n-th block (1: all blocks, 2: every other one); 0: none."""
     ema_decay: float | None = None
-    """Decay of an exponential moving average of the weights, which is exported in their place; null: no average."""
+    """Decay of an exponential moving average of the weights, which is exported in place of them; null: no average."""
     seed: int = 42
-    """Seed of the noise, the timesteps, the given scenes and the weights that LoRA adds."""
+    """Seed of the noise, the timesteps, the given scenes and LoRA's initial weights."""
 
     # The engine
     compile: bool = False
-    """Compile the transformer's blocks, for faster steps after a slow first one; not with ZeRO stage 3."""
+    """Compile the transformer's blocks, for faster steps after a slow first step; not with ZeRO stage 3."""
     attention_backend: str | None = None
-    """A backend of diffusers that has a backward pass: native, _native_math, flash, …; null: torch's own choice."""
+    """Attention backend of diffusers with a backward pass: native, _native_math, flash, …; null: torch's own choice."""
     deepspeed: str | None = None
-    """DeepSpeed configuration, such as a file of configs/deepspeed; null: plain data parallelism."""
+    """DeepSpeed configuration, such as a file in configs/deepspeed; null: plain data parallelism."""
     resume: str | None = None
     """Checkpoint folder to resume from, or latest; null: a new run."""
 
@@ -138,13 +138,13 @@ class TrainConfig:
     log_every: int = 10
     """Steps between log entries."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
-    """tensorboard, wandb, both or none; metrics.jsonl is always written."""
+    """List of trackers: tensorboard, wandb, both or none; metrics.jsonl is always written."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     copy_frozen: bool = False
     """Copy the frozen parts of the base model (VAE, text encoder, …) to the exported `model/`, so that it can be moved or
-    shared by itself; false: link to them."""
+    shared on its own; false: link to them."""
     dry_run: bool = False
-    """Print what the run would need, without reading weights."""
+    """Print the memory that the run needs, without reading weights."""
 
     def __post_init__(self):
         for name, choices in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS), ("given_scenes", GIVEN_SCENES)):

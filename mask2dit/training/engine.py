@@ -1,7 +1,7 @@
-"""Where and in what precision a run computes: one process or many, plain DDP or DeepSpeed, a GPU or the CPU.
+"""Processes, device and precision of a run: one process or many, plain DDP or DeepSpeed, a GPU or the CPU.
 
-The training configuration is the only source of batch size, accumulation, clipping and precision. A DeepSpeed file says how
-ZeRO shards, and may say those only if it says the same.
+The training configuration is the only source of batch size, accumulation, clipping and precision. A DeepSpeed file sets how
+ZeRO shards; if it sets those too, they must agree.
 """
 
 import json
@@ -19,19 +19,19 @@ MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def world_size() -> int:
-    """Processes of this run, as the launcher set them."""
+    """The number of processes of this run, as set by the launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def deepspeed_config(config: TrainConfig, num_processes: int) -> dict[str, Any] | None:
-    """What DeepSpeed is given: the configuration's file, completed from the training configuration.
+    """The configuration for DeepSpeed: the file of `config.deepspeed`, completed from the training configuration.
 
     Returns:
         None without DeepSpeed.
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if it is no JSON object, names no ZeRO stage, or contradicts the training configuration.
+        ValueError: if it is not a JSON object, has no ZeRO stage, or contradicts the training configuration.
     """
     if config.deepspeed is None:
         return None
@@ -68,7 +68,7 @@ def deepspeed_config(config: TrainConfig, num_processes: int) -> dict[str, Any] 
 
 
 def accumulation_steps(config: TrainConfig, num_processes: int) -> int:
-    """Forward passes of each process for one batch. Raises `ValueError` if the batch does not divide."""
+    """Forward passes per process and batch. Raises `ValueError` if the batch does not divide evenly."""
     at_once = config.micro_batch_size * num_processes
     steps, rest = divmod(config.batch_size, at_once)
     if rest or not steps:
@@ -80,13 +80,13 @@ def accumulation_steps(config: TrainConfig, num_processes: int) -> int:
 
 
 def zero_stage(config: TrainConfig) -> int:
-    """0 without DeepSpeed."""
+    """The ZeRO stage; 0 without DeepSpeed."""
     given = deepspeed_config(config, world_size())
     return given["zero_optimization"]["stage"] if given else 0
 
 
 def create_accelerator(config: TrainConfig) -> Accelerator:
-    """The accelerator of a run, over gloo where there is no GPU."""
+    """The accelerator of a run, with gloo as its backend if there is no GPU."""
     handlers = []
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
@@ -100,8 +100,8 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     if given and on_cpu:
         import deepspeed
 
-        # An all-reduce for inference only, which DeepSpeed would compile at the start of every first run: most of a minute
-        # and a C++ compiler, and a process killed meanwhile leaves a lock at which all later runs wait without end.
+        # An all-reduce for inference only. DeepSpeed would compile it at the start of every first run, which takes most of a
+        # minute and a C++ compiler; a process killed meanwhile leaves a lock at which all later runs wait forever.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return Accelerator(
         mixed_precision=MIXED_PRECISION[config.precision],
@@ -110,5 +110,5 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
         kwargs_handlers=handlers,
         log_with=config.trackers or None,
         project_dir=config.output_dir,
-        cpu=on_cpu and not given,  # told of a CPU, accelerate would leave DeepSpeed out
+        cpu=on_cpu and not given,  # with cpu=True, accelerate would ignore DeepSpeed
     )

@@ -1,7 +1,7 @@
 """Starts the processes of a run: `python -m mask2dit.training.launch [torchrun's options] -m mask2dit.training …`.
 
-torchrun alone answers SIGTERM and SIGHUP by killing its processes half a minute later, in which a large model is not saved,
-and ends with status 1 whatever they ended with, so that a cluster could not tell a run that was stopped from one that failed.
+On SIGTERM and SIGHUP, torchrun alone kills its processes after half a minute, too soon to save a large model. It always exits
+with status 1 then, so that a cluster could not distinguish a stopped run from a failed one.
 """
 
 import logging
@@ -20,10 +20,10 @@ def launch(arguments: Sequence[str]) -> int:
     """Runs torchrun and passes SIGTERM and SIGHUP on to its processes.
 
     Args:
-        arguments: of torchrun.
+        arguments: the arguments of torchrun.
 
     Returns:
-        0, or the status of the process that failed first; as in a shell, 128 + n if signal n killed it.
+        0, or the exit status of the first process that failed; as in a shell, 128 + n if signal n killed it.
     """
 
     def pass_on(number: int, frame: object) -> None:
@@ -32,7 +32,7 @@ def launch(arguments: Sequence[str]) -> int:
 
     for number in stop_signals():
         signal.signal(number, pass_on)
-    # Where torchrun reports a process that failed, in red; one that saved and ended as it was told to did not.
+    # This logger reports failed processes as errors; a process that saved and stopped as requested did not fail.
     agent = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
     agent.addFilter(lambda record: not (record.levelno == logging.ERROR and PREEMPTED in (record.args or ())))
     try:

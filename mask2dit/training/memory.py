@@ -1,4 +1,4 @@
-"""What a run needs in memory, computed from shapes alone."""
+"""The memory that a run needs, computed from shapes alone."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one process."""
+    """Memory of one process in bytes, with the counts that it follows from."""
 
     parameters: int
     trainable: int
@@ -49,13 +49,14 @@ class MemoryEstimate:
 
 
 def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_processes: int) -> MemoryEstimate:
-    """Memory of a process for the run's engine.
+    """The memory of one process, with the run's engine.
 
-    Weights, gradients and optimizer are counted: without DeepSpeed 4 + 4 + 8 bytes a trained parameter (of moments 2 for
-    adamw8bit and 4 for muon) and, in 16 bits, 2 more for autocast's copies; with it 2 + 2 + 12 in 16 bits, of which ZeRO
-    splits the optimizer (stage 1), gradients (2) and weights (3) over the processes (Rajbhandari et al. 2020, Sec. 3).
-    Activations are estimated at 34 bytes a token and channel of a block in 16 bits (Korthikanti et al. 2022, Eq. 2, without
-    the attention matrix), for every block that is not recomputed and one that is, and what checkpointed blocks keep.
+    Weights, gradients and optimizer are counted. Without DeepSpeed, they take 4 + 4 + 8 bytes per trained parameter (the
+    moments 2 for adamw8bit and 4 for muon) and, in 16 bits, 2 more for autocast's copies. With DeepSpeed, they take
+    2 + 2 + 12 bytes in 16 bits, and ZeRO splits the optimizer (stage 1), gradients (2) and weights (3) over the processes
+    (Rajbhandari et al. 2020, Sec. 3). Activations are estimated at 34 bytes per token and channel of a block in 16 bits
+    (Korthikanti et al. 2022, Eq. 2, without the attention matrix), for every block that is not checkpointed and for one that
+    is, plus the inputs that checkpointed blocks keep.
     """
     transformer, data = skeleton.transformer, config.data
     _, latent_frames, (_, height, width) = skeleton.video_shape(

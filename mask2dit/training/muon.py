@@ -1,6 +1,6 @@
 """Muon, the optimizer of the small world's models (https://kellerjordan.github.io/posts/muon).
 
-torch's takes matrices only, no convolutions, and does all of its work in every process.
+torch's Muon takes matrices only, not convolutions, and repeats all of its work in every process.
 """
 
 from collections.abc import Callable
@@ -13,27 +13,27 @@ ITERATIONS = 5
 
 
 def spectral_scale(rows: int, columns: int) -> float:
-    """Steps of one learning rate for all widths (Muon's own)."""
+    """Muon's own scale, with which one learning rate serves all widths."""
     return max(1, rows / columns) ** 0.5
 
 
 def adamw_scale(rows: int, columns: int) -> float:
-    """Steps as large as AdamW's, so that one learning rate serves both (arXiv 2502.16982)."""
+    """A scale that makes steps as large as AdamW's, so that one learning rate serves both (arXiv 2502.16982)."""
     return 0.2 * max(rows, columns) ** 0.5
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, Nesterov's, whose direction is made orthogonal.
+    """Nesterov momentum with an orthogonalized update.
 
-    The costly part, the directions, is divided among the processes of `torch.distributed` if there are several; all of
-    them have to have the same gradients.
+    Orthogonalization, the costly part, is divided among the processes of `torch.distributed` if there are several; all of
+    them must have the same gradients.
 
     Args:
-        parameters: weights of at least two dimensions; a convolution's is a matrix with a row for each output.
+        parameters: weights of at least two dimensions; a convolution counts as a matrix with one row per output channel.
         lr: the learning rate.
-        scale: the step's size in learning rates, given the rows and columns of the matrix.
-        momentum: the share of the last momentum that is kept.
-        weight_decay: decoupled, as AdamW's.
+        scale: a function from the rows and columns of a matrix to the step size in learning rates.
+        momentum: decay rate of the momentum.
+        weight_decay: decoupled weight decay, as in AdamW.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Muon(torch.optim.Optimizer):
                 weight.sub_(direction.view_as(weight), alpha=group["lr"] * self.scale(len(weight), weight[0].numel()))
 
     def _directions(self, weights: list[torch.nn.Parameter], momentum: float) -> list[torch.Tensor]:
-        """Of all weights in turn, flat, in their precision."""
+        """The update directions of all weights in order, flattened, in the precision of the weights."""
         rank, processes = 0, 1
         if distributed.is_initialized():
             rank, processes = distributed.get_rank(), distributed.get_world_size()
         flat = torch.zeros(sum(map(torch.numel, weights)), dtype=torch.bfloat16, device=weights[0].device)
         directions = flat.split([weight.numel() for weight in weights])
-        # Dealt out by size, so that every process gets as much to do.
+        # Assigned in order of size, so that every process gets about the same work.
         turns = {place: turn for turn, place in enumerate(sorted(range(len(weights)), key=lambda i: weights[i].shape))}
         for place, (weight, direction) in enumerate(zip(weights, directions, strict=True)):
             state = self.state[weight]
@@ -80,9 +80,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Nearly the closest matrix whose singular values are all 1, by Newton-Schulz iterations in bfloat16."""
+    """Approximates the closest matrix whose singular values are all 1, by Newton-Schulz iterations in bfloat16."""
     is_tall = matrix.shape[0] > matrix.shape[1]
-    # Of the two products of x with itself, the smaller one is the cheaper.
+    # Of the two products of x with its transpose, the smaller one is cheaper.
     x = (matrix.T if is_tall else matrix).bfloat16()
     x = x / (x.norm() + 1e-7)
     a, b, c = COEFFICIENTS

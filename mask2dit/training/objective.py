@@ -1,6 +1,6 @@
-"""What is minimised: the error of the predicted velocity in the scenes that are to be generated.
+"""The training objective: the error of the predicted velocity in the generated scenes.
 
-Shapes: B stories, S scenes, F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene,
+Shapes: B stories, S scenes, F latent frames per scene, C latent channels, h x w latent size, L text tokens per scene,
 D text width.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 
-SMALLEST_SIGMA = 0.5  # below it a velocity's error would count a prediction of clean latents up to 1,200 times, not 4
+SMALLEST_SIGMA = 0.5  # limits the weight 1/sigma² of a clean-latent prediction's error to 4 instead of 1,200
 
 
 def diffusion_loss(
@@ -25,22 +25,22 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """The loss of Mask²DiT, L = E sum_i m_i ||v - v_theta(z_t, t, z_T)||² (arXiv 2503.19881), as a mean over elements.
 
-    A scheduler with `prediction_type: sample` says that the transformer predicts the clean latents; its error is weighted
-    as that of the velocity which follows from them (arXiv 2511.13720). That suits tokens of as many numbers as the
-    transformer is wide, through which it cannot pass the noise on.
+    With `prediction_type: sample` in the scheduler, the transformer predicts the clean latents, and its error is weighted
+    like that of the velocity which follows from them (arXiv 2511.13720). This suits tokens with as many numbers as the
+    transformer is wide, since it cannot pass their noise through.
 
-    Given scenes (m_i = 0) stay clean, carry timestep 0 and do not count. Each sample's loss is the mean over the elements
-    of its generated scenes, so that samples count alike however many scenes are generated in them.
+    Given scenes (m_i = 0) stay clean, have timestep 0 and do not count. Each sample's loss is the mean over the elements
+    of its generated scenes, so that all samples have the same weight, whatever their number of generated scenes.
 
     Args:
-        transformer: a Mask²DiT transformer, bare or wrapped (DDP, DeepSpeed).
-        scheduler: whose noise schedule is trained.
-        latents: (B, S*F, C, h, w) clean scaled latents; the transformer gets them in the dtype of the text.
-        noise: the same shape, standard normal.
-        prompt_embeds: (B, S*L, D).
-        timesteps: (B,) of 0 … 999.
+        transformer: a Mask²DiT transformer, plain or wrapped (DDP, DeepSpeed).
+        scheduler: the scheduler whose noise schedule is trained.
+        latents: (B, S*F, C, h, w) clean scaled latents; the transformer receives them in the dtype of `prompt_embeds`.
+        noise: standard normal noise of the same shape.
+        prompt_embeds: (B, S*L, D) text embeddings.
+        timesteps: (B,) integers in 0 … 999.
         scene_mask: (S,) or (B, S) bools, True where the scene is generated. None: all.
-        scene_frames: latent frames of each scene. None: equal scenes.
+        scene_frames: latent frames of each scene. None: equal lengths.
         reduction: "mean" over samples, or "none".
 
     Returns:
@@ -48,7 +48,7 @@ def diffusion_loss(
 
     Raises:
         ValueError: for shapes that do not fit, a sample without a generated scene, an unknown reduction, or a scheduler
-            that has noise predicted.
+            with noise prediction.
     """
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction has to be mean or none, but is {reduction!r}")
@@ -71,7 +71,7 @@ def diffusion_loss(
         frame_mask = scene_mask.repeat_interleave(lengths.to(latents.device), dim=1)
     is_generated = frame_mask[:, :, None, None, None]  # (B, S*F, 1, 1, 1)
 
-    # In float32, since the schedule's small factors lose most of their digits in bfloat16.
+    # In float32, since small factors of the schedule lose most of their digits in bfloat16.
     clean, noise = latents.float(), noise.float()
     noisy = torch.where(is_generated, scheduler.add_noise(clean, noise, timesteps), clean)
     if scheduler.config.prediction_type == "sample":
@@ -94,7 +94,7 @@ def diffusion_loss(
 
 
 def _lengths(num_scenes: int, num_frames: int, scene_frames: Sequence[int] | None) -> torch.Tensor:
-    """Latent frames of each scene."""
+    """The number of latent frames of each scene."""
     if scene_frames is None:
         if num_frames % num_scenes:
             raise ValueError(

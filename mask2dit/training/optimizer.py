@@ -1,4 +1,4 @@
-"""What changes the weights: AdamW, its 8-bit form, or Muon."""
+"""The optimizers: AdamW, 8-bit AdamW and Muon."""
 
 import torch
 
@@ -7,7 +7,7 @@ from mask2dit.training.muon import Muon, adamw_scale
 
 
 def create_optimizer(config: TrainConfig, transformer: torch.nn.Module) -> torch.optim.Optimizer:
-    """The configured optimizer of all weights that are trained."""
+    """The configured optimizer, for all trained weights."""
     trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
     if config.optimizer == "muon":
         in_blocks = {id(parameter) for parameter in transformer.transformer_blocks.parameters() if parameter.ndim == 2}
@@ -21,7 +21,7 @@ def create_optimizer(config: TrainConfig, transformer: torch.nn.Module) -> torch
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon for the matrices of the blocks, AdamW for the rest, at one learning rate."""
+    """Muon for the matrices of the blocks and AdamW for the rest, with one learning rate."""
 
     def __init__(self, muon: Muon, adamw: torch.optim.AdamW):
         self.parts = (muon, adamw)
@@ -41,13 +41,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share_groups()
 
     def _share_groups(self) -> None:
-        """A learning rate that is set in one of this optimizer's groups is set in its part."""
+        """Shares the parameter groups with the parts, so that a learning rate set in a group reaches its part."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
 def _adamw(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     if config.optimizer == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit as AdamW  # an extra, checked for at the start
+        from bitsandbytes.optim import AdamW8bit as AdamW  # an optional package; `plan_training` checks for it
     else:
         AdamW = torch.optim.AdamW
     return AdamW(

@@ -1,4 +1,4 @@
-"""A training run from its configuration: checks, models, the loop, and the trained folder at the end."""
+"""A training run from its configuration: checks, models, the training loop and the export."""
 
 import json
 import logging
@@ -45,26 +45,26 @@ def train(config: TrainConfig) -> int:
     """Runs a training configuration.
 
     Returns:
-        The exit status: 0, or `command.PREEMPTED` after a SIGTERM.
+        The exit status: 0, or `command.PREEMPTED` after a SIGTERM or SIGHUP.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError, PermissionError: before weights are read, for anything that cannot
-            be carried out.
-        OSError: if something cannot be written, or another process of the run has ended.
+        ValueError, FileNotFoundError, FileExistsError, PermissionError: if the configuration cannot be carried out; raised
+            before weights are read.
+        OSError: if a file cannot be written, or another process of the run has ended.
     """
     plan = plan_training(config)
     found = plan.checkpoint
     if config.dry_run:
         print(estimate_memory(config, plan.skeleton, world_size()))
         return 0
-    set_seed(config.seed)  # of the weights that LoRA adds; samples have their own
-    # Before the accelerator: with ZeRO stage 3 under way, transformers would split the frozen text encoder as it reads it.
+    set_seed(config.seed)  # for LoRA's initial weights; samples have their own generators
+    # Before the accelerator: with ZeRO stage 3 active, transformers would split the frozen text encoder while loading it.
     pipe = load_pipeline(config, plan.skeleton)
     accelerator = create_accelerator(config)
     for part in (pipe.vae, pipe.text_encoder):
         if part is not None and part.device.type != "meta":
             part.to(accelerator.device)
-    # Logging ends the processes' group.
+    # Logging comes last, since it destroys the process group at the end.
     callbacks = [Checkpoints(), Validation(plan.validation_dataset), Export(), Logging()]
     trainer = Trainer(config, accelerator, pipe, plan.dataset, callbacks, start=found[1] if found else 0)
     if found:
@@ -84,21 +84,21 @@ def train(config: TrainConfig) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """The parts of a run that its checks built."""
+    """The parts of a run that are built by its checks."""
 
     skeleton: Mask2DiTPipeline
-    """The model without its weights."""
+    """The model without weights."""
     dataset: StoryDataset
     validation_dataset: StoryDataset | None
     checkpoint: tuple[Path, int] | None
-    """The checkpoint that the run goes on from and its step, as `find_checkpoint` returns them."""
+    """The checkpoint that the run resumes from and its step, from `find_checkpoint`."""
 
 
 def plan_training(config: TrainConfig) -> TrainingPlan:
-    """Checks everything that can be found wrong without reading weights.
+    """Checks everything that can be checked without reading weights.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError, PermissionError: with what is wrong and what would be right.
+        ValueError, FileNotFoundError, FileExistsError, PermissionError: if a check fails, with the remedy.
     """
     if not Path(config.model).is_dir():
         raise FileNotFoundError(missing_model(config.model))
@@ -135,7 +135,7 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
             )
     skeleton = Mask2DiTPipeline.skeleton(config.model, configs_only=config.dry_run)
     skeleton.video_shape(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
-    # Whether a cache belongs to the model is seen from the model's weights.
+    # Not the cache in a dry run: comparing it with the model would read the model's weights.
     data = replace(config.data, cache=None) if config.dry_run else config.data
     quarantine = Path(config.output_dir) / "quarantine.jsonl"  # the run's list of clips that could not be read
     dataset = build_dataset(data, quarantine, config.model, DTYPES[config.precision], skeleton)
@@ -155,7 +155,7 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
 
 
 def load_pipeline(config: TrainConfig, skeleton: Mask2DiTPipeline) -> Mask2DiTPipeline:
-    """Loads the weights into a skeleton: the transformer in float32, what is frozen in the run's precision, on the CPU."""
+    """Loads the weights into a skeleton, on the CPU: the transformer in float32, frozen parts in the run's precision."""
     pipe = skeleton
     if config.data.cache is None or config.validation.every:
         pipe = load_encoders(config.model, getattr(torch, DTYPES[config.precision]), torch.device("cpu"), skeleton)
@@ -178,14 +178,14 @@ def load_pipeline(config: TrainConfig, skeleton: Mask2DiTPipeline) -> Mask2DiTPi
             )
         )
     if config.compile:
-        # Each shape by its own code: a general one, compiled once validation has seen another shape, would take over, and
-        # a run that goes on from a checkpoint would not repeat its last bits.
+        # Compile separately for each shape. Otherwise a dynamic version, compiled when validation uses another shape, would
+        # replace the first one, and a resumed run would not repeat the last bits.
         transformer.compile_repeated_blocks(dynamic=False)
     return pipe
 
 
 class Export(Callback):
-    """At the end, writes `model/`, a folder that `Mask2DiTPipeline.from_pretrained` opens; for LoRA, `lora/`."""
+    """Writes `model/` at the end, a folder that `Mask2DiTPipeline.from_pretrained` opens; for LoRA, `lora/`."""
 
     def on_end(self, trainer: Trainer) -> None:
         if trainer.step == trainer.config.max_steps:
@@ -193,8 +193,8 @@ class Export(Callback):
 
 
 def export(trainer: Trainer, output_dir: Path) -> None:
-    """Writes the trained transformer, averaged where there is an average, with the frozen parts or links to them; or its
-    LoRA, with the settings from which loaders know its scale."""
+    """Writes the trained transformer, or its moving average if there is one, with the frozen parts or links to them. For
+    LoRA, writes the additions, with the settings that give loaders their scale."""
     accelerator, transformer = trainer.accelerator, trainer.accelerator.unwrap_model(trainer.transformer)
     if trainer.ema:
         trainer.ema.store(transformer.parameters())

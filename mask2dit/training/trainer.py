@@ -1,10 +1,10 @@
-"""The training loop. Pre-training and fine-tuning differ in the dataset and the conditional probability, in nothing else.
+"""The training loop. Pre-training and fine-tuning differ only in the dataset and the conditional probability.
 
-Every random choice of a step (which samples, their windows, noise, timestep, task, dropped texts) follows from the seed and
-the sample's position alone, so that a run goes on after a stop, and is split over processes, without a change.
+Every random choice of a step (samples, frame ranges, noise, timestep, task, dropped prompts) follows from the seed and the
+sample's position alone, so that resuming a run or splitting it over processes does not change it.
 
-Shapes: B samples of this process, S scenes, F latent frames of a scene, C latent channels, h x w latent size, L text tokens
-of a scene, D text width.
+Shapes: B samples of this process, S scenes, F latent frames per scene, C latent channels, h x w latent size, L text tokens
+per scene, D text width.
 """
 
 import logging
@@ -34,32 +34,32 @@ logger = logging.getLogger(__name__)
 
 
 class Callback:
-    """What happens beside the optimisation. Every method is called on all processes."""
+    """Base of the actions around optimization steps. Every method is called on all processes."""
 
     def on_start(self, trainer: "Trainer") -> None:
-        """Before the first step."""
+        """Called before the first step."""
 
     def on_step(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        """After each step; `trainer.step` steps are done."""
+        """Called after each step, when `trainer.step` steps are done."""
 
     def on_log(self, trainer: "Trainer", values: dict[str, float]) -> None:
-        """When something was measured."""
+        """Called with measured values."""
 
     def on_end(self, trainer: "Trainer") -> None:
-        """After the last step, or when the run is stopped."""
+        """Called after the last step, or when the run is stopped."""
 
 
 class Trainer:
     """Trains the transformer of a pipeline.
 
     Args:
-        config: the run.
+        config: the configuration of the run.
         accelerator: from `create_accelerator`.
-        pipe: the pipeline to train the transformer of. VAE and text encoder stay as they are, on the accelerator's device;
-            with a cache, and without validation, they are not needed.
+        pipe: the pipeline whose transformer is trained. VAE and text encoder are frozen, on the accelerator's device; with
+            a cache and without validation, they are not needed.
         dataset: from `build_dataset`.
         callbacks: called in this order.
-        start: steps that were done before, when the state that belongs to them is loaded by `load`.
+        start: number of steps done before, whose state `load` loads.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class Trainer:
         self.ema = EMAModel(pipe.transformer.parameters(), decay=config.ema_decay) if config.ema_decay else None
         data = config.data
         _, latent_frames, (_, *size) = pipe.video_shape(data.height, data.width, data.num_frames, data.num_scenes)
-        self._tokens = pipe.transformer.scene_layout(*size, latent_frames).length * config.batch_size  # of a step
+        self._tokens = pipe.transformer.scene_layout(*size, latent_frames).length * config.batch_size  # per step
         self.transformer, self.prepared_optimizer = accelerator.prepare(pipe.transformer, self.optimizer)
         if self.ema:
             self.ema.to(accelerator.device)
             accelerator.register_for_checkpointing(self.ema)
 
     def train(self) -> int:
-        """Runs to `max_steps`, or to a SIGTERM or SIGHUP. Returns the exit status: 0, or `PREEMPTED`."""
+        """Trains until `max_steps`, or until a SIGTERM or SIGHUP. Returns the exit status: 0, or `PREEMPTED`."""
         batches = self._batches()
         for callback in self.callbacks:
             callback.on_start(self)
@@ -109,17 +109,17 @@ class Trainer:
         return status
 
     def log(self, values: dict[str, float]) -> None:
-        """Hands measured values to the callbacks."""
+        """Passes measured values to the callbacks."""
         for callback in self.callbacks:
             callback.on_log(self, values)
 
     def load(self, checkpoint: Path) -> None:
-        """Loads the state that `save_checkpoint` wrote."""
+        """Loads the state that `save_checkpoint` saved."""
         self.accelerator.load_state(str(checkpoint))
 
     @torch.no_grad()
     def inputs(self, batch: dict) -> dict[str, torch.Tensor]:
-        """What `diffusion_loss` takes, from a batch of the dataset: each draw is a function of a sample's position."""
+        """The inputs of `diffusion_loss` from a batch. Each random draw is a function of the sample's position."""
         config, device = self.config, self.accelerator.device
         latents, embeds = prepare_batch(self.pipe, batch, config.seed, device)
         noise, timesteps, masks = [], [], []
@@ -140,7 +140,7 @@ class Trainer:
         }
 
     def _step(self, batches: Iterator[dict]) -> dict[str, float]:
-        """One optimisation step over `batch_size` samples."""
+        """Takes one optimization step over `batch_size` samples. Returns its metrics."""
         started = time.perf_counter()
         waited, losses, names = 0.0, [], []
         for group in self.optimizer.param_groups:
@@ -163,7 +163,7 @@ class Trainer:
                     grad_norm = self.accelerator.clip_grad_norm_(
                         self.transformer.parameters(), self.config.max_grad_norm
                     )
-                    if self.config.precision != "fp16":  # there the loss scaler skips such steps and recovers
+                    if self.config.precision != "fp16":  # in fp16, the loss scaler skips such steps and recovers
                         self._require_finite("gradient norm", torch.as_tensor(float(grad_norm or 0)), names)
                 self.prepared_optimizer.step()
                 self.prepared_optimizer.zero_grad()
@@ -181,7 +181,7 @@ class Trainer:
         }
 
     def _batches(self) -> Iterator[dict]:
-        """Batches of this process, from the next step's samples to the last step's."""
+        """The batches of this process, from the next step to the last one."""
         sampler = PositionSampler(
             len(self.dataset),
             start=self.step * self.config.batch_size,
@@ -202,19 +202,19 @@ class Trainer:
         except (OSError, ValueError) as error:
             if "in DataLoader worker" not in str(error):
                 raise
-            # Its message is the worker's traceback, which ends with the error.
+            # The message is the worker's traceback, which ends with the error.
             raise type(error)(str(error).splitlines()[-1].partition(": ")[2]) from error
 
     @cached_property
     def _empty_text(self) -> torch.Tensor:
-        """The embedding of no text, (L, D), which does not change, since the text encoder is frozen."""
+        """The embedding of the empty prompt, (L, D). It is constant, since the text encoder is frozen."""
         if self.dataset.cache is not None:
             return self.dataset.cache.embeddings("").to(self.accelerator.device)
-        with self.accelerator.autocast():  # as in training, wherever it is asked for first
+        with self.accelerator.autocast():  # as in training, wherever it is first requested
             return encode_caption(self.pipe, "")
 
     def _require_finite(self, what: str, values: torch.Tensor, names: list[str]) -> None:
-        """Raises `FloatingPointError` on all processes if one has a value that is not finite, naming the samples."""
+        """Raises `FloatingPointError` on all processes if any value is not finite, naming the samples."""
         if values.isfinite().all():
             return
         names = sorted(set(gather_object(names)))
@@ -224,26 +224,26 @@ class Trainer:
         )
 
     def _any(self, flag: bool) -> bool:
-        """Whether it is so on any process."""
+        """True if the flag is set on any process."""
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum") > 0)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of the step after `step` done ones: a linear rise, constant, and a linear fall that ends at 0 with
-    the step after the last."""
+    """The learning rate of the step that follows `step` completed ones: a linear rise, constant, then a linear fall that
+    reaches 0 one step after the last."""
     rise = min(1.0, (step + 1) / max(config.warmup_steps, 1))
     fall = min(1.0, (config.max_steps - step) / max(config.decay_steps, 1))
     return config.learning_rate * rise * fall
 
 
 def scene_mask(num_scenes: int, probability: float, given: str, generator: torch.Generator) -> torch.Tensor:
-    """(S,) bools, True where a scene is generated: all of them or, with this probability, an extension's.
+    """The scenes to generate, (S,) bools: all scenes or, with this probability, those of an extension.
 
     Args:
-        num_scenes: S.
-        probability: of an extension.
-        given: "last": all but the last scene are given (published); "random": any proper, non-empty subset is.
-        generator: always advanced alike, whatever comes out.
+        num_scenes: the number of scenes S.
+        probability: the probability of an extension.
+        given: "last": all but the last scene are given (published); "random": any proper, non-empty subset is given.
+        generator: the source of randomness; advanced by the same amount whatever the result.
     """
     is_extension = torch.rand(1, generator=generator) < probability
     subset = int(torch.randint(1, 2**num_scenes - 1, (1,), generator=generator)) if num_scenes > 1 else 0

@@ -1,4 +1,4 @@
-"""How much of a device's arithmetic a run uses: model FLOP utilisation (Chowdhery et al. 2022, App. B)."""
+"""Model FLOP utilisation: the share of a device's peak arithmetic that a run uses (Chowdhery et al. 2022, App. B)."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -6,7 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mask2dit.data.config import DataConfig
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
-# Dense 16-bit matrix products, in FLOP a second, from NVIDIA's data sheets; the first name found in the device's counts.
+# Dense 16-bit matrix products in FLOP per second, from NVIDIA's data sheets. The first key contained in the device's name
+# is used.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -19,7 +20,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(precision: str) -> float | None:
-    """What this machine's GPU can do in a second, or None where that is not known: no GPU, another one, or float32."""
+    """The peak FLOP per second of this machine's GPU; None if it is unknown: no GPU, an unlisted one, or float32."""
     if precision == "fp32" or not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
@@ -27,14 +28,14 @@ def peak_flops(precision: str) -> float | None:
 
 
 def training_flops(skeleton: Mask2DiTPipeline, data: DataConfig) -> float:
-    """Floating-point operations of one sample, forward and backward, without what checkpointing computes again.
+    """Floating-point operations per sample, forward and backward, without recomputation by checkpointing.
 
-    Counted by torch in the matrix products and the attention of a forward pass without data; a backward pass takes twice
-    as many.
+    torch counts them in the matrix products and the attention of a forward pass on the meta device; a backward pass takes
+    twice as many.
 
     Args:
         skeleton: from `Mask2DiTPipeline.skeleton`.
-        data: the size of a sample.
+        data: the configuration of the clips, with the size of a sample.
     """
     transformer = skeleton.transformer
     _, latent_frames, (channels, height, width) = skeleton.video_shape(

@@ -1,6 +1,6 @@
-"""Everything that touches video files: choosing frames, reading, resizing, writing.
+"""Handling of video files: choosing, reading and resizing frames, and writing.
 
-Video is `uint8 (F, H, W, 3)` in files and readers, and `float32 (F, 3, H, W)` in [-1, 1] once a model may see it.
+Video is `uint8 (F, H, W, 3)` in files and readers, and `float32 (F, 3, H, W)` in [-1, 1] as input of a model.
 """
 
 from mask2dit.video.frames import choose_frames, frame_stride, resize_and_crop, to_uint8

@@ -1,4 +1,4 @@
-"""Where a video cuts, by PySceneDetect, and how that fits the cuts that were meant. A cut is the first frame of a scene."""
+"""Cut detection by PySceneDetect, and comparison with the intended cuts. A cut is the first frame of a scene."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ def detect_cuts(reader: VideoReader, threshold: float = 27.0, min_scene_frames: 
     """The cuts that PySceneDetect's content detector finds.
 
     Args:
-        reader: of the video, of which a few frames are in memory at a time.
-        threshold: mean change of hue, saturation and brightness, in 0 … 255, from which a frame begins a new scene; 27 is
-            the detector's own default.
-        min_scene_frames: frames between two cuts at least.
+        reader: the video, of which a few frames are in memory at a time.
+        threshold: minimum mean change of hue, saturation and brightness, in 0 … 255, at which a frame begins a new scene;
+            27 is the detector's default.
+        min_scene_frames: minimum number of frames between two cuts.
 
     Raises:
         ModuleNotFoundError: without the optional extra `evaluation`.
     """
-    # Here and not above: it is an optional extra.
+    # Imported here, since it is an optional extra.
     from scenedetect import ContentDetector
     from scenedetect.detector import FlashFilter
 
-    # Not merged: that would move a cut for the sake of a flash shortly after it.
+    # Not FlashFilter.Mode.MERGE, which would move a cut because of a flash shortly after it.
     return run_detector(ContentDetector(threshold, min_scene_frames, filter_mode=FlashFilter.Mode.SUPPRESS), reader)
 
 
 def run_detector(detector: "SceneDetector", reader: VideoReader) -> list[int]:
-    """The cuts that a detector of PySceneDetect finds in one pass. It keeps a state, so that each video needs a new one."""
+    """The cuts that a PySceneDetect detector finds in one pass. Detectors keep state, so each video needs a new one."""
     from scenedetect import FrameTimecode
 
     cuts = []
@@ -50,20 +50,20 @@ def run_detector(detector: "SceneDetector", reader: VideoReader) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class CutComparison:
-    """Detected cuts against intended ones."""
+    """Comparison of detected cuts with intended ones."""
 
     accuracy: float
-    """Intended cuts that were met, over the intended and the superfluous ones: 100 for every intended cut and no other."""
+    """Met cuts as a percentage of all intended and superfluous ones; 100: every intended cut and no other."""
     deviation: float | None
-    """Frames between matched cuts on average, however far apart; None without any."""
+    """Mean distance of matched cuts in frames, however far apart they are; None without matches."""
 
 
 def compare_cuts(detected: Sequence[int], intended: Sequence[int], tolerance: int = 2) -> CutComparison:
     """Matches cuts one to one, the closest pairs first.
 
     Args:
-        detected, intended: frames.
-        tolerance: frames by which a cut that counts as met may lie off.
+        detected, intended: frame numbers of the cuts.
+        tolerance: maximum distance in frames at which an intended cut counts as met.
     """
     if not intended and not detected:
         return CutComparison(accuracy=100.0, deviation=None)

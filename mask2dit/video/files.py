@@ -25,24 +25,24 @@ VIDEO_SUFFIXES = frozenset(
         ".webm",
         ".wmv",
     ]
-)  # in lower case
+)  # lower case
 
 
 def is_video(path: Path) -> bool:
-    """True if the name of a file ends as those of videos do, and is not hidden, as macOS's "._a.mp4" is."""
+    """True if a file has a video suffix and is not hidden, unlike macOS's "._a.mp4"."""
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
 def list_videos(folder: str | os.PathLike) -> list[Path]:
-    """The videos in a folder and in all below it, sorted; see `is_video` and `list_files`."""
+    """The videos in a folder and its subfolders, sorted; see `is_video` and `list_files`."""
     return [path for path in list_files(folder) if is_video(path)]
 
 
 def list_files(folder: str | os.PathLike) -> list[Path]:
-    """The files in a folder and in all below it, sorted, without hidden files and what is in hidden folders.
+    """The files in a folder and its subfolders, sorted, without hidden files and the contents of hidden folders.
 
-    Links to files and folders are followed. A folder that several paths lead to is listed once, by a path without links if
-    there is one. A dead link or a folder that cannot be read is left out with a warning.
+    Links to files and folders are followed. A folder that is reachable by several paths is listed once, by a path without
+    links if there is one. Dead links and unreadable folders are skipped with a warning.
 
     Raises:
         OSError: if the folder itself cannot be read.
@@ -73,7 +73,7 @@ def list_files(folder: str | os.PathLike) -> list[Path]:
                 if entry.is_symlink():
                     logger.warning("%s is left out: it is a dead link to %s", path, os.readlink(path))
             elif entry.is_symlink():
-                waiting.append(path)  # after all others, of which it may be one
+                waiting.append(path)  # last, since the link may point to one of the other folders
             else:
                 waiting.appendleft(path)
     return sorted(files)

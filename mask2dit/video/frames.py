@@ -1,4 +1,4 @@
-"""Which frames of a clip a scene takes, and how they become model input and back. Pure: no file is touched here."""
+"""Choosing the frames of a scene, and converting them to model input and back. Pure functions without file access."""
 
 from typing import Literal
 
@@ -38,7 +38,7 @@ def choose_frames(
         total_frames: frames in the clip.
         num_frames: frames to choose.
         max_stride: the largest step between two chosen frames.
-        start: "center" puts the chosen span in the middle of the clip, "random" anywhere it fits.
+        start: "center" takes the frames from the middle of the clip, "random" from a random place.
         generator: the source of randomness for a random start.
 
     Raises:
@@ -58,10 +58,10 @@ def choose_frames(
 
 
 def middle_frames(start: int, stop: int, num_frames: int = 8) -> list[int]:
-    """The middle frames of `num_frames` equal intervals of `start … stop - 1`; frames repeat where there are fewer.
+    """The middle frames of `num_frames` equal intervals of `start … stop - 1`; frames repeat if there are fewer.
 
     Raises:
-        ValueError: if there is no frame.
+        ValueError: if the interval is empty.
     """
     if stop <= start:
         raise ValueError(f"frames {start} to {stop} hold no frame")
@@ -69,11 +69,11 @@ def middle_frames(start: int, stop: int, num_frames: int = 8) -> list[int]:
 
 
 def resize_and_crop(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Resize to cover `height` x `width` with the aspect ratio kept, crop the centre, scale to [-1, 1].
+    """Resize to cover `height` x `width` at the same aspect ratio, crop the centre, scale to [-1, 1].
 
     Args:
         frames: `uint8 (F, H, W, 3)`.
-        height, width: the size wanted, in pixels.
+        height, width: the target size in pixels.
 
     Returns:
         `float32 (F, 3, height, width)` in [-1, 1].
@@ -85,7 +85,7 @@ def resize_and_crop(frames: torch.Tensor, height: int, width: int) -> torch.Tens
         raise ValueError(f"frames must be uint8 (F, H, W, 3), but got {frames.dtype} {tuple(frames.shape)}")
     source_height, source_width = frames.shape[1:3]
     scale = max(height / source_height, width / source_width)
-    # Rounding may fall one pixel short of covering.
+    # Rounding may leave the size one pixel short.
     size = (max(height, round(source_height * scale)), max(width, round(source_width * scale)))
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
 
@@ -100,10 +100,10 @@ def resize_and_crop(frames: torch.Tensor, height: int, width: int) -> torch.Tens
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:
-    """Turn floats in [0, 1] into uint8: rounded, and clipped where they lie outside. Any shape.
+    """Convert floats in [0, 1] to uint8, rounded; values outside are clipped. Any shape.
 
     Raises:
-        ValueError: if `video` is not of a float type or holds NaN.
+        ValueError: if `video` does not have a float type, or contains NaN.
     """
     if not np.issubdtype(video.dtype, np.floating):
         raise ValueError(f"video must hold floats in [0, 1], but its dtype is {video.dtype}")

@@ -1,8 +1,8 @@
-"""Which frames a video file shows, and from which key frames decoding gives them exactly.
+"""The index of a video file: the frames that it shows, and the key frames from which they decode exactly.
 
-A file is indexed in one of two ways. `index_packets` reads the compressed packets without decoding them. It is used where
-each packet is proven to be one frame with its own presentation time. `index_frames` decodes the whole file once; it holds for
-every file, but offers no key frame to start from, so that frames are then decoded in order from the first.
+A file is indexed in one of two ways. `index_packets` reads the compressed packets without decoding them. It is used if each
+packet is proven to be one frame with its own presentation time. `index_frames` decodes the whole file once. It works for
+every file, but finds no key frames to start from, so that frames are always decoded in order from the first.
 """
 
 import re
@@ -19,39 +19,39 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-# Containers that store a presentation time with each frame. AVI and MPEG program streams do not: FFmpeg guesses there.
+# Containers that store a presentation time with each frame. AVI and MPEG program streams do not; FFmpeg guesses it.
 TIMED_CONTAINERS = {"mov", "matroska", "mpegts", "flv"}
-# Codecs of which each packet gives one frame, beside those that have key frames only. VP8 also has packets that show nothing.
+# Codecs with one frame per packet, besides those with key frames only. VP8 also has packets without a visible frame.
 FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1"}
 
 
 class DamagedError(ValueError):
-    """A file is damaged or cut short. The message says how, as the end of a sentence."""
+    """A file is damaged or cut short. The message is the reason, as the end of a sentence."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A key frame from which decoding gives every frame from it on, in the order shown."""
+    """A key frame from which decoding gives its frame and every later one, in presentation order."""
 
     frame: int
-    """The number of the first frame that is shown from here on."""
+    """Number of the first frame that is shown from here on."""
     pts: int
     pos: int | None
-    """Where its packet lies in the file; names the packet together with `pts`."""
+    """Byte position of its packet in the file; identifies the packet together with `pts`."""
     seek: int
-    """The time to which the container seeks for it."""
+    """Time to seek to in the container."""
 
 
 @dataclass(frozen=True)
 class FrameIndex:
-    """The frames of a file in the order in which a player shows them."""
+    """The frames of a file, in the order in which a player shows them."""
 
     times: list[int | None]
-    """Presentation time of each frame, in units of the stream's time base; None where the file has none."""
+    """Presentation time of each frame, in units of the stream's time base; None if the file has none."""
     last_duration: int
-    """How long the last frame is shown; 0 if the file does not say."""
+    """Duration of the last frame, in the same units; 0 if the file does not state it."""
     starts: list[Start]
-    """In order, the first one at or before frame 0; empty: decode from the beginning of the file."""
+    """Key frames in order, the first one at or before frame 0; empty: decode from the beginning of the file."""
 
     def start_for(self, number: int) -> Start | None:
         """The last key frame from which frame `number` can be decoded; None: the beginning of the file."""
@@ -59,7 +59,7 @@ class FrameIndex:
         return self.starts[at - 1] if at else None
 
     def fps(self, time_base: Fraction | None, nominal: Fraction | None) -> float | None:
-        """Frames per second: the file's nominal rate where frames keep to it, else their number per duration shown.
+        """Frames per second: the file's nominal rate if the frames keep to it, else the number of frames over their duration.
 
         Returns:
             None if the file has neither times nor a nominal rate.
@@ -69,14 +69,14 @@ class FrameIndex:
             return float(nominal) if nominal else None
         span = times[-1] - times[0]
         rate = len(times) / ((span + (self.last_duration or span / (len(times) - 1))) * time_base)
-        # Containers round times, matroska to milliseconds: 23.976 stays 24000/1001.
+        # Containers round times, Matroska to milliseconds; with the nominal rate, 23.976 stays 24000/1001.
         if nominal and not self.is_variable and abs(rate / nominal - 1) < 0.01:
             rate = nominal
         return float(rate)
 
     @property
     def is_variable(self) -> bool:
-        """Whether some frame is shown more than one frame's time away from where a constant rate would show it."""
+        """True if any frame is shown more than one frame's duration away from its time at a constant rate."""
         times = self._increasing_times()
         if times is None:
             return False
@@ -84,7 +84,7 @@ class FrameIndex:
         return any(abs(time - times[0] - number * step) > step for number, time in enumerate(times))
 
     def _increasing_times(self) -> list[int] | None:
-        """The times if they can be trusted: some containers have none, and those that FFmpeg guesses for AVI may go back."""
+        """The times if they are reliable, else None: some containers have none, and FFmpeg's guesses for AVI may decrease."""
         times = [time for time in self.times if time is not None]
         if len(times) < max(2, len(self.times)) or any(time >= following for time, following in pairwise(times)):
             return None
@@ -92,17 +92,17 @@ class FrameIndex:
 
 
 def index_packets(container: "InputContainer", stream: "VideoStream") -> FrameIndex | None:
-    """The index of a file by its packets, which are read to the end and not decoded.
+    """Index a file by its packets, all of which are read without decoding.
 
     Returns:
         None if the packets do not prove which frames are shown.
 
     Raises:
-        DamagedError: if the container gives away that the file was cut short.
+        DamagedError: if a packet is corrupt, or the container shows that the file is cut short.
         av.FFmpegError: if the file cannot be read.
     """
-    is_transport_stream = container.format.name.split(",")[0] == "mpegts"  # seeks by decoding time
-    shown: dict[int, int] = {}  # presentation times with durations
+    is_transport_stream = container.format.name.split(",")[0] == "mpegts"  # seeks to decoding times
+    shown: dict[int, int] = {}  # durations by presentation time
     keys: list[tuple[int, int | None, int]] = []
     num_packets, latest = 0, None
     is_proven = _is_frame_per_packet(container, stream)
@@ -117,8 +117,8 @@ def index_packets(container: "InputContainer", stream: "VideoStream") -> FrameIn
         if packet.pts is None or packet.pts in shown:
             is_proven = False
             continue
-        # Frames before a key frame in time may need frames from before it (an open group of pictures), those after it do
-        # not, provided that all of them also come after it in the file.
+        # Frames shown before a key frame may depend on frames before it (an open group of pictures). Frames shown after it do
+        # not, provided that all of them also follow it in the file.
         if packet.is_keyframe and (latest is None or packet.pts > latest) and _is_random_access(packet, stream):
             seek = packet.dts if is_transport_stream and packet.dts is not None else packet.pts
             keys.append((packet.pts, packet.pos, seek))
@@ -132,13 +132,13 @@ def index_packets(container: "InputContainer", stream: "VideoStream") -> FrameIn
         return None
     times = sorted(shown)
     found = [Start(bisect_left(times, pts), pts, pos, seek) for pts, pos, seek in keys]
-    # Of key frames that show nothing before the next one, as an edit list hides them, the last is the one to start from.
+    # An edit list may hide all frames between key frames. Of several key frames with the same first frame, keep the last.
     starts = {start.frame: start for start in found}
     return FrameIndex([*times], shown[times[-1]], [*starts.values()])
 
 
 def index_frames(container: "InputContainer", stream: "VideoStream") -> FrameIndex:
-    """The index of a file by decoding it once.
+    """Index a file by decoding it once.
 
     Raises:
         DamagedError, av.FFmpegError: as `shown_frames` raises them.
@@ -153,10 +153,10 @@ def index_frames(container: "InputContainer", stream: "VideoStream") -> FrameInd
 
 
 def shown_frames(container: "InputContainer", stream: "VideoStream") -> Iterator["VideoFrame"]:
-    """The frames of a file that was just opened, in the order shown.
+    """The frames of a newly opened file, in presentation order.
 
-    A recording may begin in the middle of a group of pictures. As players do, this leaves out what cannot be decoded at the
-    beginning.
+    A recording may begin in the middle of a group of pictures. Frames at the beginning that cannot be decoded are skipped, as
+    players do.
 
     Raises:
         DamagedError: if a later frame cannot be decoded.
@@ -173,7 +173,7 @@ def shown_frames(container: "InputContainer", stream: "VideoStream") -> Iterator
 
 
 def seek_packets(container: "InputContainer", stream: "VideoStream", start: Start) -> Iterator["Packet"] | None:
-    """Packets from a key frame on; None if seeking lands behind it."""
+    """The packets from a key frame on; None if seeking goes past it."""
     container.seek(start.seek, stream=stream)
     packets = container.demux(stream)
     for packet in packets:
@@ -185,19 +185,19 @@ def seek_packets(container: "InputContainer", stream: "VideoStream", start: Star
 
 
 def packets_from(packets: Iterator["Packet"], start: Start) -> Iterator["Packet"]:
-    """Packets from a key frame on, without those that come before it in the file."""
+    """The packets from a key frame on, by skipping the ones before it in the file."""
     return dropwhile(lambda packet: (packet.pts, packet.pos) != (start.pts, start.pos), packets)
 
 
 def frames_from(packets: Iterator["Packet"], stream: "VideoStream", first_time: int) -> Iterator["VideoFrame"]:
-    """The frames from `first_time` on, decoded from the packets from a key frame on.
+    """The frames from `first_time` on, decoded from packets that begin with a key frame.
 
     Raises:
         DamagedError, av.FFmpegError: if a frame cannot be decoded.
     """
     for packet in packets:
         for frame in stream.decode(packet):
-            # Those that are shown before the key frame but come after it in the file lack what they are predicted from.
+            # Frames that are shown before the key frame but follow it in the file lack their reference frames.
             if frame.pts is not None and frame.pts < first_time:
                 continue
             if frame.is_corrupt:
@@ -208,7 +208,7 @@ def frames_from(packets: Iterator["Packet"], stream: "VideoStream", first_time: 
 def _decode(packet: "Packet", stream: "VideoStream", number: int) -> list["VideoFrame"]:
     import av
 
-    # In AVI, an empty packet stands for a frame that is shown longer; given to a decoder, it would end the stream.
+    # In AVI, an empty packet repeats the last frame; a decoder would take it for the end of the stream.
     if not packet.size and packet.dts is not None:
         return []
     try:
@@ -224,15 +224,15 @@ def _is_frame_per_packet(container: "InputContainer", stream: "VideoStream") -> 
     return (
         container.format.name.split(",")[0] in TIMED_CONTAINERS
         and (codec.canonical_name in FRAME_PER_PACKET or codec.intra_only)
-        # Each field of interlaced video may have a packet of its own. 0 stands for unknown, 1 for progressive.
+        # Each field of interlaced video may have its own packet. 0: unknown, 1: progressive.
         and stream.codec_context.field_order in (0, 1)
     )
 
 
 def _is_random_access(packet: "Packet", stream: "VideoStream") -> bool:
-    """Whether a packet that its container calls a key frame needs nothing from before it, by what it holds.
+    """True if a packet that its container flags as a key frame depends on no earlier packet, judged by its content.
 
-    Containers also flag pictures from which the picture recovers gradually (H.264's intra refresh).
+    Containers also flag frames from which the picture recovers gradually (H.264's intra refresh).
     """
     codec = stream.codec_context.codec.canonical_name
     if codec not in ("h264", "hevc"):
@@ -255,7 +255,7 @@ def _is_random_access(packet: "Packet", stream: "VideoStream") -> bool:
 
 
 def _nal_units(data: bytes, extradata: bytes | None, codec: str) -> Iterator[bytes]:
-    """The units of an H.264 or HEVC packet: behind their lengths, as in mp4, or behind start codes, as in ts."""
+    """The NAL units of an H.264 or HEVC packet, preceded by their lengths, as in mp4, or by start codes, as in ts."""
     if not extradata or extradata[0] != 1:
         yield from re.split(b"\0\0\1", data)[1:]
         return
@@ -268,13 +268,13 @@ def _nal_units(data: bytes, extradata: bytes | None, codec: str) -> Iterator[byt
 
 
 def _recovers_at_once(unit: bytes) -> bool:
-    """Whether H.264's supplemental information announces that all frames from this one on are exact (D.1.8)."""
+    """True if H.264's supplemental enhancement information states that all frames from this one on are exact (D.1.8)."""
     data = unit[1:].replace(b"\0\0\3", b"\0\0")
     at = 0
     try:
         while True:
             values = []
-            for _ in ("type", "size"):  # each a run of 255 and a last byte, added up
+            for _ in ("type", "size"):  # each the sum of a run of 255 and a last byte
                 value = 0
                 while data[at] == 255:
                     value, at = value + 255, at + 1
@@ -288,7 +288,7 @@ def _recovers_at_once(unit: bytes) -> bool:
 
 
 def is_cut_matroska(path: Path) -> bool:
-    """Whether a Matroska file is shorter than it says in its header. FFmpeg takes such a one for whole.
+    """True if a Matroska file is shorter than its header states. FFmpeg does not report this.
 
     Source: RFC 8794 (EBML) and RFC 9559, section 5.1.
     """
@@ -303,7 +303,7 @@ def is_cut_matroska(path: Path) -> bool:
             size = int.from_bytes(head[at : at + width], "big") - (1 << 7 * width)
             at += width
             if name == b"\x18\x53\x80\x67":  # Segment
-                return size != (1 << 7 * width) - 1 and path.stat().st_size < at + size  # all ones: of unknown size
+                return size != (1 << 7 * width) - 1 and path.stat().st_size < at + size  # all ones: unknown size
             at += size
     except IndexError:
         return False

@@ -1,4 +1,4 @@
-"""Video files and arrays behind one small interface, and scenes read from them."""
+"""One small interface for video files and arrays, and reading scenes from them."""
 
 import logging
 import os
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Decoding goes on from the frame decoded last rather than seek to a key frame that is not further away.
+# Decoding continues from the last decoded frame, unless a key frame is more than this many frames after it.
 FRAMES_BEFORE_SEEKING = 16
-NEARLY_ZERO = 0.01  # beside the other entries of a display matrix
+NEARLY_ZERO = 0.01  # relative to the other entries of a display matrix
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # H.273, table 3
 
 
 class VideoReader(Protocol):
-    """What the package asks of a video.
+    """The interface of a video.
 
     Attributes:
         num_frames: frames in the video.
@@ -61,24 +61,23 @@ class VideoReader(Protocol):
 
 
 class FileReader:
-    """A `VideoReader` of a video file, by PyAV. Frame i is the i-th that a player shows.
+    """A `VideoReader` of a video file, by PyAV. Frame i is the i-th frame that a player shows.
 
-    Edit lists are obeyed. Frames are upright and not mirrored, as the file asks players to show them. Where pixels are not
-    square, the width is scaled. The index of frames is made when the file is opened (`mask2dit.video.index`), and every frame
-    that is read is held to it. One thread decodes, since data loaders run a reader in each worker; a reader serves one
-    thread at a time.
+    Edit lists, rotation and mirroring are applied as the file specifies. For pixels that are not square, the width is scaled.
+    Frames are indexed when the file is opened (`mask2dit.video.index`), and every frame that is read is checked against the
+    index. Decoding uses one thread, since data loaders run a reader in each worker. A reader is not thread-safe.
 
     Args:
         path: the video file.
 
     Attributes:
-        codec: its name, as FFmpeg has it.
-        warnings: what frames do not show as a player would, or that they are not evenly spaced, as sentences.
+        codec: FFmpeg's name of the codec.
+        warnings: differences from what a player shows, and a variable frame rate, as sentences.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is a folder, is empty, is not a video that can be decoded, or is cut short and its container gives
-            that away.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is a folder, is empty, cannot be decoded as a video, or is cut short and its container shows
+            it.
     """
 
     _container: "InputContainer"
@@ -87,7 +86,7 @@ class FileReader:
     _frames: "Iterator[av.VideoFrame] | None"
 
     def __init__(self, path: str | os.PathLike):
-        # Here and not above: it loads FFmpeg's libraries, and most of the package never opens a video.
+        # Imported here, since it loads FFmpeg's libraries, and most of the package never opens a video.
         import av
 
         self.path = Path(path)
@@ -134,7 +133,7 @@ class FileReader:
             except (av.FFmpegError, DamagedError) as error:
                 if not self._index.starts:
                     raise
-                # The packets did not tell the truth, or the file is damaged; decoding in order tells which.
+                # The packets were misleading, or the file is damaged; decoding in order shows which.
                 index = self._index_frames()
                 if index.times != self._index.times:
                     raise DamagedError("other frames come out than its packets tell") from error
@@ -149,7 +148,7 @@ class FileReader:
         return output
 
     def _make_index(self) -> "av.VideoFrame":
-        """Index the file, by its packets if the first frame agrees with them. Returns that frame."""
+        """Index the file, by its packets if the first frame agrees with them. Returns the first frame."""
         import av
 
         index = index_packets(self._container, self._stream)
@@ -158,7 +157,7 @@ class FileReader:
             try:
                 return self._decode_to(0)
             except (av.FFmpegError, DamagedError):
-                pass  # decoding in order tells whether the file is damaged or only the index wrong
+                pass  # decoding in order shows whether the file is damaged or only the index is wrong
         self._index = self._index_frames()
         return self._decode_to(0)
 
@@ -170,7 +169,7 @@ class FileReader:
             output[places[number]] = torch.from_numpy(self._picture(self._decode_to(number)))
 
     def _picture(self, frame: "av.VideoFrame") -> np.ndarray:
-        """A frame as it is shown, `(H, W, 3)`."""
+        """A frame as a player shows it, `(H, W, 3)`."""
         width, height = self._size
         picture = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
         is_transposed, is_upside_down, is_mirrored = self._orientation
@@ -179,7 +178,7 @@ class FileReader:
         return np.ascontiguousarray(picture[:: -1 if is_upside_down else 1, :: -1 if is_mirrored else 1])
 
     def _decode_to(self, number: int) -> "av.VideoFrame":
-        """Frame `number`, decoded from the frame that was decoded last, or from a key frame where that is shorter."""
+        """Frame `number`, decoded from the last decoded frame on, or from a key frame if that is shorter."""
         start = self._index.start_for(number)
         if (
             self._frames is None
@@ -217,11 +216,11 @@ class FileReader:
         from av.stream import Disposition
 
         self._close()
-        # Absolute, or FFmpeg takes a folder with a colon in its name for a protocol.
+        # An absolute path, since FFmpeg would take a folder with a colon in its name for a protocol.
         self._container = av.open(str(self.path.absolute()), metadata_errors="replace")
         stream = self._container.streams.best("video")
         if self._container.format.name == "tty":
-            raise DamagedError("it is a text")  # FFmpeg opens a .txt as the video of a terminal
+            raise DamagedError("it is a text")  # FFmpeg opens a .txt as a terminal recording
         if not isinstance(stream, av.VideoStream) or stream.disposition & Disposition.attached_pic:
             raise DamagedError("there is no video in it")
         self._stream = stream
@@ -230,7 +229,7 @@ class FileReader:
         self._frames, self._number, self._last = None, -1, None
 
     def _close(self) -> None:
-        # By hand: PyAV's containers refer to themselves, and would keep files and decoders until Python looks for such.
+        # Explicit, since PyAV's containers are reference cycles that keep files and decoders until garbage collection.
         if hasattr(self, "_container"):
             self._container.close()
 
@@ -253,7 +252,7 @@ class ArrayReader:
 
     Args:
         frames: `uint8 (F, H, W, 3)`, a NumPy array or a tensor.
-        fps: frames per second; the default is the rate at which the model generates.
+        fps: frames per second; the default is the model's rate.
 
     Raises:
         ValueError: if `frames` is not uint8 of shape (F, H, W, 3) with at least one frame.
@@ -299,18 +298,18 @@ def read_scene(
     start: Literal["center", "random"] = "center",
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """One scene as the model takes it: frames chosen by `choose_frames`, sized by `resize_and_crop`.
+    """One scene as input of the model: frames chosen by `choose_frames`, resized by `resize_and_crop`.
 
     Args:
         source: the path of a video file, or frames as `uint8 (F, H, W, 3)`.
         num_frames, max_stride, start, generator: see `choose_frames`.
-        height, width: the size wanted, in pixels.
+        height, width: the target size in pixels.
 
     Returns:
         `float32 (num_frames, 3, height, width)` in [-1, 1].
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
         ValueError: if the video cannot be read or is too short; the message names the path.
     """
     reader = open_video(source)
@@ -327,11 +326,11 @@ def choose_scene(
     start: Literal["center", "random"] = "center",
     generator: torch.Generator | None = None,
 ) -> list[int]:
-    """Indices of one scene's frames among the available ones, with a warning if a further scene would fit beside it.
+    """Indices of one scene's frames among the available ones, with a warning if another scene would fit in the rest.
 
     Args:
         available: indices of the frames that the scene may take.
-        name: of the video, for messages.
+        name: name of the video, for messages.
         num_frames, max_stride, start, generator: see `choose_frames`.
 
     Raises:
@@ -355,7 +354,7 @@ def choose_scene(
 
 
 def _orientation(frame: "av.VideoFrame", path: Path) -> tuple[bool, bool, bool]:
-    """How a frame is to be shown: whether to transpose it, and whether then to turn it upside down and to mirror it.
+    """The operations to show a frame: whether to transpose it, then to flip it vertically, and to mirror it horizontally.
 
     The display matrix maps the pixel (x, y) to (a x + c y, b x + d y), as in ISO/IEC 14496-12, section 6.2.2.
     """
@@ -374,7 +373,7 @@ def _orientation(frame: "av.VideoFrame", path: Path) -> tuple[bool, bool, bool]:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a file, as the end of a sentence."""
+    """The reason of an error, as the end of a sentence."""
     import av
 
     if isinstance(error, av.InvalidDataError):
@@ -388,7 +387,7 @@ def _warn_once(message: str) -> None:
 
 
 def _checked_indices(indices: Sequence[int], num_frames: int, name: str) -> list[int]:
-    # NumPy would count negative indices from the end, and a miscalculated index would go unseen.
+    # NumPy would count negative indices from the end, which would hide a miscalculated index.
     outside = [index for index in indices if not 0 <= index < num_frames]
     if outside:
         raise IndexError(f"{name} has frames 0 to {num_frames - 1}, but frame {outside[0]} was asked for")

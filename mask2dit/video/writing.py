@@ -1,4 +1,4 @@
-"""Videos and images written whole or not at all, and sheets of thumbnails to judge a story at a glance."""
+"""Atomic writing of videos and images, and contact sheets that show a story at a glance."""
 
 import math
 import os
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mask2dit.files import atomic_path, write_errors
 
-CRF = 17  # x264's constant rate factor; at this one the loss cannot be seen
+CRF = 17  # x264's constant rate factor; visually lossless
 
 
 def write_image(path: str | os.PathLike, image: Image.Image) -> None:
@@ -25,19 +25,19 @@ def write_image(path: str | os.PathLike, image: Image.Image) -> None:
 
 
 def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float, full_chroma: bool = False) -> None:
-    """Write an H.264 mp4 (BT.709), atomically. Frames are encoded as they arrive and never gathered.
+    """Write an H.264 mp4 (BT.709), atomically. Frames are encoded as they arrive, without collecting them.
 
     Args:
         path: a path that ends in `.mp4`.
         frames: `uint8 (H, W, 3)` each, or an array `(F, H, W, 3)`; H and W even.
         fps: frames per second.
-        full_chroma: keep colour at every pixel (yuv444p), as small frames need; not every player shows that. Otherwise at
-            every fourth (yuv420p).
+        full_chroma: keep colour at every pixel (yuv444p), as small frames need; not every player supports this. Otherwise,
+            colour is kept at every fourth pixel (yuv420p).
 
     Raises:
         ValueError: if `path` is not an mp4, `fps` is not positive, there is no frame, or a frame is of another type,
             shape or size.
-        OSError: if ffmpeg fails, as on a full disk; the message holds what ffmpeg said.
+        OSError: if ffmpeg fails, as on a full disk; the message includes ffmpeg's output.
     """
     path = Path(path)
     _check_target(path, fps)
@@ -48,7 +48,7 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
         raise ValueError(f"there are no frames to write to {path}") from None
     _check_frame(first)
     with atomic_path(path) as temporary:
-        temporary = temporary.absolute()  # or a folder with a colon in its name would be taken for a protocol
+        temporary = temporary.absolute()  # ffmpeg would take a folder with a colon in its name for a protocol
         sent, message = _encode(chain([first], frames), first.shape, fps, full_chroma, [str(temporary)], path)
         written = _count_frames(temporary)
         if written != sent:
@@ -58,16 +58,16 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
 def write_clips(
     paths: Sequence[str | os.PathLike], clips: Sequence[np.ndarray], fps: float, full_chroma: bool = False
 ) -> None:
-    """Write many small videos as `write_video` does, but with a single ffmpeg: to start one takes longer than to encode.
+    """Write many small videos like `write_video`, but with a single ffmpeg, which takes longer to start than to encode.
 
     Args:
-        paths: of the videos, all in one folder.
+        paths: paths of the videos, all in one folder.
         clips: `uint8 (F, H, W, 3)` each, all of one shape.
-        fps, full_chroma: as `write_video` has them.
+        fps, full_chroma: as in `write_video`.
 
     Raises:
-        ValueError: if there are not as many paths as clips, or for what `write_video` refuses.
-        OSError: if ffmpeg fails; then none of the videos is there.
+        ValueError: if the numbers of paths and clips differ, or as `write_video` raises it.
+        OSError: if ffmpeg fails; then none of the videos is written.
     """
     paths, shapes = [Path(path) for path in paths], {np.asarray(clip).shape for clip in clips}
     if len(paths) != len(clips) or not paths:
@@ -85,7 +85,7 @@ def write_clips(
         raise FileNotFoundError(f"cannot write {paths[0]}: folder {folder} does not exist; create it first")
     with write_errors(paths[0]), tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
         names, table = str(Path(temporary).absolute() / "%06d.mp4"), Path(temporary) / "segments.csv"
-        # Each clip begins with a key frame and is a segment of its own; frames that wait for later ones (B) would shift the
+        # Each clip begins with a key frame and is a separate segment. B-frames, which wait for later frames, would shift the
         # times by which the segments are counted.
         output = [
             "-bf",
@@ -153,25 +153,25 @@ def _encode(
     """Pipe `frames` through ffmpeg, whose command line ends with `output`; errors name `path`.
 
     Returns:
-        How many frames were sent, and what ffmpeg said.
+        The number of frames sent, and ffmpeg's messages.
     """
-    # Here and not above: most of the package writes no video. Only the binary and the frame count of imageio_ffmpeg
-    # are used: its own writer ignores ffmpeg's exit status, and so takes half a file on a full disk for a success.
+    # Imported here, since most of the package writes no video. Only the binary and the frame count of imageio_ffmpeg are
+    # used: its own writer ignores ffmpeg's exit status, and so reports success for half a file on a full disk.
     from imageio_ffmpeg import get_ffmpeg_exe
 
     height, width = shape[:2]
     command = [get_ffmpeg_exe(), "-v", "error", "-y"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-", "-an"]
-    # ffmpeg converts RGB by BT.601 and does not say so; players then guess by size, and large videos change colour. The
-    # tags are set on the frames: the encoder takes theirs, whatever its own options say.
+    # By default, ffmpeg converts RGB by BT.601 without tagging it; players then guess by size, and large videos change
+    # colour. The tags are set on the frames, since the encoder prefers those to its own options.
     tags = "colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
     command += ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,setparams={tags}"]
     command += ["-c:v", "libx264", "-crf", str(CRF), "-pix_fmt", "yuv444p" if full_chroma else "yuv420p", *output]
 
     sent = 0
-    # A file, not a pipe: nobody reads while frames are sent, and a full pipe would stop ffmpeg for good.
+    # A file instead of a pipe: nothing reads it while frames are sent, and a full pipe would block ffmpeg forever.
     with tempfile.TemporaryFile() as log:
-        # A session of its own, so that Ctrl-C reaches this process alone, which then decides.
+        # A separate session, so that Ctrl-C reaches only this process, which then stops ffmpeg.
         ffmpeg = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log, start_new_session=True)
         try:
             for frame in frames:
@@ -184,7 +184,7 @@ def _encode(
                 try:
                     ffmpeg.stdin.write(np.ascontiguousarray(frame))
                 except BrokenPipeError:
-                    break  # ffmpeg is gone; its status or the frame count tells
+                    break  # ffmpeg has exited; its status or the frame count shows why
             with suppress(BrokenPipeError):
                 ffmpeg.stdin.close()
             ffmpeg.wait()
@@ -202,7 +202,7 @@ def _encode(
     return sent, message
 
 
-# The look of a contact sheet: sizes in pixels, colours as RGB.
+# Layout of a contact sheet: sizes in pixels, colours as RGB.
 MARGIN = 24
 GAP = 8
 TITLE_SIZE, LABEL_SIZE, CAPTION_SIZE = 24, 18, 15
@@ -218,21 +218,21 @@ def contact_sheet(
     title: str | None = None,
     given: Collection[int] = (),
 ) -> Image.Image:
-    """A story at a glance: one row a scene, with evenly spaced frames from its first to its last.
+    """A story at a glance: one row per scene, with evenly spaced frames from its first to its last.
 
-    Text is drawn in Pillow's own font, which has no letters but Latin ones: others come out as boxes.
+    Text is drawn in Pillow's default font, which has Latin letters only; others appear as boxes.
 
     Args:
         scenes: `uint8 (F, H, W, 3)` each; they may differ in length and size.
-        captions: one for each scene, drawn above its row and cut to two lines.
-        columns: frames in a row, or fewer where a scene has fewer.
+        captions: one per scene, drawn above its row and cut to two lines.
+        columns: maximum number of frames per row.
         thumb_width: width of a frame on the sheet in pixels; small frames are enlarged to it.
-        title: a line above everything.
-        given: indices of scenes that were given and not generated, which are marked so.
+        title: a line at the top.
+        given: indices of scenes that were given instead of generated, which are marked.
 
     Raises:
-        ValueError: if there is no scene, a scene is not uint8 (F, H, W, 3), the number of captions is not the number
-            of scenes, or `columns` is less than 2.
+        ValueError: if there is no scene, a scene is not uint8 (F, H, W, 3), the numbers of captions and scenes
+            differ, or `columns` is less than 2.
     """
     if not scenes:
         raise ValueError("a contact sheet needs at least one scene")
@@ -244,7 +244,7 @@ def contact_sheet(
     rows = [_thumbnails(scene, columns, thumb_width, k) for k, scene in enumerate(scenes, start=1)]
     inner_width = max(len(row) for row in rows) * (thumb_width + GAP) - GAP
 
-    # Everything that is drawn, with its height, from top to bottom.
+    # Everything to draw, with its vertical position, from top to bottom.
     title_font, label_font, caption_font = (
         ImageFont.load_default(size) for size in (TITLE_SIZE, LABEL_SIZE, CAPTION_SIZE)
     )
@@ -284,8 +284,8 @@ def _thumbnails(scene: np.ndarray, columns: int, width: int, number: int) -> lis
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
-    """`text` in at most `max_lines` lines, each at most `width` pixels wide; an ellipsis stands for what is cut."""
-    # Pillow's own font has neither dashes nor accents.
+    """`text` in at most `max_lines` lines, each at most `width` pixels wide; an ellipsis replaces text that is cut."""
+    # Pillow's default font has neither dashes nor accents.
     text = unicodedata.normalize("NFKD", text.replace("–", "-").replace("—", "-"))
     text = "".join(character for character in text if not unicodedata.combining(character))
     lines = [""]

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One of the paper's ablations in the small world: bash scripts/storyworld/ablate.sh variants|stages|thresholds|conditional
-# It needs what scripts/storyworld/train_all.sh left: films, the first model folder and the caches. Started again, it goes on
-# where it was. As the paper's runs start from CogVideoX, all of these start from one model of single scenes, and every row
-# has the same number of steps; the tables are in docs/storyworld.md.
+# Runs one of the paper's ablations in the small world: bash scripts/storyworld/ablate.sh variants|stages|thresholds|conditional
+# It needs the results of scripts/storyworld/train_all.sh: films, the first model folder and the caches. An interrupted run
+# continues when started again. As the paper's runs start from CogVideoX, all of these start from one model of single scenes.
+# Every row has the same number of steps; the tables are in docs/storyworld.md.
 #
 #   PYTHON     the interpreter (python)
-#   PROCESSES  that train together: GPUs, or cores without one (2)
+#   PROCESSES  training processes: GPUs, or cores without a GPU (2)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
@@ -14,11 +14,11 @@ outputs=outputs/storyworld
 runs=$outputs/ablations
 films=datasets/storyworld_drifting
 base=3000       # steps of the model of single scenes
-steps=900       # of a row: 300 of pre-training and 600 of fine-tuning, where it has both
+steps=900       # steps per row: 300 of pre-training and 600 of fine-tuning, where it has both
 pretraining=300
-decay=200       # of a row's steps the last ones, over which the learning rate falls
+decay=200       # last steps of a row, over which the learning rate falls
 
-# train NAME CONFIG KEY=VALUE...: a run, unless it is done.
+# train NAME CONFIG KEY=VALUE...: trains a run unless it is complete.
 train() {
   local name=$1 config=$2 resume=null
   shift 2
@@ -29,7 +29,7 @@ train() {
     decay_steps=0 "$@"
 }
 
-# tune NAME START KEY=VALUE...: fine-tuning from another run, and the stories that it then makes.
+# tune NAME START KEY=VALUE...: fine-tunes another run, and generates stories with the result.
 tune() {
   local name=$1 start=$2
   shift 2
@@ -37,7 +37,7 @@ tune() {
   stories "$name"
 }
 
-# stories NAME: what a run's model makes of 32 held-out stories.
+# stories NAME: generates 32 held-out stories with a run's model.
 stories() {
   for task in fixed extension; do
     "$python" -m mask2dit.storyworld.trial task=$task "model=$runs/$1/model" num_stories=32 \
@@ -45,8 +45,8 @@ stories() {
   done
 }
 
-# pretrain VARIANT: from the model of single scenes, for which masks make no difference. Its batch has as many scenes as that of
-# three-scene stories.
+# pretrain VARIANT: pre-trains from the model of single scenes, for which masks make no difference. The single-scene batch has as
+# many scenes as a batch of three-scene stories.
 pretrain() {
   train base pretrain data.num_scenes=1 batch_size=24 micro_batch_size=12 max_steps=$base
   train "pretraining_$1" pretrain "model=$runs/base/model" "mask_variant=$1" max_steps=$pretraining

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How a model's samplers do in few steps, on new stories: bash scripts/storyworld/steps.sh [key=value ...]
+# Compares samplers and numbers of steps on new stories: bash scripts/storyworld/steps.sh [key=value ...]
 # The overrides are those of configs/storyworld/trial.yaml, such as model=outputs/storyworld/sft/model.
 #
 #   PYTHON    the interpreter (python)

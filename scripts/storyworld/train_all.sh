@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Trains the small world's model from nothing: films, autoencoder, text encoder, cached latents, pre-training, fine-tuning.
-# The result is models/storyworld. Started again, it goes on where it was; what is done is left as it is.
+# Trains the small world's model from scratch: films, autoencoder, text encoder, cached latents, pre-training, fine-tuning.
+# The result is models/storyworld. Started again, it continues where it stopped and reuses completed parts.
 #
 # On two cores with bfloat16 instructions, the autoencoder took 19 minutes and the transformer 188. Cores without them compute
 # bfloat16 far more slowly than float32: there, set precision: fp32 (and for the transformer optimizer: adamw) in
 # configs/storyworld, and dtype: float32 in cache.yaml.
 #
 #   PYTHON     the interpreter (python)
-#   PROCESSES  that train together: GPUs, or cores without one (2)
+#   PROCESSES  training processes: GPUs, or cores without a GPU (2)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
 configs=configs/storyworld
 outputs=outputs/storyworld
 
-# Trains with a configuration of that name unless its model is there, from its last checkpoint if there is one.
+# train NAME: trains with the configuration of that name unless its model exists, from its last checkpoint if there is one.
 train() {
   [ -d "$outputs/$1/model" ] && return
   local resume=null

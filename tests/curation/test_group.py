@@ -114,5 +114,5 @@ def test_copies_are_above_the_ceiling_and_unrelated_clips_below_the_threshold(tm
 
 def test_lost_features_are_named_with_the_remedy(tmp_path):
     entry = Features(id="a", source="a", key="a", path="gone.safetensors")
-    with pytest.raises(ValueError, match=r"gone\.safetensors is missing or damaged .* run again"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors is missing: .* run again"):
         read_features([entry], tmp_path)

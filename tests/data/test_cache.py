@@ -160,7 +160,7 @@ def test_the_cache_can_be_read_without_the_videos(cache_config, tmp_path):
 def test_the_cache_holds_the_empty_caption(cache_config, encoders):
     config = cache_config()
     build_cache(config)
-    cache = LatentCache(config.data.cache, cache_settings(config.data, config.model, config.dtype))
+    cache = LatentCache(config.data.cache, cache_settings(config.data, config.model, config.dtype, encoders))
     assert torch.equal(cache.embeddings(""), encode_caption(encoders, ""))
 
 
@@ -294,11 +294,11 @@ def test_a_repaired_clip_is_added_later(cache_config, clips, tmp_path):
 
 def test_a_clip_that_is_listed_twice_keeps_both_captions(cache_config, write_csv, tmp_path):
     rows = [("1.mp4", "one", 41), ("1.mp4", "another", 41), ("2.mp4", "2.mp4", 42)]
-    config = cache_config(manifest=str(write_csv(rows, "twice.csv")))
+    config = cache_config(manifest=str(write_csv(rows, "twice.csv")), num_scenes=1)
     build_cache(config)
-    sample = dataset(config, tmp_path)[0, 0]
-    assert sorted(sample["captions"]) == ["2.mp4", "another", "one"]
-    assert len({tuple(embeddings.flatten().tolist()) for embeddings in sample["prompt_embeds"]}) == 3
+    samples = [dataset(config, tmp_path)[0, position] for position in range(3)]
+    assert sorted(caption for sample in samples for caption in sample["captions"]) == ["2.mp4", "another", "one"]
+    assert len({tuple(sample["prompt_embeds"].flatten().tolist()) for sample in samples}) == 3
 
 
 def test_a_defect_is_not_taken_for_a_broken_clip(cache_config, monkeypatch, tmp_path):

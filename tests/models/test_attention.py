@@ -45,6 +45,18 @@ def test_grouped_calls_equal_the_dense_mask_forward_and_backward(layout, variant
         torch.testing.assert_close(gradient.float(), expected_gradient.float(), atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("backend", ["native", "_native_flash", "_native_cudnn", "_native_efficient"])
+@pytest.mark.parametrize("variant", MASK_VARIANTS)
+def test_kernels_of_a_gpu_agree_in_bf16_with_the_dense_mask_on_the_cpu(variant, backend):
+    layout = SceneLayout((16, 16, 16), (96, 64, 128))
+    qkv = [torch.randn(2, layout.length, 4, 64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    output = grouped_attention(*(x.to("cuda", torch.bfloat16) for x in qkv), layout, variant, backend)
+    expected = oracle(*(x.bfloat16() for x in qkv), layout, variant)
+    torch.testing.assert_close(output.float().cpu(), expected, atol=3e-2, rtol=3e-2)
+
+
 @pytest.mark.parametrize("variant", MASK_VARIANTS)
 @pytest.mark.parametrize("num_scenes", [1, 2, 5])
 def test_every_block_is_a_query_of_exactly_one_call(num_scenes, variant):

@@ -1,1 +1,1 @@
-"""What can be measured of a story's video: `base` says what a measure is, `registry` which ones run, and each has a file."""
+"""Measures of a story's video, one file each. `base` defines the interface, and `registry` selects those that run."""

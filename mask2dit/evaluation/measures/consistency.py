@@ -17,7 +17,7 @@ from mask2dit.video.frames import middle_frames
 
 
 class ConsistencyMeasure(Measure):
-    """Visual, semantic and sequence consistency by ViCLIP, as the paper's tables have them, and variants."""
+    """Visual, semantic and sequence consistency by ViCLIP, as in the paper's tables, and variants."""
 
     name = "consistency"
     columns = (
@@ -49,7 +49,7 @@ class ConsistencyMeasure(Measure):
     @torch.inference_mode()
     def score(self, video: StoryVideo) -> Scores:
         prompts = video.story.prompts
-        # A scene by its own eight frames, and each of its halves, so that a batch is one story.
+        # Eight frames for each scene and for each of its halves; one story is one batch.
         whole = self._video_features(video, video.scenes)
         middles = [(start, (start + stop + 1) // 2, stop) for start, stop in video.scenes]
         first = self._video_features(video, [(start, middle) for start, middle, _ in middles])

@@ -7,7 +7,7 @@ from mask2dit.video.cuts import compare_cuts, detect_cuts
 
 
 class CutMeasure(Measure):
-    """Whether the video cuts where its scenes begin, and nowhere else."""
+    """Agreement of the video's cuts with its scene boundaries."""
 
     name = "cuts"
     columns = (
@@ -16,7 +16,7 @@ class CutMeasure(Measure):
     )
 
     def __init__(self, config: CutConfig):
-        import scenedetect  # an optional extra, missed here rather than at the first story
+        import scenedetect  # of an optional extra; if missing, fails here rather than at the first story
 
         self.config = config
         self.identity = f"scenedetect {scenedetect.__version__} {config}"

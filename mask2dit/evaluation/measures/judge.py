@@ -1,4 +1,4 @@
-"""A vision-language model as a judge, with a rubric that is published here and in docs/evaluation.md."""
+"""A vision-language model as a judge, with the rubric that docs/evaluation.md also prints."""
 
 import numpy as np
 from PIL import Image
@@ -26,7 +26,7 @@ LONGEST_SIDE = 512
 
 
 class JudgeMeasure(Measure):
-    """Marks of 1 … 5 for the questions of the rubric."""
+    """Marks from 1 to 5 for the questions of the rubric."""
 
     name = "judge"
     columns = tuple(
@@ -56,7 +56,7 @@ class JudgeMeasure(Measure):
 
 
 def rubric() -> str:
-    """The text that the judge is given."""
+    """The text of the rubric for the judge."""
     questions = "\n".join(f"- {key}: {text}" for key, text in QUESTIONS.items())
     answer = ", ".join(f'"{key}": {{"worst_fault": "...", "mark": 1-5}}' for key in QUESTIONS)
     return RUBRIC.format(questions=questions, answer=answer)

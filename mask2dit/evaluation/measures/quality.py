@@ -1,4 +1,4 @@
-"""Quality of frames and their consistency within a scene, as VBench has them (arXiv 2311.17982).
+"""Quality of frames and their consistency within a scene, as in VBench (arXiv 2311.17982).
 
 Shapes: T frames, E embedding.
 """
@@ -45,8 +45,11 @@ class AestheticMeasure(Measure):
 
 
 class FrameConsistencyMeasure(Measure):
-    """How alike the frames of a scene are, times 100: the mean of each frame's cosine with the scene's first frame and with
-    the frame before it, as in VBench, then over scenes."""
+    """Similarity of frames within a scene, times 100, as in VBench.
+
+    Each frame's score is the mean of its cosines with the scene's first frame and with the previous frame. Scores are
+    averaged over the frames of a scene, then over scenes.
+    """
 
     def __init__(self, name: str, folder: str | os.PathLike, num_frames: int, device: torch.device):
         self.name = name
@@ -64,7 +67,7 @@ class FrameConsistencyMeasure(Measure):
 
 
 def frame_consistency(features: np.ndarray) -> float:
-    """From features (T, E) of length 1; negative cosines count as 0."""
+    """The consistency of a scene from frame features (T, E) with norm 1. Negative cosines count as 0."""
     to_first = (features[1:] @ features[0]).clip(0)
     to_previous = np.sum(features[1:] * features[:-1], axis=1).clip(0)
     return float(100 * np.mean((to_first + to_previous) / 2))

@@ -1,4 +1,4 @@
-"""Which measures can run with the weights at hand."""
+"""Selects the measures that can run with the available weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ def build_measures(config: EvaluationConfig, device: torch.device) -> tuple[list
     """The measures that can run, and why the others cannot.
 
     Raises:
-        ValueError: for weights that are there but damaged.
+        ValueError: if weights exist but are damaged.
     """
     viclip, quality = config.viclip, config.quality
     if viclip.build_untrained and viclip.weights and Path(viclip.weights).name.startswith(UNTRAINED):

@@ -1,4 +1,4 @@
-"""What the small world knows of its stories: truth, read from pixels, beside which learned scores can be judged."""
+"""Ground truth of small-world stories, read from pixels, with which learned scores can be compared."""
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from mask2dit.storyworld.world import parse_caption
 class StoryWorldMeasure(Measure):
     """Semantic accuracy, visual consistency and cuts of stories of the small world, times 100.
 
-    Visual consistency is 100 for identical scenes and 0 for what unrelated stories have in common by chance, so it may fall
-    below 0.
+    Visual consistency is 100 for identical scenes and 0 for the chance agreement of unrelated stories, so it may be negative.
     """
 
     name = "storyworld"

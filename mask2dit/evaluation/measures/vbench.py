@@ -1,4 +1,4 @@
-"""VBench, run as a program of its own environment, since its requirements do not go with this project's."""
+"""VBench, run as a program in its own environment, since its requirements conflict with this project's."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from mask2dit.video.writing import write_video
 
 
 class VBenchMeasure(Measure):
-    """Dimensions of VBench that take any video, times 100, each scene a video of its own: the mean over scenes."""
+    """VBench's dimensions for custom videos, times 100. Each scene is scored as a separate video; scores are averaged."""
 
     name = "vbench"
 
@@ -30,10 +30,10 @@ class VBenchMeasure(Measure):
         self._results: dict[str, dict[str, float]] = {}
 
     def prepare(self, videos: Sequence[StoryVideo]) -> None:
-        """Runs VBench once a dimension over the scenes of all videos, since it loads its models anew each time.
+        """Runs VBench once per dimension over the scenes of all videos, since each run loads its models again.
 
         Raises:
-            ValueError: if it fails; the message holds the end of what it said.
+            ValueError: if it fails; the message holds the end of its output.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         clips = self.folder / "scenes"
@@ -59,7 +59,7 @@ class VBenchMeasure(Measure):
         return Scores(values, details)
 
     def _run(self, dimension: str, clips: Path) -> dict[str, float]:
-        """The score of each clip by its file's name."""
+        """The score of each clip by file name."""
         output = self.folder / dimension
         output.mkdir()
         # Absolute: VBench runs in the folder of its output, where it also leaves other files.
