@@ -75,7 +75,7 @@ def test_a_scene_that_does_not_fit_on_the_disk_is_named_and_not_stored(tmp_path,
     store = SceneStore(tmp_path / "scenes", "weights")
     with pytest.raises(OSError, match=r"cannot write \S+scenes/\w+\.safetensors .*make room"):
         store.save(store.key("a"), torch.zeros(1))
-    assert store.load(store.key("a")) is None and not list((tmp_path / "scenes").iterdir())
+    assert not list((tmp_path / "scenes").iterdir())
 
 
 def test_an_interrupted_story_goes_on_where_it_stopped_with_the_same_result(small_pipeline, tmp_path, monkeypatch):
