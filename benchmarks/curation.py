@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from mask2dit.encoders.untrained import build_untrained_viclip
+from mask2dit.reporting.tables import markdown_table
 from mask2dit.video.writing import write_video
 
 ROOT = Path(__file__).parents[1]
@@ -95,15 +96,21 @@ def main() -> None:
 
     seconds = options.scenes * options.seconds
     print(f"films of {seconds:g} s, {options.width}x{options.height}, {options.scenes} scenes\n")
-    print(f"| stage | films a minute | times real time | peak MiB, {few} films | peak MiB, {many} films | growth |")
-    print("|---|---|---|---|---|---|")
+    heads = [
+        "stage",
+        "films per minute",
+        "times real time",
+        f"peak MiB, {few} films",
+        f"peak MiB, {many} films",
+        "growth",
+    ]
+    rows = []
     for stage in STAGES:
         (_, memory_few), (time_many, memory_many) = measured[stage, few], measured[stage, many]
         rate = many / (time_many - idle[stage])
-        print(
-            f"| {stage} | {60 * rate:.0f} | {rate * seconds:.1f} | {memory_few:.0f} | {memory_many:.0f} "
-            f"| {memory_many / memory_few:.2f}x |"
-        )
+        memory = [f"{memory_few:.0f}", f"{memory_many:.0f}", f"{memory_many / memory_few:.2f}x"]
+        rows.append([stage, f"{60 * rate:.0f}", f"{rate * seconds:.1f}", *memory])
+    print(markdown_table(heads, rows))
 
 
 if __name__ == "__main__":

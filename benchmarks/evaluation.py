@@ -17,6 +17,7 @@ import torch
 
 from mask2dit.encoders.fvd import FeatureExtractor, VideoMAE
 from mask2dit.evaluation.frechet import frechet_distance_of_features
+from mask2dit.reporting.tables import markdown_table
 
 
 def distance_by_sqrtm(first: np.ndarray, second: np.ndarray) -> float:
@@ -75,10 +76,11 @@ def main() -> None:
     ours, distance = seconds(lambda: frechet_distance_of_features(first, second), arguments.runs)
     usual, expected = seconds(lambda: distance_by_sqrtm(first, second), max(1, arguments.runs // 3))
     print(f"{arguments.samples} samples of {arguments.dimensions} dimensions, {torch.get_num_threads()} threads\n")
-    print("| | seconds | distance |\n|---|---|---|")
-    print(
-        f"| singular values | {ours:.4f} | {distance:.9f} |\n| scipy.linalg.sqrtm | {usual:.2f} | {expected:.9f} |\n"
-    )
+    rows = [
+        ["singular values", f"{ours:.4f}", f"{distance:.9f}"],
+        ["scipy.linalg.sqrtm", f"{usual:.2f}", f"{expected:.9f}"],
+    ]
+    print(markdown_table(["", "seconds", "distance"], rows), end="\n\n")
     print(f"{usual / ours:.0f}x faster, relative difference {abs(distance - expected) / abs(expected):.1e}")
     grown, together = extraction_memory(150)
     print(

@@ -1,11 +1,13 @@
-"""Training on videos that are read and encoded as they come, against latents and text embeddings computed ahead.
+"""Training on videos that are read and encoded as they come, against latents and text embeddings computed ahead, and those
+with another attention backend, with compiled blocks, and with both.
 
-Both ways train the same model on the same samples, in fresh processes that take turns. Printed are the medians over runs
+All ways train the same model on the same samples, in fresh processes that take turns. Printed are the medians over runs
 of the time of a step, the share of it spent waiting for the data loader, and the peak of memory (on a GPU, what torch
 allocated there; without one, of the process), and their ratios. The first steps of a run are left out.
 
     python benchmarks/training.py
     python benchmarks/training.py --model models/CogVideoX-2b --height 480 --width 720 --frames 49 --precision bf16
+    python benchmarks/training.py --model models/storyworld --height 64 --width 64 --frames 9 --batch-size 4
 
 Without --model, a small untrained model is built. The clips are made here: moving squares.
 """
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="processes that read videos or the cache")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--attention-backend", default="_native_math", help="that is compared with torch's own choice")
     parser.add_argument("--steps", type=int, default=15, help="of a run")
     parser.add_argument("--runs", type=int, default=3, help="of each way")
     parser.add_argument("--clips", type=int, default=12)
@@ -118,23 +121,31 @@ def main() -> None:
             "trackers=[]",
             "log_every=1",
         ]
-        results = {"on the fly": [], "cached": []}
+        backend = f"attention_backend={options.attention_backend}"
+        ways = {
+            "on the fly": [],
+            "cached": [cache],
+            "… and backend": [cache, backend],
+            "… and compiled": [cache, "compile=true"],
+            "… and both": [cache, backend, "compile=true"],
+        }
+        results = {way: [] for way in ways}
         for number in range(options.runs):
-            for way, extra in (("on the fly", []), ("cached", [cache])):
-                results[way].append(measure(folder / f"{way.replace(' ', '_')}_{number}", [*training, *extra]))
+            for way, extra in ways.items():
+                results[way].append(measure(folder / f"{list(ways).index(way)}_{number}", [*training, *extra]))
 
     median = {
         way: {name: statistics.median(run[name] for run in runs) for name in runs[0]} for way, runs in results.items()
     }
     print(
-        f"{'':12}{'step (s)':>10}{'data wait':>11}{'peak (GiB)':>12}{'step, ratio (min-max)':>26}{'peak, ratio':>13}"
+        f"{'':15}{'step (s)':>10}{'data wait':>11}{'peak (GiB)':>12}{'step, ratio (min-max)':>26}{'peak, ratio':>13}"
     )
     for way, values in median.items():
         ratios = [mine["seconds"] / base["seconds"] for mine, base in zip(results[way], results["on the fly"])]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
         memory = values["peak_gib"] / median["on the fly"]["peak_gib"]
         print(
-            f"{way:12}{values['seconds']:10.3f}{values['data_wait']:11.1%}{values['peak_gib']:12.2f}{spread:>26}{memory:13.2f}"
+            f"{way:15}{values['seconds']:10.3f}{values['data_wait']:11.1%}{values['peak_gib']:12.2f}{spread:>26}{memory:13.2f}"
         )
 
 

@@ -1,34 +1,47 @@
-"""The command line that every task shares: `[CONFIG.yaml] [key=value …]`."""
+"""The command line that all tasks share: `[CONFIG.yaml] [key=value …]`."""
 
+import inspect
 import logging
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
-
-from mask2dit.config import REPOSITORY, load_config
+from mask2dit.config import load_config
+from mask2dit.usage import help_text
 
 PREEMPTED = 75  # the exit status after SIGTERM or SIGHUP: saved, to be started again (EX_TEMPFAIL of sysexits.h)
 
 
-def run_command(schema: type, task: str, default_config: str | Path, arguments: Sequence[str]) -> int:
+def run_command(
+    schema: type,
+    task: str,
+    default_config: str | Path | None,
+    arguments: Sequence[str],
+    *,
+    name: str | None = None,
+    summary: str | None = None,
+    positional: str | None = None,
+) -> int:
     """Reads the configuration and runs a task with it.
 
-    What cannot be carried out, by the task's or the configuration's own account (`ValueError`, `OSError`), is told in one
-    sentence; anything else is a defect and keeps its trace.
+    Expected errors (`ValueError`, `OSError`, too little memory) print one line; anything else is a bug and keeps its
+    traceback.
 
     Args:
         schema: the configuration's dataclass.
         task: the function that takes the configuration, as "module:name". It is imported once the configuration is known to
             be good, since torch and what builds on it take seconds to import.
-        default_config: the YAML file that is read unless an argument names another; one that is not in the current
-            directory is looked for in the repository.
+        default_config: the YAML file that is read unless an argument names another. None: the defaults of the dataclass.
         arguments: of the command line, in any order.
+        name: how the command is called, for `--help`. None: as this process was.
+        summary: what the command does, for `--help`. None: the first paragraph of the schema's docstring.
+        positional: the key that an argument without "=" sets, unless it ends in .yaml or .yml. None: such an argument is the
+            configuration file.
 
     Returns:
         The exit status: the task's own if it returns one, else 0 done, 1 not possible, 130 interrupted.
@@ -36,20 +49,19 @@ def run_command(schema: type, task: str, default_config: str | Path, arguments: 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mask2dit").setLevel(logging.INFO)
     if {"-h", "--help"} & set(arguments):
-        print(
-            f"usage: {Path(sys.argv[0]).name} [CONFIG.yaml] [key=value ...]\n\nWithout CONFIG.yaml: {default_config}\n"
-        )
-        print(f"Keys and their defaults; {schema.__module__} describes them:\n")
-        print(OmegaConf.to_yaml(OmegaConf.structured(schema)))
+        file = f"[CONFIG.yaml | {positional.upper()}]" if positional else "[CONFIG.yaml]"
+        usage = f"{name or program()} {file} [key=value ...]"
+        print(help_text(usage, summary or (inspect.getdoc(schema) or "").split("\n\n")[0], schema, default_config))
         return 0
     # A job that is stopped ends like one that fails: what it was writing is removed.
     for number in stop_signals():
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         path, overrides = split_arguments(arguments)
-        config = load_config(schema, path or _found(default_config), overrides)
-        module, name = task.split(":")
-        status = getattr(import_module(module), name)(config)
+        if positional and path and not path.endswith((".yaml", ".yml")):
+            path, overrides = None, [*overrides, f"{positional}={path}"]
+        config = load_config(schema, path or default_config, overrides)
+        status = load(task)(config)
     except (ValueError, OSError, FloatingPointError) as error:
         # An OSError made here has its sentence where the system's have a phrase and a file's name.
         is_sentence = isinstance(error, OSError) and error.strerror and not error.filename
@@ -92,10 +104,16 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return (files[0] if files else None), overrides
 
 
-def _found(default_config: str | Path | None) -> str | Path | None:
-    if default_config is None or Path(default_config).is_file() or not (REPOSITORY / default_config).is_file():
-        return default_config
-    return REPOSITORY / default_config
+def load(address: str) -> Any:
+    """Imports an object that is named as "module:name"."""
+    module, name = address.split(":")
+    return getattr(import_module(module), name)
+
+
+def program() -> str:
+    """Returns how this process was called, such as "python -m mask2dit.training"."""
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
 
 
 def stop_signals() -> list[int]:
@@ -104,7 +122,7 @@ def stop_signals() -> list[int]:
 
 
 @contextmanager
-def stop_noted() -> Iterator[Callable[[], str | None]]:
+def stop_noted() -> Generator[Callable[[], str | None]]:
     """Notes the signals that stop a job instead of dying of them: a cluster that takes the node back leaves time to save.
 
     Yields:

@@ -20,6 +20,7 @@ from mask2dit.texts import parse_json, read_text
 
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
+SAMPLERS = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}  # and the classes of diffusers
 REPOSITORY = Path(__file__).parents[1]  # where the package is used from a checkout
 NULL, STRING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"  # YAML's tags
 
@@ -80,6 +81,8 @@ def missing_model(model: str, small_config: str | None = None) -> str:
     here = f"there is no model in {str(Path(model).resolve())!r}"
     if (REPOSITORY / model / "transformer").is_dir() and not Path(model).is_absolute():
         return f"{here}: relative paths resolve against the current directory; change to {str(REPOSITORY)!r}, which has it"
+    if not (REPOSITORY / "models/README.md").is_file():  # an installed package
+        return f"{here}: name the folder that holds one"
     is_here = Path.cwd() == REPOSITORY
     readme = "models/README.md" if is_here else REPOSITORY / "models/README.md"
     remedy = f"{here}: put the weights there ({readme} says which)"

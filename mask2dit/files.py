@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike) -> Generator[Path]:
     """Yield a hidden temporary path beside `path`; on success it becomes `path`, on any failure it is removed.
 
     The suffix is kept, as some writers choose their format by it. A file that was at `path` before stays as it was
@@ -48,7 +48,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike) -> Generator[Path]:
     """Yield a hidden new folder `.NAME.partial` beside `path`; on success it replaces `path`, on any failure it is removed.
 
     What an earlier, killed process left under that name is removed first. For one writer at a time.
@@ -116,7 +116,7 @@ def apply_umask(path: Path) -> None:
 
 
 @contextmanager
-def write_errors(path: str | os.PathLike) -> Iterator[None]:
+def write_errors(path: str | os.PathLike) -> Generator[None]:
     """Turns the errors by which libraries report a full disk into an `OSError` whose message names `path`."""
     try:
         yield
@@ -179,7 +179,7 @@ def read_json(path: str | os.PathLike, remedy: str) -> Any:
 
 
 @contextmanager
-def open_tensors(path: str | os.PathLike, remedy: str, framework: str = "pt") -> Iterator[safe_open]:
+def open_tensors(path: str | os.PathLike, remedy: str, framework: str = "pt") -> Generator[safe_open]:
     """Opens a safetensors file.
 
     Raises:

@@ -9,9 +9,9 @@ from pathlib import Path
 MIB = 2**20
 
 
-def digest(content: object) -> str:
-    """A hash of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def digest(content: object, length: int = 16) -> str:
+    """Hashes any JSON value to so many hexadecimal digits. Values that JSON cannot hold count as their `str`."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 
 def fingerprint(path: str | os.PathLike) -> str:

@@ -4,6 +4,7 @@ import codecs
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 WORD = r"[^\s\ud800-\udc7f\udd00-\udfff]{0,20}"  # some of a word, with bytes that are not UTF-8
 
@@ -37,7 +38,7 @@ def read_text(path: Path, what: str) -> str:
     return content.decode("utf-8-sig", errors="surrogateescape")
 
 
-def parse_json(text: str) -> object:
+def parse_json(text: str) -> Any:
     """What a JSON text holds.
 
     Raises:

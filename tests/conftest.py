@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
+from mask2dit.encoders.untrained import build_untrained_viclip
 from mask2dit.pipelines.untrained import build_untrained_model
 
 # Tiny models lose more by waiting for a second thread than they gain by it, most of all on a busy machine.
@@ -256,3 +257,8 @@ def chat_server():
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="session")
+def tiny_viclip(tmp_path_factory) -> Path:
+    return build_untrained_viclip(tmp_path_factory.mktemp("viclip") / "untrained.safetensors")

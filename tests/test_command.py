@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mask2dit.command import run_command, split_arguments
-from mask2dit.storyworld.films import FilmsConfig
 
 told = []
 
@@ -81,11 +80,24 @@ def test_a_file_may_have_an_equals_sign_in_its_path(tmp_path):
     assert split_arguments(["./a=b.yaml", "c=d"]) == ("./a=b.yaml", ["c=d"])
 
 
-def test_a_default_configuration_is_found_from_any_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_without_a_configuration_file_the_defaults_of_the_dataclass_apply():
     told.clear()
-    assert run_command(FilmsConfig, f"{__name__}:note", "configs/storyworld/films.yaml", ["num_clips=7"]) == 0
-    assert told == [FilmsConfig(num_clips=7)]
+    assert run_command(Settings, f"{__name__}:note", None, ["text=a"]) == 0
+    assert told == [Settings(1, "a")]
+
+
+@pytest.mark.parametrize(
+    "arguments, settings",
+    [
+        (["a.csv", "steps=2"], Settings(2, "a.csv")),
+        (["steps=2", "a.csv"], Settings(2, "a.csv")),
+        (["my.yaml"], Settings(5)),
+        (["my.yaml", "text=a"], Settings(5, "a")),
+    ],
+)
+def test_a_file_that_is_no_configuration_sets_the_positional_key(run, arguments, settings):
+    assert run_command(Settings, f"{__name__}:note", None, arguments, positional="text") == 0
+    assert told == [settings]
 
 
 def take_memory(settings: Settings) -> None:

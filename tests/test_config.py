@@ -6,6 +6,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from mask2dit import config as config_module
 from mask2dit.config import REPOSITORY, check_at_least, check_positive, load_config, missing_model, parse_shard
 from mask2dit.curation.config import CurationConfig
 from mask2dit.evaluation.config import EvaluationConfig
@@ -210,6 +211,13 @@ def test_the_remedy_for_a_missing_model_holds_in_the_current_directory(tmp_path,
     assert f"run small.yaml in {str(REPOSITORY)!r}" in missing_model("models/nowhere", "small.yaml")
     monkeypatch.chdir(REPOSITORY)
     assert "there (models/README.md says" in missing_model("models/nowhere")
+
+
+def test_an_installed_package_names_no_file_of_the_repository_for_a_missing_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(config_module, "REPOSITORY", tmp_path / "site-packages")
+    message = missing_model("models/nowhere", "small.yaml")
+    assert "models/nowhere" in message
+    assert not any(name in message for name in ("site-packages", "README", "small.yaml"))
 
 
 def test_a_part_of_the_work_is_two_numbers():

@@ -12,7 +12,19 @@ import mask2dit
 # From the ground up. A name is a package or a module at the root; those on one floor may import each other.
 FLOORS = (
     ("scenes",),
-    ("config", "command", "device", "files", "hashing", "provenance", "randomness", "endpoint", "texts"),
+    (
+        "config",
+        "usage",
+        "command",
+        "cli",
+        "device",
+        "files",
+        "hashing",
+        "provenance",
+        "randomness",
+        "endpoint",
+        "texts",
+    ),
     ("reporting",),
     ("video",),
     ("stories",),
@@ -25,6 +37,7 @@ FLOORS = (
     ("inference",),
     ("evaluation",),
     ("curation",),
+    ("__main__",),
     ("",),  # the root's own names, which are for users of the package
 )
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}

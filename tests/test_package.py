@@ -1,5 +1,7 @@
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +32,18 @@ def test_measuring_the_story_world_needs_no_torch():
 def test_every_public_name_can_be_imported():
     for name in mask2dit.__all__:
         assert getattr(mask2dit, name) is not None
+
+
+def test_no_function_has_more_than_70_lines_without_its_docstring():
+    too_long = []
+    for path in Path(mask2dit.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = node.body[0].end_lineno - node.body[0].lineno + 1 if ast.get_docstring(node) else 0
+                lines = node.end_lineno - node.lineno + 1 - docstring
+                if lines > 70:
+                    too_long.append(f"{path.name}:{node.lineno} {node.name}: {lines} lines")
+    assert not too_long
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -2,8 +2,7 @@
 
 import sys
 
-from mask2dit.command import run_command
-from mask2dit.curation.config import CurationConfig
+from mask2dit import cli
 
 if __name__ == "__main__":
-    sys.exit(run_command(CurationConfig, "mask2dit.curation.run:curate", "configs/curation/films.yaml", sys.argv[1:]))
+    sys.exit(cli.run("curate", sys.argv[1:]))

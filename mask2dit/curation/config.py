@@ -13,18 +13,22 @@ BACKENDS = ("openai", "transformers", "stand_in")
 
 @dataclass(kw_only=True)
 class SplitConfig:
+    """Detection of cuts in films."""
+
     detectors: list[str] = field(default_factory=lambda: ["content"])
-    """Whose cuts are taken together: content (hard cuts), adaptive (the same, less easily fooled by a fast camera), fades (to
-    and from black), each by PySceneDetect; or module:function of your own, such as a learned one, which takes a `VideoReader`
-    and returns the first frame of every scene but the first."""
+    """Detectors whose cuts are combined: content (hard cuts), adaptive (hard cuts, more robust to a fast camera) and
+    fades (to and from black) of PySceneDetect; or module:function of your own, which takes a `VideoReader` and returns
+    the first frame of every scene but the first."""
     content_threshold: float = 27.0
+    """Threshold of the detector content."""
     adaptive_threshold: float = 3.0
+    """Threshold of the detector adaptive."""
     fade_threshold: float = 12.0
-    """Mean brightness, in 0 … 255, below which a picture counts as black."""
+    """Mean brightness, 0 to 255, below which a frame counts as black."""
     force_cut_above: float | None = None
-    """Seconds above which a scene is cut into parts, as Panda-70M does (above 7 s, into parts of 5 s); null: never."""
+    """Length in seconds above which a scene is cut into parts (Panda-70M: 7); null: never."""
     force_cut_length: float = 5.0
-    """Seconds of such a part."""
+    """Length of the parts in seconds (Panda-70M: 5)."""
 
     def __post_init__(self):
         if not self.detectors:
@@ -43,11 +47,14 @@ class SplitConfig:
 
 @dataclass(kw_only=True)
 class WriteConfig:
+    """Clips written from films."""
+
     trim_frames: int = 2
-    """Frames left out at both ends of a scene, where cuts often still show the scene beside it."""
+    """Frames left out at both ends of a scene, where the neighbouring scene often still shows."""
     remove_borders: bool = True
+    """Crop black borders."""
     max_short_side: int | None = None
-    """Pixels of the shorter side from which on clips are scaled down; null: never."""
+    """Length of the shorter side in pixels above which clips are scaled down; null: never."""
 
     def __post_init__(self):
         check_at_least("write.trim_frames", self.trim_frames, 0)
@@ -57,16 +64,17 @@ class WriteConfig:
 
 @dataclass(kw_only=True)
 class ScoreConfig:
-    """What is measured of every clip, for the filters."""
+    """Measurements per clip, for the filters."""
 
     motion: bool = False
-    """Motion and shake, by optical flow."""
+    """Measure motion and shake by optical flow."""
     clip: str | None = None
-    """A folder of CLIP L/14 as transformers saves it, for the aesthetic score."""
+    """Folder of CLIP L/14 as transformers saves it, for the aesthetic score; null: not measured."""
     aesthetic_head: str | None = None
-    """LAION's head on it."""
+    """LAION's head on CLIP; null: not measured."""
     text_detector: str | None = None
-    """A text detector of the kind DB in ONNX, such as PP-OCR's in OpenCV's model zoo, for text on screen."""
+    """Text detector of the kind DB in ONNX, such as PP-OCR's in OpenCV's model zoo, for text on screen; null: not
+    measured."""
 
     def __post_init__(self):
         if (self.clip is None) != (self.aesthetic_head is None):
@@ -75,26 +83,28 @@ class ScoreConfig:
 
 @dataclass(kw_only=True)
 class FilterConfig:
-    """Limits; null: none."""
+    """Limits that clips have to meet; null: no limit."""
 
     min_short_side: int | None = None
-    """Pixels of a clip's shorter side, without borders."""
+    """Least length of a clip's shorter side in pixels, without borders."""
     min_motion: float | None = None
-    """Mean optical flow in percent of the width a second, below which a clip is too still."""
+    """Least mean optical flow, in percent of the width per second."""
     max_shake: float | None = None
-    """Change of the camera's movement from frame to frame, in the same unit, above which it is too shaky."""
+    """Largest change of the camera's movement from frame to frame, in percent of the width per second."""
     max_text: float | None = None
-    """Share of the picture, 0 … 1, that text may cover."""
+    """Largest share of the picture, 0 to 1, that text covers."""
     min_aesthetic: float | None = None
-    """LAION's score, about 1 … 10."""
+    """Least aesthetic score of LAION, about 1 to 10."""
 
 
 @dataclass(kw_only=True)
 class EmbedConfig:
+    """Embeddings of clips, for grouping."""
+
     viclip: ViCLIPConfig = field(default_factory=ViCLIPConfig)
-    """The evaluation's, which measures the same similarity."""
+    """The evaluation's ViCLIP, which measures the same similarity."""
     batch_size: int = 16
-    """Clips at once, whose features are one file."""
+    """Clips embedded together, whose features are one file."""
 
     def __post_init__(self):
         check_at_least("embed.batch_size", self.batch_size, 1)
@@ -104,14 +114,17 @@ class EmbedConfig:
 
 @dataclass(kw_only=True)
 class GroupConfig:
+    """Groups of consecutive clips with similar content."""
+
     num_scenes: int = 3
+    """Scenes per group."""
     max_gap: float = 1.0
-    """Seconds of the film between the end of a clip and the start of the next."""
+    """Largest gap, in seconds of the film, between consecutive clips."""
     threshold: float = 0.8
-    """What the cosines of neighbouring clips have to reach. The paper's ablation: 0.0, 0.6, 0.7, 0.8, of which 0.8 gave the
-    most consistent videos."""
+    """Least cosine of consecutive clips. The paper's ablation: 0.0, 0.6, 0.7 and 0.8, of which 0.8 gave the most
+    consistent videos."""
     ceiling: float = 0.98
-    """Above this cosine two clips are taken for one scene that was cut in error."""
+    """Largest cosine of consecutive clips; above it they count as one scene that was cut in error."""
 
     def __post_init__(self):
         check_at_least("group.num_scenes", self.num_scenes, 2)
@@ -125,48 +138,56 @@ class GroupConfig:
 
 @dataclass(kw_only=True)
 class CaptionConfig:
+    """Captions by a vision-language model."""
+
     backend: str = "openai"
-    """openai (an OpenAI-compatible endpoint), transformers (a model in this process), or stand_in (a server on loopback that
-    never looks at the pictures: to try everything else)."""
+    """openai (an OpenAI-compatible endpoint), transformers (a model in this process), or stand_in (a local server that
+    never looks at the pictures, to try everything else)."""
     base_url: str = ""
-    """Of the endpoint, such as http://localhost:8000/v1."""
+    """Address of the endpoint, such as http://localhost:8000/v1."""
     model: str = ""
-    """Its name at the endpoint, or its folder for transformers."""
+    """Name of the model at the endpoint, or its folder for transformers."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The name of the environment variable that holds the key; a server of one's own needs none."""
+    """Environment variable that holds the key; a local server needs none."""
     json_schema: bool = True
-    """Ask the endpoint to hold answers to a JSON schema. Not every one can."""
+    """Ask the endpoint to constrain answers to a JSON schema, which not every one supports."""
     singles: bool = True
     """Caption the clips outside groups too, one by one, where they are long enough for pre-training."""
     frames_per_scene: int = 4
+    """Frames per scene that the model sees."""
     longest_side: int = 512
-    """Pixels to which frames are scaled down."""
+    """Longest side in pixels to which frames are scaled down."""
     max_words: int = 150
-    """Of one caption. The transformer's window of 226 tokens holds about so many."""
+    """Words per caption, at most. The transformer's window of 226 tokens holds about 150."""
     max_attempts: int = 3
-    """How often a group is asked for while answers are not valid."""
+    """Attempts per group until an answer is valid."""
     temperature: float = 0.2
+    """Sampling temperature of the model."""
     concurrency: int = 4
-    """Requests at once."""
+    """Simultaneous requests."""
     requests_per_minute: float | None = None
+    """Largest number of requests per minute; null: no limit."""
     timeout: float = 120.0
-    """Seconds for one answer."""
+    """Time limit per request in seconds."""
     max_retries: int = 4
-    """Of a request that met a rate limit, a server error or the timeout, ever later."""
+    """Retries of a request after a rate limit, a server error or a timeout, with growing delays."""
 
     price_input: float | None = None
-    """Of a million tokens, in any currency; null: tokens are counted without a price."""
+    """Price per million input tokens, in any currency; null: tokens are counted without a price."""
     price_output: float | None = None
+    """Price per million output tokens, in the same currency."""
     tokens_per_image: int = 400
-    """For the estimate before the run; the endpoint's own count replaces it."""
+    """Tokens per image in the estimate before the run; the endpoint's own count replaces it."""
     max_cost: float | None = None
-    """Of this run, or of this part of a shared one: it does not start if its estimate is more, and stops when it has cost
-    more."""
+    """Largest cost of this run, or of this part of a shared one: it does not start if its estimate is higher, and stops
+    once its cost is."""
 
     device: str = "auto"
-    """For transformers."""
+    """Device for transformers: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
     dtype: str = "bfloat16"
+    """Data type for transformers: float32, bfloat16 or float16."""
     max_new_tokens: int = 1024
+    """Longest answer for transformers, in tokens."""
 
     def __post_init__(self):
         check_choice("caption.backend", self.backend, BACKENDS)
@@ -198,16 +219,22 @@ class CaptionConfig:
 
 @dataclass(kw_only=True)
 class VerifyConfig:
+    """Check of captions against their clips."""
+
     flag_below: float = 0.15
-    """The cosine of a caption and its clip below which the review page flags it. It flags; only a person drops."""
+    """Cosine of a caption and its clip below which the review page flags it. Flagged clips are kept unless a person
+    drops them."""
 
 
 @dataclass(kw_only=True)
 class ExportConfig:
+    """Manifests for training."""
+
     folder: str = "datasets"
-    """Where sft.json, pretrain.csv, their validation parts and the card are written, over those of an earlier run."""
+    """Folder for sft.json, pretrain.csv, their validation parts and the card, which replace those of an earlier run."""
     validation_share: float = 0.05
-    """Of the films, by a hash of their names, so that a film stays where it is when others are added."""
+    """Share of the films, 0 to 1, chosen by a hash of their names, so that a film stays in its part when others are
+    added."""
 
     def __post_init__(self):
         if not 0 <= self.validation_share < 1:
@@ -219,19 +246,20 @@ class CurationConfig:
     """From a folder of films to the trainer's manifests. `configs/curation/*.yaml` hold values."""
 
     films: str = "films"
-    """A folder; films in folders within it are found too."""
+    """Folder of films, which may be in folders within it."""
     output: str = "outputs/curation"
-    """The folder for what stages find, for clips, features and the review page. A run goes on from what it holds."""
+    """Folder for the results of stages, the clips, their features and the review page. A run continues from what it
+    holds."""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
-    """Which to run; the results of others are taken as they are."""
+    """Stages to run; the results of the others are reused."""
     shard: str = "0/1"
-    """i/n: the films of the i-th of n parts, so that n processes share the work. Run 0/1 at the end, which finds everything
-    done and exports."""
+    """i/n: the films of the i-th of n parts, so that n processes share the work. Run 0/1 at the end to export."""
     num_frames: int = 49
-    """Frames of a scene in training; shorter clips are dropped."""
+    """Frames per scene in training; shorter clips are dropped."""
     max_stride: int = 3
-    """As in training: pre-training needs longer clips, of num_frames at this stride."""
+    """The same as in training: pre-training needs clips of num_frames at this stride."""
     device: str = "auto"
+    """Device of the encoders: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
 
     split: SplitConfig = field(default_factory=SplitConfig)
     write: WriteConfig = field(default_factory=WriteConfig)

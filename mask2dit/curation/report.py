@@ -1,8 +1,8 @@
-"""What came in and what was removed, the distribution of similarity, and the card of a data set."""
+"""The funnel of what each stage kept and removed, the distribution of similarity, and the card of a data set."""
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -14,7 +14,9 @@ from mask2dit.curation.write import Clip
 from mask2dit.encoders.untrained import UNTRAINED
 from mask2dit.files import write_text
 from mask2dit.provenance import git_commit, versions
-from mask2dit.reporting.svg import histogram
+from mask2dit.reporting.pages import render
+from mask2dit.reporting.plots import histogram
+from mask2dit.reporting.tables import markdown_table, text_table
 
 UNITS = {  # what goes into each stage
     "probe": "films",
@@ -32,19 +34,23 @@ UNITS = {  # what goes into each stage
 PAPER_THRESHOLDS = (0.0, 0.6, 0.7, 0.8)
 
 
-def funnel_table(funnel: Mapping[str, dict]) -> str:
-    """The funnel in columns: what went in, what was kept, and what each rule removed."""
-    lines = [("stage", "of", "in", "kept", "removed by rule")]
+def funnel_table(funnel: Mapping[str, dict], table: Callable[[Sequence[str], Sequence], str] = text_table) -> str:
+    """The funnel: how many entries went into each stage, how many it kept, and how many each rule removed.
+
+    Args:
+        funnel: counts by stage.
+        table: `text_table` or `markdown_table`.
+    """
+    rows = []
     for stage, counts in funnel.items():
         removed = [f"{rule} {count}" for rule, count in counts["dropped"].items()]
         removed += [f"(not done yet: {counts['not done']})"] if counts["not done"] else []
-        lines.append((stage, UNITS[stage], str(counts["in"]), str(counts["kept"]), ", ".join(removed) or "-"))
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+        rows.append((stage, UNITS[stage], str(counts["in"]), str(counts["kept"]), ", ".join(removed) or "-"))
+    return table(("stage", "of", "in", "kept", "removed by rule"), rows)
 
 
 def similarity_plot(cosines: Sequence[float], threshold: float, ceiling: float) -> str:
-    """The distribution of neighbouring clips' cosines, with the thresholds of the run and of the paper's ablation."""
+    """A histogram of the cosines of neighbouring clips, with the thresholds of the run and of the paper's ablation."""
     marks = {f"threshold {threshold:g}": threshold, f"ceiling {ceiling:g}": ceiling}
     guides = {f"paper's {value:g}": value for value in PAPER_THRESHOLDS if value != threshold}
     return histogram(cosines, "cosine of neighbouring clips", marks, guides)
@@ -60,9 +66,9 @@ def write_card(
     verified: Sequence[Verified],
     cosines: Sequence[float],
 ) -> Path:
-    """Writes `card.md` with its plots beside the manifests."""
+    """Writes `card.md` and its plots next to the manifests."""
     seconds = [clip.num_frames / clip.fps for clip in clips]
-    plots = {"clip_seconds.svg": histogram(seconds, "seconds of a clip", {})}
+    plots = {"clip_seconds.svg": histogram(seconds, "seconds per clip", {})}
     if cosines:
         plots["similarity.svg"] = similarity_plot(cosines, config.group.threshold, config.group.ceiling)
     if verified:
@@ -77,47 +83,24 @@ def write_card(
         notes.append("ViCLIP had random weights: similarities mean nothing.")
     if config.caption.backend == "stand_in":
         notes.append("Captions come from the stand-in, which never saw the pictures.")
-    models = sorted({f"{entry.model}, prompt {entry.prompt_version}" for entry in captions})
-    tokens = [sum(getattr(entry, name) for entry in captions) for name in ("input_tokens", "output_tokens")]
-    lines = [
-        "# Card of this data set",
-        "",
-        *(f"**{note}**" for note in notes),
-        *([""] if notes else []),
-        f"Made by `python -m mask2dit.curation` of mask2dit {versions()['mask2dit']}, commit {git_commit() or 'unknown'}.",
-        "",
-        "## Manifests",
-        "",
-        "| manifest | rows |",
-        "|---|---|",
-        *(f"| {name} | {count} |" for name, count in rows.items()),
-        "",
-        f"{len(clips)} clips passed the filters, {sum(seconds) / 3600:.2f} hours, {statistics.median(seconds):.1f} s at the "
-        f"median. Films are in one part only; validation takes a share of {config.export.validation_share:g} of them by "
-        "a hash of their names.",
-        "",
-        "## What was removed",
-        "",
-        "| stage | of | in | kept | removed by rule |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {stage} | {UNITS[stage]} | {counts['in']} | {counts['kept']} | "
-            f"{', '.join(f'{rule} {count}' for rule, count in counts['dropped'].items()) or '-'} |"
-            for stage, counts in funnel.items()
-        ),
-        "",
-        "## Captions",
-        "",
-        f"{len(captions)} requests were answered by {'; '.join(models)}: {tokens[0]} tokens in, {tokens[1]} out; "
-        f"{sum(entry.attempts > 1 for entry in captions)} needed more than one attempt, "
-        f"{sum(min(entry.cosines) < config.verify.flag_below for entry in verified)} are flagged.",
-        "",
-        *(f"![{name.removesuffix('.svg').replace('_', ' ')}]({name})\n" for name in plots),
-        "## Settings",
-        "",
-        "```yaml",
-        OmegaConf.to_yaml(dataclasses.asdict(config)).rstrip(),
-        "```",
-    ]
-    write_text(target / "card.md", "\n".join(lines) + "\n")
+    card = render(
+        "card.md",
+        notes=notes,
+        version=versions()["mask2dit"],
+        commit=git_commit(),
+        manifests=markdown_table(("manifest", "rows"), [(name, str(count)) for name, count in rows.items()]),
+        seconds=seconds,
+        median=statistics.median(seconds),
+        config=config,
+        funnel=funnel_table(funnel, markdown_table),
+        num_requests=len(captions),
+        models=sorted({f"{entry.model}, prompt {entry.prompt_version}" for entry in captions}),
+        input_tokens=sum(entry.input_tokens for entry in captions),
+        output_tokens=sum(entry.output_tokens for entry in captions),
+        num_repeated=sum(entry.attempts > 1 for entry in captions),
+        num_flagged=sum(min(entry.cosines) < config.verify.flag_below for entry in verified),
+        plots=plots,
+        settings=OmegaConf.to_yaml(dataclasses.asdict(config)).rstrip(),
+    )
+    write_text(target / "card.md", card)
     return target / "card.md"

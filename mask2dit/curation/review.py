@@ -3,7 +3,6 @@
 The page is a file: nothing has to run while it is used. It saves `decisions.json`, which belongs beside it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +15,10 @@ from mask2dit.curation.group import Group
 from mask2dit.curation.write import Clip
 from mask2dit.files import atomic_path, write_text
 from mask2dit.hashing import digest
+from mask2dit.reporting.pages import render
 from mask2dit.texts import parse_json, read_text
 from mask2dit.video.reading import open_video
 
-TEMPLATE = Path(__file__).with_name("review.html")
 DECISIONS = "decisions.json"
 POSTER_SIZE = (480, 320)
 
@@ -88,9 +87,7 @@ def write_review(
         "read": digest(records),
     }
     page = folder / "review.html"
-    # Within a script element, only tags could end the data early.
-    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    write_text(page, TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", text))
+    write_text(page, render("review.html", title="Review of captions", data=data))
     return page
 
 

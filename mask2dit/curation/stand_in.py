@@ -6,7 +6,7 @@ Its captions have the right form and nothing to do with the pictures. They show 
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -71,7 +71,7 @@ def completion(request: dict, text: str) -> dict:
 
 
 @contextmanager
-def stand_in(answer: Callable[[dict], tuple[int, str]] = good_answer) -> Iterator[str]:
+def stand_in(answer: Callable[[dict], tuple[int, str]] = good_answer) -> Generator[str]:
     """Runs the server and gives its base URL."""
     handler = type("Handler", (StandIn,), {"answer": staticmethod(answer)})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

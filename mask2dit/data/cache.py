@@ -7,7 +7,6 @@ the clips that could not be read. Every file appears whole or not at all; a late
 Shapes: F latent frames of a scene, C latent channels, h x w latent size, L text tokens of a scene, D text width.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from mask2dit.command import run_command
+from mask2dit import cli
 from mask2dit.config import parse_shard
 from mask2dit.data.clips import Clip, UnreadableClipError, is_long_enough, read_clip
 from mask2dit.data.config import CacheConfig, DataConfig
@@ -28,8 +27,9 @@ from mask2dit.data.manifests import read_manifest
 from mask2dit.data.quarantine import Quarantine
 from mask2dit.device import choose_device
 from mask2dit.files import atomic_path, check_writable, open_tensors, read_json, write_text
-from mask2dit.hashing import fingerprint
+from mask2dit.hashing import digest, fingerprint
 from mask2dit.pipelines.mask2dit import VAE_REMEDY, Mask2DiTPipeline, require_finite
+from mask2dit.provenance import describe_changes
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,7 @@ class LatentCache:
                 f"there is no cache in {str(self.folder)!r}: make it with python -m mask2dit.data.cache, or set cache=null"
             )
         found = read_json(index, REMEDY)
-        differing = [key for key in {**settings, **found} if settings.get(key) != found.get(key)]
-        if differing:
-            changes = ", ".join(f"{key} ({found.get(key)} there, {settings.get(key)} now)" for key in differing)
+        if changes := describe_changes(found, settings):
             raise ValueError(
                 f"the cache {str(self.folder)!r} is stale, since it was made with other settings: {changes}; make another "
                 "with python -m mask2dit.data.cache, or go back to those"
@@ -71,7 +69,7 @@ class LatentCache:
         self._sizes: dict[str, int] = {}  # of clips' video files in bytes
         for file in sorted([*self.folder.glob("latents-*.safetensors"), *self.folder.glob("text-*.safetensors")]):
             contents = _contents(file)
-            if contents["settings"] != _hash(settings):
+            if contents["settings"] != digest(settings):
                 raise ValueError(
                     f"{str(file)!r} does not belong to this cache, but to one of other settings: remove it"
                 )
@@ -131,14 +129,19 @@ class LatentCache:
         return size is not None and clip.path.is_file() and clip.path.stat().st_size != size
 
 
-def cache_settings(data: DataConfig, model: str | os.PathLike, dtype: str) -> dict:
+def cache_settings(data: DataConfig, model: str | os.PathLike, dtype: str, skeleton: Mask2DiTPipeline) -> dict:
     """Everything that latents and embeddings depend on, besides the clips and captions themselves.
 
+    Args:
+        data: the configuration of the clips.
+        model: the model's folder, whose encoders are fingerprinted.
+        dtype: the data type of the encoders.
+        skeleton: `Mask2DiTPipeline.skeleton` of that folder.
+
     Raises:
-        FileNotFoundError, ValueError: if the model's folder is not complete, or does not carry videos of this size.
+        ValueError: if the model does not carry videos of this size.
     """
-    skeleton = Mask2DiTPipeline.skeleton(model)
-    skeleton.check_size(data.height, data.width, data.num_frames, data.num_scenes)
+    skeleton.video_shape(data.height, data.width, data.num_frames, data.num_scenes)
     return {
         **{f"{part} weights": fingerprint(Path(model) / part) for part in ("vae", "text_encoder", "tokenizer")},
         "text_length": skeleton.transformer.config.max_text_seq_length,
@@ -158,7 +161,8 @@ def build_cache(config: CacheConfig) -> None:
         QuarantineError: if too many clips cannot be read.
     """
     device = choose_device(config.device)
-    settings = cache_settings(config.data, config.model, config.dtype)
+    skeleton = Mask2DiTPipeline.skeleton(config.model)
+    settings = cache_settings(config.data, config.model, config.dtype, skeleton)
     # Whether or not a sample can be made of its row: the cache serves any num_scenes.
     listed = [clip for row in read_manifest(config.data) for clip in row if is_long_enough(clip, config.data)]
     clips = list({clip.name: clip for clip in listed}.values())
@@ -183,7 +187,7 @@ def build_cache(config: CacheConfig) -> None:
         logger.info("Nothing is missing in part %s of %s", config.shard, folder)
         return
 
-    pipe = load_encoders(config.model, getattr(torch, config.dtype), device)
+    pipe = load_encoders(config.model, getattr(torch, config.dtype), device, skeleton)
     with tqdm(total=num_captions, desc="captions", unit="caption") as progress:
         for chunk in caption_files:
             tensors = {}
@@ -230,8 +234,8 @@ def _write(
     if not tensors:
         return
     # In one entry, as safetensors writes several in any order.
-    metadata = {"contents": json.dumps({"settings": _hash(settings), "keys": keys, "sizes": sizes})}
-    with atomic_path(folder / f"{name}-{_hash(sorted(keys))}.safetensors") as temporary:
+    metadata = {"contents": json.dumps({"settings": digest(settings), "keys": keys, "sizes": sizes})}
+    with atomic_path(folder / f"{name}-{digest(sorted(keys))}.safetensors") as temporary:
         save_file(tensors, temporary, metadata)
 
 
@@ -246,20 +250,15 @@ def _chunks(items: list, size: int) -> list[list]:
 
 
 def _clip_key(clip: Clip) -> str:
-    return _hash(["clip", clip.name])
+    return digest(["clip", clip.name])
 
 
 def _caption_key(caption: str) -> str:
-    return _hash(["caption", caption])
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(["caption", caption])
 
 
 def main(arguments: Sequence[str]) -> int:
-    default = Path(__file__).parents[2] / "configs/data/cache.yaml"
-    return run_command(CacheConfig, "mask2dit.data.cache:build_cache", default, arguments)
+    return cli.run("cache", arguments)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
 """Reads a whole manifest before training: `python -m mask2dit.data.check MANIFEST [key=value …]`.
 
-The keys are those of `DataConfig`, as in training, and `model`, the model folder, to report captions that its text window
-cuts. Of every video, all frames are decoded that training may read with these keys: those of its windows if `num_windows` is
-set, else all frames from which windows are taken.
+The keys are those of `CheckConfig`. Every frame that training may read with these keys is decoded: those of the windows of
+frames if `num_windows` is set, else all from which windows are taken.
 """
 
-import dataclasses
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -16,8 +13,7 @@ from functools import partial
 
 from tqdm import tqdm
 
-from mask2dit.command import split_arguments
-from mask2dit.config import load_config
+from mask2dit import cli
 from mask2dit.data.clips import (
     Clip,
     describe_required_frames,
@@ -26,30 +22,14 @@ from mask2dit.data.clips import (
     required_frames,
     scene_windows,
 )
-from mask2dit.data.config import DataConfig
+from mask2dit.data.config import CheckConfig, DataConfig
 from mask2dit.data.manifests import LENGTH_FIELD, PATH_FIELD, Problem, manifest_suffix, parse_manifest
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.reporting.tables import text_table
 from mask2dit.video.reading import FileReader
 
 FRAMES_AT_ONCE = 16
 FPS_TOLERANCE = 0.01  # 23.98 stands for 24000/1001
-
-
-@dataclass(kw_only=True)
-class CheckConfig(DataConfig):
-    """What `python -m mask2dit.data.check` checks."""
-
-    model: str | None = None
-    """The model folder that will be trained: its tokenizer finds captions longer than the text window. null: captions are
-    not measured."""
-
-
-KEYS = ", ".join(field.name for field in dataclasses.fields(CheckConfig))
-USAGE = f"""usage: python -m mask2dit.data.check MANIFEST [key=value ...]
-
-keys: {KEYS}
-
-model=FOLDER names the model that will be trained; captions that its text window cuts are then reported, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +46,12 @@ class Report:
         return {problem.row for problem in self.problems if not problem.is_warning}
 
     def __str__(self) -> str:
-        """A table with a line a problem, and a summary."""
-        cells = [("row", "field", "level", "problem")] if self.problems else []
-        cells += [
+        """A table with one line per problem, and a summary."""
+        rows = [
             (problem.label, problem.field, "warning" if problem.is_warning else "error", problem.message)
             for problem in self.problems
         ]
-        widths = [max(map(len, column)) for column in zip(*cells)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
+        lines = [text_table(("row", "field", "level", "problem"), rows)] if rows else []
         warnings = sum(problem.is_warning for problem in self.problems)
         summary = (
             f"{self.num_rows} rows, {self.num_clips} clips; errors: {len(self.problems) - warnings}, "
@@ -210,28 +188,18 @@ def _check_row(config: DataConfig, number: int, row: list[Clip], videos: list[_V
     return problems
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Prints the report; the exit status is 1 if a row is unusable or the manifest cannot be read."""
-    logging.basicConfig(format="%(message)s")
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0 if arguments else 2
-    try:
-        manifest, overrides = split_arguments(arguments)
-        if manifest is not None:
-            overrides.append(f"manifest={manifest}")
-        elif not any(override.startswith("manifest=") for override in overrides):
-            raise ValueError(f"name the manifest to check beside {' '.join(overrides)}")
-        config = load_config(CheckConfig, None, overrides)
-        report = check_manifest(config)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def report_problems(config: CheckConfig) -> int:
+    """Prints the report. Returns the exit status: 1 if a row is unusable, else 0."""
+    report = check_manifest(config)
     print(
         f"{config.manifest} for kind={config.kind}: samples of {config.num_scenes} scenes, {config.num_frames} frames each"
     )
     print(report)
     return 1 if report.unusable_rows else 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    return cli.run("check", arguments)
 
 
 if __name__ == "__main__":

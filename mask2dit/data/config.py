@@ -14,36 +14,39 @@ class DataConfig:
 
     # The manifest
     kind: str = "pretrain"
-    """pretrain (a sample is num_scenes distinct random clips) or finetune (num_scenes consecutive scenes of a row)."""
+    """Kind of samples: pretrain (num_scenes distinct random clips) or finetune (num_scenes consecutive scenes of a
+    row)."""
     manifest: str = "datasets/pretrain.csv"
-    """A .csv with one clip a row, or a .json with the consecutive scenes of one video a row."""
+    """A .csv with one clip per row, or a .json with the consecutive scenes of one video per row."""
     data_root: str | None = None
-    """The folder from which the manifest's paths start; null: the manifest's own."""
+    """Folder that the manifest's paths are relative to; null: the manifest's own."""
 
     # A sample
     num_scenes: int = 3
+    """Scenes per sample."""
     num_frames: int = 49
-    """Frames of a scene."""
+    """Frames per scene."""
     height: int = 480
+    """Height in pixels to which clips are resized and cropped."""
     width: int = 720
+    """Width in pixels to which clips are resized and cropped."""
     max_stride: int = 3
-    """Step between the frames taken: pre-training takes exactly this, fine-tuning the largest from this down to 1 that
+    """Step between the frames of a scene: pre-training uses exactly this one, fine-tuning the largest up to it that
     fits."""
     num_windows: int | None = None
-    """K random windows of frames a clip: epoch e takes window e mod K. null: a new one every epoch."""
+    """Number K of random frame ranges per clip: epoch e uses range e mod K. null: a new range every epoch."""
     seed: int = 0
-    """Of the order of samples and of every random choice in them."""
+    """Seed of the order of samples and of every random choice in them."""
 
     # What cannot be read
     max_retries: int = 2
-    """How often a clip that cannot be read is tried again before its sample is replaced."""
+    """Further attempts to read a clip before its sample is replaced."""
     max_quarantined_share: float = 0.01
-    """The run stops once more than this share of the manifest's clips could not be read."""
+    """Share of the manifest's clips, 0 to 1, that may be unreadable; the run stops above it."""
 
     # Latents and text embeddings computed ahead
     cache: str | None = None
-    """The folder to which `python -m mask2dit.data.cache` writes and from which training reads; null: training encodes
-    each sample itself."""
+    """Folder that `mask2dit cache` writes and training reads; null: training encodes each sample itself."""
 
     def __post_init__(self):
         check_choice("kind", self.kind, KINDS)
@@ -64,21 +67,39 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class CacheConfig:
-    """What `python -m mask2dit.data.cache` computes. `configs/data/cache.yaml` holds values for all of it."""
+    """What `mask2dit cache` computes. `configs/data/cache.yaml` holds values for all of it."""
 
     model: str = BASE_MODEL
-    """A folder in diffusers' layout, of which the VAE and the text encoder are used."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """As in training; `data.cache` is the folder that is written."""
+    """Model folder in diffusers' layout whose VAE and text encoder are used."""
+    data: DataConfig = field(default_factory=lambda: DataConfig(num_windows=1, cache="datasets/cache"))
+    """The same as in training; `data.cache` is the folder that is written."""
     dtype: str = "bfloat16"
-    """Of weights, latents and embeddings: float32, bfloat16 or float16, and the same in training."""
+    """Data type of weights, latents and embeddings: float32, bfloat16 or float16. Training has to use the same."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
     shard: str = "0/1"
-    """i/n: the i-th of n equal parts, so that n processes can share the work."""
+    """i/n: encode the i-th of n equal parts, so that n processes share the work."""
 
     def __post_init__(self):
         check_choice("dtype", self.dtype, DTYPES)
         if self.data.cache is None:
             raise ValueError("data.cache has to name the folder to write, but is null")
         parse_shard(self.shard)
+
+
+@dataclass(kw_only=True)
+class CheckConfig(DataConfig):
+    """What to check. The keys are those of `data` in training."""
+
+    manifest: str = ""
+    """The .csv or .json file to check."""
+
+    # The model
+    model: str | None = None
+    """Folder of the model that will be trained, to report captions that its text window cuts; null: captions are not
+    measured."""
+
+    def __post_init__(self):
+        if not self.manifest:
+            raise ValueError("name the manifest to check, such as datasets/pretrain.csv")
+        super().__post_init__()

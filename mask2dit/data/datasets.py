@@ -27,6 +27,7 @@ from mask2dit.data.config import DataConfig
 from mask2dit.data.manifests import check_command, read_manifest
 from mask2dit.data.order import Position, sample_order
 from mask2dit.data.quarantine import Quarantine
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.randomness import generator_for
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class StoryDataset(Dataset, ABC):
         FileNotFoundError, ValueError: if the manifest is missing or faulty, there are too few clips, or the cache lacks
             some.
     """
+
+    _num_items: int
 
     def __init__(self, config: DataConfig, quarantine: str | os.PathLike, cache: LatentCache | None = None):
         self.config = config
@@ -200,7 +203,11 @@ class FineTuneDataset(StoryDataset):
 
 
 def build_dataset(
-    config: DataConfig, quarantine: str | os.PathLike, model: str | os.PathLike, dtype: str
+    config: DataConfig,
+    quarantine: str | os.PathLike,
+    model: str | os.PathLike,
+    dtype: str,
+    skeleton: Mask2DiTPipeline | None = None,
 ) -> PretrainDataset | FineTuneDataset:
     """The dataset of a configuration, which reads the cache if `config.cache` names one.
 
@@ -209,13 +216,15 @@ def build_dataset(
         quarantine: the file that lists clips that could not be read.
         model: the folder whose VAE and text encoder training uses; a cache has to be made with the same.
         dtype: in which they run: float32, bfloat16 or float16.
+        skeleton: `Mask2DiTPipeline.skeleton` of the folder. None: it is built here where a cache is read.
 
     Raises:
         FileNotFoundError, ValueError: as the datasets and `LatentCache` raise them.
     """
     cache = None
     if config.cache is not None:
-        cache = LatentCache(config.cache, cache_settings(config, model, dtype))
+        skeleton = skeleton or Mask2DiTPipeline.skeleton(model)
+        cache = LatentCache(config.cache, cache_settings(config, model, dtype, skeleton))
     return {"pretrain": PretrainDataset, "finetune": FineTuneDataset}[config.kind](config, quarantine, cache)
 
 

@@ -16,13 +16,20 @@ from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.randomness import generator_for
 
 
-def load_encoders(model: str | os.PathLike, dtype: torch.dtype, device: torch.device) -> Mask2DiTPipeline:
+def load_encoders(
+    model: str | os.PathLike, dtype: torch.dtype, device: torch.device, skeleton: Mask2DiTPipeline | None = None
+) -> Mask2DiTPipeline:
     """A pipeline whose VAE and text encoder are loaded and whose transformer is an empty shell, which costs no memory.
+
+    Args:
+        model: the model's folder.
+        dtype, device: data type and device of VAE and text encoder.
+        skeleton: `Mask2DiTPipeline.skeleton` of the folder, which receives the encoders. None: it is built here.
 
     Raises:
         FileNotFoundError, ValueError: as `Mask2DiTPipeline.skeleton` raises them.
     """
-    pipe = Mask2DiTPipeline.skeleton(model)
+    pipe = Mask2DiTPipeline.skeleton(model) if skeleton is None else skeleton
     vae = load_model(
         AutoencoderKLCogVideoX, AutoencoderKLCogVideoX.from_pretrained, Path(model) / "vae", torch_dtype=dtype
     )

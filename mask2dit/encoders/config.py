@@ -9,10 +9,13 @@ PREPROCESSING = ("published", "vbench")
 
 @dataclass(kw_only=True)
 class ViCLIPConfig:
+    """ViCLIP, which embeds videos and texts for consistency measures."""
+
     weights: str | None = "models/ViCLIP/ViClip-InternVid-10M-FLT.pth"
-    """The public weights."""
+    """ViCLIP's public weights; null: consistency is not measured."""
     build_untrained: bool = False
-    """Build a tiny model with random weights there, if its name begins with "untrained". Its scores mean nothing."""
+    """Build a tiny model with random weights at that path if there is none. Its name has to begin with "untrained"; its
+    scores mean nothing."""
     preprocessing: str = "published"
     """published (stretched to a square, ImageNet's statistics) or vbench (centre crop, CLIP's statistics)."""
 

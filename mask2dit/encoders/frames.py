@@ -4,6 +4,7 @@ Shapes: T frames, E embedding.
 """
 
 import os
+from collections import OrderedDict
 
 import numpy as np
 import torch
@@ -66,11 +67,11 @@ def load_aesthetic_head(path: str | os.PathLike) -> nn.Sequential:
         weights = {f"layers.0.{name}": value for name, value in weights.items()}
     sizes = {name: tuple(weights[name].shape) for name in weights if name.endswith(".weight")}
     # Published with dropout between its linear layers, which so are numbered 0, 2, 4, 6 and 7.
-    head = nn.Sequential()
-    head.layers = nn.Sequential()
+    layers = nn.Sequential()
     for i in range(1 + max((int(name.split(".")[1]) for name in sizes if name.startswith("layers.")), default=-1)):
         shape = sizes.get(f"layers.{i}.weight")
-        head.layers.append(nn.Linear(shape[1], shape[0]) if shape and len(shape) == 2 else nn.Identity())
+        layers.append(nn.Linear(shape[1], shape[0]) if shape and len(shape) == 2 else nn.Identity())
+    head = nn.Sequential(OrderedDict(layers=layers))
     try:
         head.load_state_dict(weights)
     except RuntimeError as error:

@@ -1,13 +1,8 @@
-"""`python -m mask2dit.evaluation CONFIG.yaml [key=value …]`."""
+"""`python -m mask2dit.evaluation [CONFIG.yaml] [key=value …]`."""
 
 import sys
 
-from mask2dit.command import run_command
-from mask2dit.evaluation.config import EvaluationConfig
+from mask2dit import cli
 
 if __name__ == "__main__":
-    sys.exit(
-        run_command(
-            EvaluationConfig, "mask2dit.evaluation.run:evaluate", "configs/evaluation/mask2dit.yaml", sys.argv[1:]
-        )
-    )
+    sys.exit(cli.run("evaluate", sys.argv[1:]))

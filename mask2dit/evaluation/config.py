@@ -1,10 +1,10 @@
 """The settings of `python -m mask2dit.evaluation`. Imports nothing heavy, so that a mistake in them shows at once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from mask2dit.config import check_at_least, check_choice, parse_shard
 from mask2dit.encoders.config import ViCLIPConfig
-from mask2dit.inference.config import InferenceConfig, LoRAConfig
+from mask2dit.inference.config import InferenceConfig, SamplingConfig
 
 MODES = ("fixed", "extension", "separate", "merged")
 BOUNDARIES = ("given", "equal", "detected")
@@ -16,93 +16,96 @@ VBENCH_DIMENSIONS = (
     "aesthetic_quality",
     "imaging_quality",
 )
+LETTERS = "ABCDEFGHIJ"  # what a user study calls its runs
 
 
 @dataclass(kw_only=True)
-class GenerationConfig:
-    """How stories are generated. Keys that `InferenceConfig` has mean the same here."""
+class GenerationConfig(SamplingConfig):
+    """How stories are generated."""
 
     mode: str = "fixed"
-    """fixed (the scenes of a window together), extension (the first scenes together, each later one from those before it),
-    separate (every scene by itself, which any CogVideoX can do) or merged (all prompts in one, for a single clip)."""
+    """fixed (the scenes of a window together), extension (the first scenes together, each later one from those before
+    it), separate (each scene by itself, which any CogVideoX can do) or merged (all prompts in one, for a single
+    clip)."""
     initial_scenes: int = 2
     """Scenes that an extension starts from."""
-    window: int | None = None
-    """Scenes that the model handles at once; null: all of them."""
 
-    model: str = "models/Mask2DiT"
-    build_untrained: bool = False
-    mask_variant: str | None = None
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
     negative_prompt: str = ""
+    """Negative prompt for all scenes."""
     height: int = 480
+    """Height in pixels."""
     width: int = 720
+    """Width in pixels."""
     num_frames: int = 49
-    """Frames of a scene whose story names no duration."""
-    sampler: str = "ddim"
-    num_inference_steps: int = 50
-    guidance_scale: float = 6.0
-    use_dynamic_cfg: bool = False
-    dtype: str = "bfloat16"
-    memory: str = "full"
-    vae_tiling: bool = False
-    attention_backend: str | None = None
-    compile: bool = False
-    fps: int = 8
+    """Frames per scene, unless the story names a duration."""
 
     def __post_init__(self):
+        super().__post_init__()
         check_choice("generation.mode", self.mode, MODES)
         for name in ("initial_scenes", "num_frames"):
             check_at_least(f"generation.{name}", getattr(self, name), 1)
 
-    def inference(self, prompts: list[str], num_frames: list[int], device: str, seed: int, save_path: str):
-        """What loads and checks the model for these prompts: an `InferenceConfig`."""
-        shared = vars(self).keys() & InferenceConfig.__dataclass_fields__.keys() - {"num_frames"}
-        settings = {name: getattr(self, name) for name in shared}
+    def inference(
+        self, prompts: list[str], num_frames: list[int], device: str, seed: int, save_path: str
+    ) -> InferenceConfig:
+        """The configuration that generates these prompts."""
+        shared = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
         return InferenceConfig(
-            **settings, prompts=prompts, num_frames=num_frames, device=device, seed=seed, save_path=save_path
+            **{**shared, "num_frames": num_frames}, prompts=prompts, device=device, seed=seed, save_path=save_path
         )
 
 
 @dataclass(kw_only=True)
 class CutConfig:
+    """Detection of cuts, to compare them with the boundaries of scenes."""
+
     threshold: float = 27.0
-    """Of PySceneDetect's content detector."""
+    """Threshold of PySceneDetect's content detector."""
     min_scene_frames: int = 5
+    """Least number of frames between two cuts."""
     tolerance: int = 2
-    """Frames by which a cut may miss the boundary that it is meant to be at."""
+    """Largest distance in frames between a cut and the boundary that it matches."""
 
 
 @dataclass(kw_only=True)
 class FrechetConfig:
+    """Fréchet video distance to real videos."""
+
     reference: str | None = None
-    """A folder of real videos to compare with, one clip a file; null: no distance."""
+    """Folder of real videos to compare with, one clip per file; null: no distance."""
     videomae: str | None = "models/FVD/vit_g_hybrid_pt_1200e_ssv2_ft.pth"
-    """VideoMAE-v2's weights: the content-debiased distance."""
+    """VideoMAE-v2's weights, for the content-debiased distance; null: not measured."""
     i3d: str | None = "models/FVD/i3d_pretrained_400.pt"
-    """I3D's weights: the usual distance."""
+    """I3D's weights, for the usual distance; null: not measured."""
     allow_different_sizes: bool = False
+    """Allow different numbers of real and generated clips, although the distance depends on the number."""
 
 
 @dataclass(kw_only=True)
 class QualityConfig:
+    """Weights of the quality measures."""
+
     clip: str | None = "models/clip-vit-large-patch14"
-    """A folder of CLIP L/14 as transformers saves it, for the aesthetic score."""
+    """Folder of CLIP L/14 as transformers saves it, for the aesthetic score; null: not measured."""
     aesthetic_head: str | None = "models/sa_0_4_vit_l_14_linear.pth"
     """LAION's head on it: the linear one, or the perceptron of the improved predictor."""
     dino: str | None = "models/dino-vitb16"
-    """A folder of DINO B/16, for subject consistency."""
+    """Folder of DINO B/16, for subject consistency; null: not measured."""
     background_clip: str | None = "models/clip-vit-base-patch32"
-    """A folder of CLIP B/32, for background consistency."""
+    """Folder of CLIP B/32, for background consistency; null: not measured."""
     num_frames: int = 16
-    """Frames of a scene that are looked at."""
+    """Frames per scene that are measured."""
 
 
 @dataclass(kw_only=True)
 class VBenchConfig:
+    """VBench's own measures."""
+
     command: str | None = None
     """The `vbench` program of the environment that VBench is installed in; null: VBench is not run."""
     dimensions: list[str] = field(default_factory=lambda: ["imaging_quality", "motion_smoothness", "dynamic_degree"])
+    """subject_consistency, background_consistency, motion_smoothness, dynamic_degree, aesthetic_quality and
+    imaging_quality, or some of them."""
 
     def __post_init__(self):
         for dimension in self.dimensions:
@@ -114,13 +117,15 @@ class JudgeConfig:
     """A vision-language model that answers the rubric in docs/evaluation.md."""
 
     base_url: str | None = None
-    """Of an OpenAI-compatible endpoint; null: no judge."""
+    """Address of an OpenAI-compatible endpoint; null: no judge."""
     model: str = ""
+    """Name of the model at the endpoint."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key."""
+    """Environment variable that holds the key."""
     frames_per_scene: int = 3
+    """Frames per scene that the model sees."""
     max_attempts: int = 3
-    """How often a story is judged while answers are not valid."""
+    """Attempts per story until an answer is valid."""
 
     def __post_init__(self):
         for name in ("frames_per_scene", "max_attempts"):
@@ -132,20 +137,20 @@ class EvaluationConfig:
     """What is evaluated and with what. `configs/evaluation/*.yaml` hold values."""
 
     name: str = "Mask2DiT"
-    """Of this run, in reports."""
+    """Name of the run in reports."""
     output: str = "outputs/evaluation/mask2dit"
-    """The folder for videos, scores and the report. A run goes on from what it holds."""
+    """Folder for videos, scores and the report. A run continues from what it holds."""
     stories: str = "datasets/evaluation/stories.yaml"
+    """File with the stories to evaluate."""
     limit: int | None = None
-    """The first so many stories; null: all."""
+    """Number of stories, from the first; null: all."""
     shard: str = "0/1"
-    """i/n: the i-th of n parts, so that n processes share the work. Run 0/1 at the end, which finds everything done and
-    writes the report."""
+    """i/n: the i-th of n parts, so that n processes share the work. Run 0/1 at the end to write the report."""
 
     videos: str | None = None
-    """A folder of videos that exist, one a story: NAME.mp4, its boundaries in NAME.json; null: generate them."""
+    """Folder of existing videos, one per story: NAME.mp4, its boundaries in NAME.json; null: generate them."""
     boundaries: str = "given"
-    """Where scenes begin in such videos: given, equal (parts) or detected."""
+    """Where the scenes of existing videos begin: given (in NAME.json), equal (parts of equal length) or detected."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
     viclip: ViCLIPConfig = field(default_factory=ViCLIPConfig)
@@ -155,15 +160,41 @@ class EvaluationConfig:
     vbench: VBenchConfig = field(default_factory=VBenchConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     storyworld: bool = False
-    """Read what stories of the small world show from their pixels, and correlate learned scores with that."""
+    """Read what stories of the small world show from their pixels, and correlate the learned scores with it."""
 
     compare: list[str] = field(default_factory=list)
     """Output folders of other runs of the same stories, which the report compares with this one."""
     device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
     seed: int = 42
+    """Seed of the noise."""
 
     def __post_init__(self):
         check_choice("boundaries", self.boundaries, BOUNDARIES)
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} has to be at least 1, or null for all stories")
         parse_shard(self.shard)
+
+
+@dataclass(kw_only=True)
+class StudyConfig:
+    """A blind user study of several evaluations."""
+
+    runs: list[str] = field(default_factory=list)
+    """Output folders of two or more evaluations of the same stories."""
+    output: str = "outputs/evaluation/study"
+    """Folder of the study; send it out without key.json."""
+    num_stories: int = 20
+    """Number of stories to compare."""
+    seed: int = 0
+    """Seed of the choice of stories and of the order of videos."""
+    answers: list[str] = field(default_factory=list)
+    """Answer files that came back; the tally is written instead of the page."""
+
+    def __post_init__(self):
+        if not self.answers and not 2 <= len(self.runs) <= len(LETTERS):
+            raise ValueError(
+                f"runs has to name the output folders of 2 to {len(LETTERS)} runs, such as runs=[one, another]"
+            )
+        if self.num_stories < 1:
+            raise ValueError(f"num_stories={self.num_stories} has to be at least 1")

@@ -5,7 +5,6 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,9 @@ from mask2dit.evaluation.measures.base import Column
 from mask2dit.evaluation.results import Results, StoryResult
 from mask2dit.files import write_text
 from mask2dit.reporting.bootstrap import Interval, paired_difference, rank_correlation
-from mask2dit.reporting.svg import heat_map, interval_plot, scatter_plot
+from mask2dit.reporting.pages import render
+from mask2dit.reporting.plots import heat_map, interval_plot, scatter_plot
+from mask2dit.reporting.tables import markdown_table
 from mask2dit.video.reading import open_video
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ TRUTH_NOTE = (
     "Spearman's correlation over stories, with its 95% bootstrap interval, of learned scores with what is known: what the "
     "stories of the small world show, read from their pixels."
 )
-STORIES_NOTE = "A dot a story. One that never changes lies far to the right and low."
+MEASURES_NOTE = "Means over stories with their 95% bootstrap intervals."
+STORIES_NOTE = "One dot per story. A story that never changes is at the lower right."
 MIN_STORIES = 16  # for a verdict: bootstrap intervals of few stories are too narrow
 NUM_SHOWN = 3  # best and worst stories
 FRAMES_PER_SCENE = 4
@@ -148,7 +150,7 @@ def comparison_table(results: Results, other: Results) -> Table:
             verdict = "differs" if better is None else "better" if better else "worse"
         span = f"{difference.low:+.2f} … {difference.high:+.2f}"
         rows.append([_title(column), f"{difference.value:+.2f}", span, str(difference.count), verdict])
-    return ["Measure", "Difference", "95% interval", "Stories", ""], rows
+    return ["Measure", "Difference", "95% interval", "Stories", "Verdict"], rows
 
 
 def measured_differently(results: Results, other: Results) -> list[Column]:
@@ -179,37 +181,26 @@ def correlation_table(results: Results) -> Table:
 
 
 def _sections(results: Results, others: Sequence[Results]) -> list[Section]:
-    """What the report says in numbers, in order."""
+    """The sections of the report that hold numbers, in order."""
     runs = [results, *others]
     reported = range(len(runs), len(runs) + len(REPORTED))
-    sections = [Section("Consistency", consistency_table(runs), REPORTED_NOTE, soft_rows=reported)]
-    percent = [column for column in results.columns if column.better and column.is_percentage]
-    intervals = [(column.title, [run.interval(column.key) for run in runs]) for column in percent]
-    sections.append(
-        Section(
-            "All measures",
-            summary_table(results),
-            "Means over stories with their 95% bootstrap intervals.",
-            [interval_plot([row for row in intervals if any(row[1])], [run.name for run in runs])],
-        )
-    )
+    sections = [
+        Section("Consistency", consistency_table(runs), REPORTED_NOTE, soft_rows=reported),
+        Section("All measures", summary_table(results), MEASURES_NOTE, _interval_plots(runs)),
+    ]
     if results.distances:
         sections.append(Section("Distances to real videos", distance_table(results), DISTANCE_NOTE))
     for other in others:
         title = f"{results.name} minus {other.name}, story by story"
         sections.append(Section(title, comparison_table(results, other), _comparison_note(results, other)))
     if any(column.truth_of for column in results.columns):
-        sections.append(
-            Section("Learned scores against the truth", correlation_table(results), TRUTH_NOTE, _truth_plots(results))
-        )
+        title = "Learned scores against the truth"
+        sections.append(Section(title, correlation_table(results), TRUTH_NOTE, _truth_plots(results)))
     if plot := _scatter(results, "visual", "semantic"):
         sections.append(Section("Stories", None, STORIES_NOTE, [plot]))
     if results.off:
-        sections.append(
-            Section(
-                "Not measured", (["Measure", "Reason"], [list(pair) for pair in results.off.items()]), is_text=True
-            )
-        )
+        reasons = [list(pair) for pair in results.off.items()]
+        sections.append(Section("Not measured", (["Measure", "Reason"], reasons), is_text=True))
     if results.faults:
         faults = [[fault.story, fault.stage, fault.fault] for fault in results.faults]
         sections.append(Section("Faults", (["Story", "Stage", "Fault"], faults), is_text=True))
@@ -221,69 +212,62 @@ def _markdown(results: Results, sections: Sequence[Section]) -> str:
     parts += [f"> **{note}**" for note in results.notes]
     for section in sections:
         if section.table:
-            parts += [f"## {section.title}", _markdown_table(section.table), section.note]
+            parts += [f"## {section.title}", markdown_table(*section.table), section.note]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _html(results: Results, sections: Sequence[Section]) -> str:
-    scenes = sum(len(story.scenes) for story in results.stories)
-    parts = [
-        f"<header><h1>{escape(results.name)}</h1>"
-        f"<p class='lead'>{len(results.stories)} stories, {scenes} scenes</p></header>"
-    ]
-    parts += [f"<p class='warning'>{escape(note)}</p>" for note in results.notes]
-    if results.faults:
-        count = f"{len(results.faults)} fault{'s' if len(results.faults) > 1 else ''}"
-        parts.append(f"<p class='warning'>{count}: what is shown leaves them out. <a href='#faults'>Which</a></p>")
-    for section in sections:
-        table = _html_table(section.table, section.soft_rows, section.is_text) if section.table else ""
-        figures = "".join(f"<figure>{figure}</figure>" for figure in section.figures if figure)
-        content = table + (f"<div class='figures'>{figures}</div>" if figures else "")
-        parts.append(_section(section.title, content, section.note))
-    column = _ranked_by(results)
-    if column:
-        key, title = column.key, column.title.lower()
-        stories = sorted((s for s in results.stories if s.values.get(key) is not None), key=lambda s: -s.values[key])
-        best = stories[: min(NUM_SHOWN, (len(stories) + 1) // 2)]
-        worst = stories[len(best) :][-NUM_SHOWN:]
-        parts.append(_section(f"Best by {title}", "".join(_story(story, key) for story in best)))
-        if worst:
-            parts.append(_section(f"Worst by {title}", "".join(_story(story, key) for story in reversed(worst))))
-    parts.append(f"<details><summary>Every story</summary>{_html_table(_story_table(results))}</details>")
-    made = ", ".join(f"{name} {version}" for name, version in results.versions.items() if version)
-    parts.append(f"<footer>{escape(made)}</footer>")
-    return page(f"{results.name}: evaluation", "\n".join(parts))
-
-
-def page(title: str, body: str) -> str:
-    """A page in the report's style."""
-    return (
-        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
-        f"content='width=device-width, initial-scale=1'><title>{escape(title)}</title><style>{STYLE}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
+    return render(
+        "report.html",
+        title=f"{results.name}: evaluation",
+        name=results.name,
+        num_stories=len(results.stories),
+        num_scenes=sum(len(story.scenes) for story in results.stories),
+        notes=results.notes,
+        num_faults=len(results.faults),
+        sections=sections,
+        rankings=_rankings(results),
+        every_story=_story_table(results),
+        versions=", ".join(f"{name} {version}" for name, version in results.versions.items() if version),
     )
 
 
-def _story(story: StoryResult, key: str) -> str:
-    """Frames of each scene with its text, and the similarity of scenes."""
+def _rankings(results: Results) -> list[dict]:
+    """The best and the worst stories, as the page shows them; empty if nothing ranks them."""
+    column = _ranked_by(results)
+    if column is None:
+        return []
+    key, title = column.key, column.title.lower()
+    stories = sorted((s for s in results.stories if s.values.get(key) is not None), key=lambda s: -s.values[key])
+    best = stories[: min(NUM_SHOWN, (len(stories) + 1) // 2)]
+    worst = stories[len(best) :][-NUM_SHOWN:][::-1]
+    ranked = {f"Best by {title}": best, f"Worst by {title}": worst}
+    return [
+        {"title": title, "stories": [_story(story, key) for story in chosen]}
+        for title, chosen in ranked.items()
+        if chosen
+    ]
+
+
+def _story(story: StoryResult, key: str) -> dict:
+    """What the page shows of a story: frames of each scene with its prompt, and the similarity of scenes."""
+    scenes, fault = [], None
     try:
         reader = open_video(story.video)
-        scenes = []
-        for number, ((start, stop), prompt) in enumerate(zip(story.scenes, story.prompts), start=1):
+        for (start, stop), prompt in zip(story.scenes, story.prompts):
             indices = np.linspace(start, stop - 1, FRAMES_PER_SCENE).round().astype(int).tolist()
-            images = "".join(f"<img src='{_thumbnail(frame)}' alt=''>" for frame in reader.read(indices).numpy())
-            scenes.append(
-                f"<div class='scene'><div class='frames'>{images}</div><p>{number}. {escape(prompt)}</p></div>"
-            )
+            frames = [_thumbnail(frame) for frame in reader.read(indices).numpy()]
+            scenes.append({"frames": frames, "prompt": prompt})
     except (OSError, ValueError, IndexError) as error:
-        # A video that was removed since leaves the numbers as they are.
-        scenes = [f"<p class='warning'>{escape(str(error))}</p>"]
+        fault = str(error)  # the video may have been removed since; the scores are still valid
     matrix = story.details.get("consistency", {}).get("similarity")
-    side = f"<figure>{heat_map(matrix)}<figcaption>Similarity of scenes</figcaption></figure>" if matrix else ""
-    return (
-        f"<article><h3>{escape(story.title)} <span>{story.values[key]:.2f}</span></h3>"
-        f"<div class='story'><div>{''.join(scenes)}</div>{side}</div></article>"
-    )
+    return {
+        "title": story.title,
+        "value": story.values[key],
+        "scenes": scenes,
+        "fault": fault,
+        "similarity": matrix and heat_map(matrix, f"Similarity of scenes in {story.title}"),
+    }
 
 
 def _thumbnail(frame: np.ndarray) -> str:
@@ -309,16 +293,29 @@ def _story_table(results: Results) -> Table:
 
 
 def _scatter(results: Results, x_key: str, y_key: str) -> str:
-    """A dot a story that has both; empty without any."""
+    """One dot per story that has both values; empty without any."""
     titles = {column.key: column.title for column in results.columns}
     x, y = results.values(x_key), results.values(y_key)
     points = [(story.title, x[story.name], y[story.name]) for story in results.stories if story.name in x.keys() & y]
     return scatter_plot(points, titles[x_key], titles[y_key]) if points else ""
 
 
+def _interval_plots(runs: Sequence[Results]) -> list[str]:
+    """A plot of the first run's measures that are percentages; empty without any."""
+    percent = [column for column in runs[0].columns if column.better and column.is_percentage]
+    rows = [(column.title, [run.interval(column.key) for run in runs]) for column in percent]
+    return _not_empty([interval_plot([row for row in rows if any(row[1])], [run.name for run in runs])])
+
+
 def _truth_plots(results: Results) -> list[str]:
     """What is known against the column that is meant to measure the same."""
-    return [_scatter(results, column.key, column.truth_of) for column in results.columns if column.truth_of]
+    return _not_empty(
+        [_scatter(results, column.key, column.truth_of) for column in results.columns if column.truth_of]
+    )
+
+
+def _not_empty(plots: Sequence[str]) -> list[str]:
+    return [plot for plot in plots if plot]
 
 
 def _title(column) -> str:
@@ -327,55 +324,3 @@ def _title(column) -> str:
 
 def _mean(interval: Interval | None) -> str:
     return "–" if interval is None else f"{interval.value:.2f}"
-
-
-def _section(title: str, content: str, note: str = "") -> str:
-    note = f"<p class='note'>{escape(note)}</p>" if note else ""
-    return f"<section id='{escape(title.lower())}'><h2>{escape(title)}</h2>{content}{note}</section>"
-
-
-def _html_table(table: Table, soft: Sequence[int] = (), is_text: bool = False) -> str:
-    heads, rows = table
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
-    body = ""
-    for i, row in enumerate(rows):
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
-        body += f"<tr{' class=soft' if i in soft else ''}>{cells}</tr>"
-    kind = "table text" if is_text else "table"
-    return f"<div class='{kind}'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _markdown_table(table: Table) -> str:
-    heads, rows = table
-    lines = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-STYLE = """
-:root { color-scheme: light; --ink: #202124; --soft: #5f6368; --rule: #e3e5e8; --paper: #fff; --ground: #f6f6f3; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 80px; }
-h1 { font-size: 32px; line-height: 1.2; margin: 0; } h2 { font-size: 20px; margin: 0 0 14px; }
-h3 { font-size: 16px; margin: 0 0 10px; } h3 span { color: var(--soft); font-weight: 400; margin-left: 8px; }
-.lead { color: var(--soft); font-size: 17px; margin: 6px 0 24px; }
-section, details { background: var(--paper); border: 1px solid var(--rule); border-radius: 8px; }
-section, details { padding: 22px 24px; margin: 18px 0; }
-.note { color: var(--soft); font-size: 13px; margin: 12px 0 0; max-width: 80ch; }
-.warning { background: #fff4d6; border: 1px solid #e8cf88; border-radius: 8px; padding: 10px 16px; margin: 10px 0; }
-.table { overflow-x: auto; font-size: 14px; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 9px; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: bottom; }
-td { white-space: nowrap; } .text th, .text td { text-align: left; white-space: normal; vertical-align: top; }
-th { font-weight: 600; color: var(--soft); font-size: 13px; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-.soft { color: var(--soft); font-style: italic; }
-figure { margin: 18px 0 0; overflow-x: auto; } figcaption { color: var(--soft); font-size: 13px; }
-article { border-top: 1px solid var(--rule); padding: 18px 0; } article:first-of-type { border-top: 0; padding-top: 0; }
-.figures { display: flex; flex-wrap: wrap; gap: 0 24px; }
-.story { display: flex; gap: 28px; flex-wrap: wrap; align-items: flex-start; }
-.story > div { flex: 1 1 560px; min-width: 0; }
-.story figure { margin: 0; }
-.scene { margin-bottom: 12px; } .scene p { margin: 4px 0 0; font-size: 13px; color: var(--soft); }
-.frames { display: flex; gap: 4px; overflow-x: auto; } .frames img { height: 108px; border-radius: 3px; }
-summary { cursor: pointer; font-weight: 600; } footer { color: var(--soft); font-size: 12px; margin-top: 32px; }
-"""

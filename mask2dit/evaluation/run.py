@@ -23,7 +23,7 @@ from mask2dit.evaluation.report import write_report
 from mask2dit.evaluation.results import Fault, Results, StoryResult
 from mask2dit.evaluation.videos import Generator, StoryVideo, find_video
 from mask2dit.files import atomic_path, check_writable, write_text
-from mask2dit.hashing import fingerprint
+from mask2dit.hashing import digest, fingerprint
 from mask2dit.provenance import git_commit, versions
 from mask2dit.stories import Story, read_stories
 from mask2dit.video.files import list_videos
@@ -167,7 +167,7 @@ def _read_scores(measure: Measure, video: StoryVideo, folder: Path) -> Scores | 
 
 
 def _key(identity: str, video: StoryVideo) -> str:
-    return hashlib.sha256(json.dumps([identity, video.identity]).encode()).hexdigest()[:16]
+    return digest([identity, video.identity])
 
 
 def _result(video: StoryVideo, measures: Sequence[Measure], folder: Path) -> StoryResult:

@@ -10,19 +10,17 @@ import logging
 import random
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
-from mask2dit.command import run_command
+from mask2dit import cli
+from mask2dit.evaluation.config import LETTERS, StudyConfig
 from mask2dit.files import check_writable, write_text
 from mask2dit.hashing import digest, fingerprint
+from mask2dit.reporting.pages import render
+from mask2dit.reporting.tables import markdown_table
 from mask2dit.texts import parse_json, read_text
 
 logger = logging.getLogger(__name__)
-
-LETTERS = "ABCDEFGHIJ"
 
 QUESTIONS = {
     "visual_consistency": "In which video do characters and places stay the same most from scene to scene?",
@@ -30,26 +28,6 @@ QUESTIONS = {
     "quality": "Which video has the best pictures and motion?",
     "overall": "Which video is best overall?",
 }
-
-
-@dataclass(kw_only=True)
-class StudyConfig:
-    runs: list[str] = field(default_factory=list)
-    """Output folders of two runs or more of the same stories."""
-    output: str = "outputs/evaluation/study"
-    """The folder of the study: send it out without key.json."""
-    num_stories: int = 20
-    seed: int = 0
-    answers: list[str] = field(default_factory=list)
-    """Files that came back; with them, the tally is written instead of the page."""
-
-    def __post_init__(self):
-        if not self.answers and not 2 <= len(self.runs) <= len(LETTERS):
-            raise ValueError(
-                f"runs has to name the output folders of 2 to {len(LETTERS)} runs, such as runs=[one, another]"
-            )
-        if self.num_stories < 1:
-            raise ValueError(f"num_stories={self.num_stories} has to be at least 1")
 
 
 def study(config: StudyConfig) -> None:
@@ -65,7 +43,6 @@ def write_study(config: StudyConfig) -> Path:
         FileNotFoundError, ValueError: if a run has no results, or the runs share no story.
     """
     # Here and not above: a tally needs no torch.
-    from mask2dit.evaluation.report import page
     from mask2dit.evaluation.results import Results
 
     runs = [Results.read(folder) for folder in config.runs]
@@ -85,28 +62,22 @@ def write_study(config: StudyConfig) -> Path:
     for number, story in enumerate(chosen):
         order = chance.sample(range(len(runs)), len(runs))
         key[story] = [names[run] for run in order]
-        clips = ""
+        clips = []
         for place, run in enumerate(order):
-            copy = f"videos/{number:03d}{LETTERS[place].lower()}.mp4"
-            shutil.copyfile(videos[run][story].video, folder / copy)
-            copies.append(fingerprint(folder / copy))
-            letter = f"<figcaption>{LETTERS[place]}</figcaption>"
-            clips += f"<figure><video src='{copy}' controls loop muted></video>{letter}</figure>"
-        prompts = "".join(f"<li>{escape(prompt)}</li>" for prompt in videos[order[0]][story].prompts)
-        questions = "".join(_question(story, question, text, len(runs)) for question, text in QUESTIONS.items())
-        items.append(
-            f"<section><h2>{number + 1} of {len(chosen)}</h2><div class='clips'>{clips}</div>"
-            f"<ol>{prompts}</ol>{questions}</section>"
-        )
-    # Of the videos too: the same stories by other runs are another study.
-    name = f"study-{digest([key, copies])}"
-    body = (
-        "<h1>Which video is better?</h1><p class='lead'>Please answer every question, then save your answers.</p>"
-        f"<form id='form' data-study='{name}'>{''.join(items)}<button>Save answers</button> "
-        "<button type='button' id='clear'>Clear answers</button> <span id='missing'></span></form>"
-        f"<style>{STYLE}</style><script>{SCRIPT}</script>"
+            clips.append(f"videos/{number:03d}{LETTERS[place].lower()}.mp4")
+            shutil.copyfile(videos[run][story].video, folder / clips[-1])
+            copies.append(fingerprint(folder / clips[-1]))
+        items.append({"name": story, "clips": clips, "prompts": videos[order[0]][story].prompts})
+    # The name depends on the videos, too: the same stories of other runs are another study.
+    page = render(
+        "study.html",
+        title="Study",
+        study=f"study-{digest([key, copies])}",
+        stories=items,
+        questions=QUESTIONS,
+        letters=LETTERS,
     )
-    write_text(folder / "index.html", page("Study", body))
+    write_text(folder / "index.html", page)
     write_text(folder / "key.json", json.dumps(key, indent=2) + "\n")
     return folder / "index.html"
 
@@ -128,27 +99,15 @@ def tally(config: StudyConfig) -> Path:
             if story not in key or question not in QUESTIONS or place not in range(len(key[story])):
                 raise ValueError(f"{file}: {answer!r} with {place!r} is no answer to the study in {str(folder)!r}")
             votes[question][key[story][place]] += 1
-    lines = [
-        f"{len(config.answers)} people, {len(key)} stories",
-        "",
-        f"| | {' | '.join(runs)} |",
-        f"|{' --- |' * (len(runs) + 1)}",
-    ]
+    rows = []
     for question, counts in votes.items():
         total = sum(counts.values()) or 1
-        shares = " | ".join(f"{100 * counts[run] / total:.1f}% ({counts[run]})" for run in runs)
-        lines.append(f"| {question.replace('_', ' ')} | {shares} |")
+        shares = [f"{100 * counts[run] / total:.1f}% ({counts[run]})" for run in runs]
+        rows.append([question.replace("_", " "), *shares])
+    text = f"{len(config.answers)} people, {len(key)} stories\n\n{markdown_table(['', *runs], rows)}\n"
     write_text(folder / "tally.json", json.dumps(votes, indent=2) + "\n")
-    write_text(folder / "tally.md", "\n".join(lines) + "\n")
+    write_text(folder / "tally.md", text)
     return folder / "tally.md"
-
-
-def _question(story: str, question: str, text: str, count: int) -> str:
-    choices = "".join(
-        f"<label><input type='radio' name='{story} {question}' value='{place}'> {LETTERS[place]}</label>"
-        for place in range(count)
-    )
-    return f"<p class='question'>{escape(text)}<br>{choices}</p>"
 
 
 def _read_json(path: Path) -> dict:
@@ -161,44 +120,5 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-STYLE = """
-.clips { display: flex; gap: 16px; flex-wrap: wrap; } .clips figure { flex: 1 1 300px; margin: 0; text-align: center; }
-video { width: 100%; border-radius: 4px; background: #000; } ol { color: var(--soft); font-size: 14px; }
-.question label { margin-right: 22px; cursor: pointer; } button { font: inherit; padding: 10px 22px; cursor: pointer; }
-"""
-SCRIPT = """
-const form = document.getElementById("form"), note = document.getElementById("missing"), study = form.dataset.study;
-const given = () => Object.fromEntries([...new FormData(form)].map(([name, value]) => [name, Number(value)]));
-function keep(work) {
-  try { work(); } catch { note.textContent = "This browser keeps no answers: save them before you leave the page"; }
-}
-keep(() => {
-  const kept = JSON.parse(localStorage.getItem(study) ?? "{}");
-  for (const input of form.querySelectorAll("input")) input.checked = kept[input.name] === Number(input.value);
-});
-form.addEventListener("change", () => keep(() => localStorage.setItem(study, JSON.stringify(given()))));
-document.getElementById("clear").addEventListener("click", () => {
-  for (const input of form.querySelectorAll("input")) input.checked = false;
-  keep(() => localStorage.removeItem(study));
-});
-form.addEventListener("submit", event => {
-  event.preventDefault();
-  const names = new Set([...form.querySelectorAll("input")].map(input => input.name));
-  const answers = given();
-  const missing = names.size - Object.keys(answers).length;
-  note.textContent = missing ? `${missing} questions are not answered yet` : "";
-  if (missing) return;
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(answers, null, 2)], { type: "application/json" }));
-  link.download = `answers-${Date.now()}.json`;
-  link.click();
-});
-"""
-
-
-def main(arguments: Sequence[str]) -> int:
-    return run_command(StudyConfig, "mask2dit.evaluation.study:study", "configs/evaluation/study.yaml", arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(cli.run("study", sys.argv[1:]))

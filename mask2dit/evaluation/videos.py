@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -18,38 +18,27 @@ from mask2dit.evaluation.config import EvaluationConfig
 from mask2dit.files import write_text
 from mask2dit.hashing import fingerprint
 from mask2dit.inference import run as inference
+from mask2dit.inference.config import InferenceConfig
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
-from mask2dit.pipelines.story import SceneStore, generate_story
+from mask2dit.pipelines.story import SceneStore, decode_scene
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
-from mask2dit.provenance import git_commit, versions
+from mask2dit.provenance import describe_changes, software
 from mask2dit.scenes import spans
 from mask2dit.stories import Story
 from mask2dit.storyworld.prompts import check_prompts
 from mask2dit.texts import parse_json, read_text
 from mask2dit.video.cuts import detect_cuts
 from mask2dit.video.files import is_video
-from mask2dit.video.frames import to_uint8
 from mask2dit.video.reading import VideoReader, open_video
 from mask2dit.video.writing import write_video
 
 logger = logging.getLogger(__name__)
 
-MADE_WITH = (  # settings that the pictures depend on, beside the weights and what computes with them
-    "prompts",
-    "negative_prompt",
-    "window",
-    "height",
-    "width",
-    "num_frames",
-    "sampler",
-    "num_inference_steps",
-    "guidance_scale",
-    "use_dynamic_cfg",
-    "mask_variant",
-    "seed",
-    "dtype",
-    "fps",
-)
+# Keys of `InferenceConfig` on which a video does not depend. A change of any other key makes videos stale.
+NAMED_BY_WEIGHTS = {"model", "build_untrained", "lora", "memory", "vae_tiling", "attention_backend"}
+WITHOUT_EFFECT = {"compile", "device", "save_path", "name"}
+OF_CONTEXT_VIDEOS = {"context_videos", "context_start", "sample_context", "noise_context"}  # evaluation has none
+HARMLESS = NAMED_BY_WEIGHTS | WITHOUT_EFFECT | OF_CONTEXT_VIDEOS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +157,7 @@ class Generator:
             try:
                 check_prompts(self.settings.model, inference_config.prompts, inference_config.window)
                 if story in of_lengths.values():  # stories of equal lengths are alike to the rest
-                    inference.check(inference_config, self.device)
+                    inference.plan_generation(inference_config, self.device, self._skeleton)
             except ValueError as error:
                 raise ValueError(f"story {story.title!r}: {error}") from error
         self.is_untrained = is_untrained(self.settings.model)
@@ -184,7 +173,7 @@ class Generator:
         if record is None:
             started = time.time()
             record = {"made_from": self._made_from(story), **self._generate(story, path)}
-            record |= {"seconds": round(time.time() - started, 1), "versions": versions(), "git_commit": git_commit()}
+            record |= {"seconds": round(time.time() - started, 1), **software()}
             # Written last: where it is, the video is whole.
             write_text(path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         return StoryVideo(story=story, path=path, boundaries=tuple(record["boundaries"]))
@@ -199,11 +188,10 @@ class Generator:
             then = record["made_from"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: delete it, and the video is made again") from error
-        differing = [name for name, value in self._made_from(story).items() if then.get(name) != value]
-        if differing:
+        if changes := describe_changes(then, self._made_from(story)):
             raise ValueError(
-                f"{path.with_suffix('.mp4')} was made with another {', '.join(differing)}: give this run an output folder of "
-                "its own, or delete the videos that are there"
+                f"{path.with_suffix('.mp4')} was made with other settings: {changes}; give this run an output folder of its "
+                "own, or delete the videos that are there"
             )
         return record
 
@@ -212,8 +200,8 @@ class Generator:
         return inference.load_pipeline(self._inference(self._any_story), self.device)
 
     @cached_property
-    def _temporal_ratio(self) -> int:
-        return Mask2DiTPipeline.skeleton(self.settings.model).vae_scale_factor_temporal
+    def _skeleton(self) -> Mask2DiTPipeline:
+        return inference.load_skeleton(self.settings.model)
 
     def _seed(self, story: Story) -> int:
         """Another noise for each story, and the same one in every run that has the story."""
@@ -229,9 +217,10 @@ class Generator:
         return [self._frames_of(duration) if duration else self.settings.num_frames for duration in story.durations]
 
     def _frames_of(self, seconds: float) -> int:
-        return 1 + self._temporal_ratio * max(1, round((seconds * self.settings.fps - 1) / self._temporal_ratio))
+        ratio = self._skeleton.vae_scale_factor_temporal
+        return 1 + ratio * max(1, round((seconds * self.settings.fps - 1) / ratio))
 
-    def _inference(self, story: Story):
+    def _inference(self, story: Story) -> InferenceConfig:
         window = {"separate": 1, "merged": None}.get(self.settings.mode, self.settings.window)
         config = self.settings.inference(
             self._texts(story), self._num_frames(story), self.config.device, self._seed(story), str(self.folder)
@@ -241,7 +230,7 @@ class Generator:
 
     def _made_from(self, story: Story) -> dict:
         config = self._inference(story)
-        settings = {name: getattr(config, name) for name in MADE_WITH}
+        settings = {name: value for name, value in asdict(config).items() if name not in HARMLESS}
         initial = self.settings.initial_scenes if self.settings.mode == "extension" else None
         return {"weights": self.weights, "mode": self.settings.mode, "initial_scenes": initial, **settings}
 
@@ -252,7 +241,7 @@ class Generator:
 
         def frames() -> Iterator[np.ndarray]:
             for latents in self._latents(story):
-                video = to_uint8(self.pipe.decode_latents(latents.to(self.device), [latents.shape[1]])[0])
+                video = decode_scene(self.pipe, latents, self.device)
                 lengths.append(len(video))
                 yield from video
 
@@ -264,19 +253,9 @@ class Generator:
     def _latents(self, story: Story) -> Iterator[torch.Tensor]:
         config = self._inference(story)
         store = SceneStore(self.folder / "scenes", self.weights)
-        names = ("negative_prompt", "window", "height", "width", "num_inference_steps", "guidance_scale", "seed")
-        options = {name: getattr(config, name) for name in (*names, "use_dynamic_cfg")}
         initial = self.settings.initial_scenes
         if self.settings.mode != "extension" or initial >= len(config.prompts):
-            return generate_story(self.pipe, config.prompts, num_frames=config.num_frames, store=store, **options)
-        first = generate_story(
-            self.pipe, config.prompts[:initial], num_frames=config.num_frames[:initial], store=store, **options
-        )
-        return generate_story(
-            self.pipe,
-            config.prompts,
-            num_frames=config.num_frames,
-            context_latents=torch.cat(list(first), dim=1),
-            store=store,
-            **options,
-        )
+            return inference.story_latents(self.pipe, config, store)
+        beginning = replace(config, prompts=config.prompts[:initial], num_frames=config.num_frames[:initial])
+        first = list(inference.story_latents(self.pipe, beginning, store))
+        return inference.story_latents(self.pipe, config, store, torch.cat(first, dim=1))

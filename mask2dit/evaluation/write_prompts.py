@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mask2dit.command import run_command
+from mask2dit import cli
 from mask2dit.config import check_at_least
 
 logger = logging.getLogger(__name__)
@@ -28,18 +28,24 @@ Answer with JSON alone: {{"title": "...", "cast": {{"Actor1": "..."}}, "scenes":
 
 @dataclass(kw_only=True)
 class WritePromptsConfig:
+    """Which model writes how many stories."""
+
     base_url: str = ""
-    """Of an OpenAI-compatible endpoint."""
+    """Address of an OpenAI-compatible endpoint, such as http://localhost:8000/v1."""
     model: str = ""
+    """Name of the model at the endpoint."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key; a server of one's own needs none."""
+    """Environment variable that holds the key; a local server needs none."""
     num_stories: int = 50
+    """Number of stories in the file at the end."""
     num_scenes: int = 3
+    """Scenes per story."""
     max_attempts: int = 3
-    """How often a story is asked for."""
+    """Attempts per story until an answer is valid."""
     temperature: float = 1.0
+    """Sampling temperature of the model."""
     output: str = "outputs/evaluation/stories.yaml"
-    """The file; stories that it holds already are kept and added to."""
+    """File to write; stories that it holds already are kept."""
 
     def __post_init__(self):
         for name in ("base_url", "model"):
@@ -135,10 +141,5 @@ def _story_from_answer(record: dict, num_scenes: int, num_actors: int):
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    default = "configs/evaluation/write_prompts.yaml"
-    return run_command(WritePromptsConfig, "mask2dit.evaluation.write_prompts:write_prompts", default, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(cli.run("write", sys.argv[1:]))

@@ -13,24 +13,24 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
-from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 from tqdm import tqdm
 
-from mask2dit.config import missing_model
+from mask2dit.config import SAMPLERS, missing_model
 from mask2dit.device import choose_device
 from mask2dit.files import check_writable, move_new, write_errors, write_text
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
+from mask2dit.models.attention import check_attention_backend
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
-from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
-from mask2dit.pipelines.story import SceneStore, check_story, generate_story
+from mask2dit.pipelines.story import SceneStore, decode_scene, generate_story, plan_windows
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
-from mask2dit.provenance import git_commit, versions
+from mask2dit.provenance import software
 from mask2dit.storyworld.prompts import check_prompts
 from mask2dit.texts import parse_json, read_text
 from mask2dit.video.frames import resize_and_crop, to_uint8
@@ -39,16 +39,19 @@ from mask2dit.video.writing import contact_sheet, write_image, write_video
 
 logger = logging.getLogger(__name__)
 
-CPU_BACKENDS = ("native", "_native_math", "flex")
-SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
 SHEET_COLUMNS = 6
+SMALL = 256  # pixels; videos whose shorter side is below are also written enlarged
+STORY_OPTIONS = ("negative_prompt", "window", "noise_context", "height", "width", "num_frames", "num_inference_steps",
+                 "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
+"""Arguments of `generate_story` that are keys of the configuration."""
 
 
 def generate(config: InferenceConfig) -> Path:
     """Generates the story of a configuration.
 
     Returns:
-        The mp4. Beside it lie a contact sheet (.png) and a record (.json) with everything needed to make it again.
+        The mp4. The same folder holds a contact sheet (.png), a record (.json) with everything needed to make it again, and
+        for a small video an enlarged one (_4x.mp4 or the like).
 
     Raises:
         ValueError, FileNotFoundError, PermissionError: for anything that cannot be carried out, before weights are read.
@@ -57,7 +60,8 @@ def generate(config: InferenceConfig) -> Path:
     device = choose_device(config.device)
     if config.build_untrained and Path(config.model).name.startswith("untrained"):
         build_untrained_model(config.model)
-    config, given = check(config, device)
+    plan = plan_generation(config, device)
+    config, given = plan.config, plan.given
     untrained = is_untrained(config.model)
     if untrained:
         logger.warning("The model in %s is untrained: its pictures are noise and mean nothing.", config.model)
@@ -67,34 +71,15 @@ def generate(config: InferenceConfig) -> Path:
     pipe = load_pipeline(config, device)
     identity = weights_identity(config)
     store = SceneStore(Path(config.save_path) / "scenes", identity)
-    context_latents = _context(config, pipe, store, given) if given else None
-    scenes = list(
-        generate_story(
-            pipe,
-            config.prompts,
-            negative_prompt=config.negative_prompt,
-            window=config.window,
-            context_latents=context_latents,
-            noise_context=config.noise_context,
-            height=config.height,
-            width=config.width,
-            num_frames=config.num_frames,
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
-            use_dynamic_cfg=config.use_dynamic_cfg,
-            seed=config.seed,
-            store=store,
-        )
-    )
+    context_latents = _context(plan, pipe, store) if given else None
+    scenes = list(story_latents(pipe, config, store, context_latents))
 
     sheet_rows, scene_frames = [], []
 
     def frames() -> Iterator[np.ndarray]:
         for i, latents in enumerate(tqdm(scenes, desc="decoding", unit="scene")):
-            if i < len(given):  # its own pixels, not the VAE's copy of them
-                video = given[i].frames
-            else:
-                video = to_uint8(pipe.decode_latents(latents.to(device), [latents.shape[1]])[0])
+            # Given scenes are shown by their own pixels, not the VAE's copy of them.
+            video = given[i].frames if i < len(given) else decode_scene(pipe, latents, device)
             shown = np.linspace(0, len(video) - 1, min(SHEET_COLUMNS, len(video))).round().astype(int)
             sheet_rows.append(video[shown])
             scene_frames.append(len(video))
@@ -102,14 +87,21 @@ def generate(config: InferenceConfig) -> Path:
 
     with write_errors(config.save_path), tempfile.TemporaryDirectory(dir=config.save_path, prefix=".") as folder:
         made = Path(folder) / "video.mp4"
-        write_video(made, frames(), config.fps)
+        factor = -(-SMALL // min(config.height, config.width))
+        video = frames() if factor == 1 else list(frames())
+        write_video(made, video, config.fps)
+        if factor > 1:  # nearest neighbour, so that pixels show
+            large = (frame.repeat(factor, axis=0).repeat(factor, axis=1) for frame in video)
+            write_video(made.with_stem(f"video_{factor}x"), large, config.fps)
         title = "untrained weights: these pictures mean nothing" if untrained else None
         sheet = contact_sheet(sheet_rows, config.prompts, columns=SHEET_COLUMNS, title=title, given=range(len(given)))
         write_image(made.with_suffix(".png"), sheet)
         record = _record(config, pipe, identity, given, scene_frames, device, time.time() - started)
         write_text(made.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         output = _place(made, config)
-    logger.info("Wrote %s, %s and %s", output, output.with_suffix(".png").name, output.with_suffix(".json").name)
+    logger.info("Wrote %s, its contact sheet (.png) and its record (.json)", output)
+    if factor > 1:
+        logger.info("It is small: for viewing, %s is enlarged by nearest neighbour", f"{output.stem}_{factor}x.mp4")
     return output
 
 
@@ -127,11 +119,36 @@ class GivenScene:
         return f"frames {self.indices[0]} to {self.indices[-1]} of {self.path}"
 
 
-def check(config: InferenceConfig, device: torch.device) -> tuple[InferenceConfig, list[GivenScene]]:
-    """Everything that can be found wrong without reading weights, found before reading them.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferencePlan:
+    """A checked configuration with what its checks built."""
 
-    Returns:
-        The configuration with the model's size where it names none, and the given scenes.
+    config: InferenceConfig
+    """The resolved configuration, with the model's size where the original names none."""
+    skeleton: Mask2DiTPipeline
+    """The model without its weights."""
+    shape: VideoShape
+    """Frames and latent frames of the whole story."""
+    given: list[GivenScene]
+    """The scenes that context videos give, decoded."""
+
+
+def load_skeleton(model: str, small_config: str = "fixed_scene_small.yaml") -> Mask2DiTPipeline:
+    """The model without its weights. Raises `FileNotFoundError`, which names a small one instead, if there is none."""
+    if not (Path(model) / "transformer").is_dir():
+        raise FileNotFoundError(missing_model(model, f"configs/inference/{small_config}"))
+    return Mask2DiTPipeline.skeleton(model)
+
+
+def plan_generation(
+    config: InferenceConfig, device: torch.device, skeleton: Mask2DiTPipeline | None = None
+) -> InferencePlan:
+    """Checks everything that can be found wrong without reading weights, and reads the context videos.
+
+    Args:
+        config: the configuration of the story.
+        device: the device that the model will run on.
+        skeleton: the result of `load_skeleton`, to share it between several stories. None: it is built here.
 
     Raises:
         ValueError, FileNotFoundError, PermissionError: with what is wrong and what would be right.
@@ -139,13 +156,13 @@ def check(config: InferenceConfig, device: torch.device) -> tuple[InferenceConfi
     check_memory_mode(config.memory, device)
     if config.mask_variant is not None:
         cross_scene(config.mask_variant)
-    if not (Path(config.model) / "transformer").is_dir():
-        small = "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml"
-        raise FileNotFoundError(missing_model(config.model, f"configs/inference/{small}"))
+    if skeleton is None:
+        skeleton = load_skeleton(
+            config.model, "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml"
+        )
     if config.attention_backend is not None:
-        _check_attention_backend(config.attention_backend, device)
+        check_attention_backend(config.attention_backend, device)
     check_prompts(config.model, config.prompts, config.window)
-    skeleton = Mask2DiTPipeline.skeleton(config.model)
     skeleton.check_steps(config.num_inference_steps)
     if config.vae_tiling:
         enable_vae_tiling(skeleton.vae)
@@ -153,7 +170,7 @@ def check(config: InferenceConfig, device: torch.device) -> tuple[InferenceConfi
         check_lora(config.lora.path, skeleton.transformer)
     size = skeleton.fill_size(config.height, config.width, config.num_frames)
     config = dataclasses.replace(config, **dict(zip(("height", "width", "num_frames"), size)))
-    check_story(skeleton, len(config.prompts), len(config.context_videos), config.window, *size)
+    plan_windows(skeleton, len(config.prompts), len(config.context_videos), config.window, *size)
     if config.name is not None and (Path(config.save_path) / f"{config.name}.mp4").exists():
         raise FileExistsError(
             f"{config.name}.mp4 is in {config.save_path!r} already: choose another name, or leave name out"
@@ -161,18 +178,18 @@ def check(config: InferenceConfig, device: torch.device) -> tuple[InferenceConfi
     readers = [(video, open_video(video)) for video in config.context_videos]
     sources = [(video, reader, scene) for video, reader in readers for scene in _scenes_of(video, reader.num_frames)]
     if len(sources) > len(config.context_videos):
-        check_story(skeleton, len(config.prompts), len(sources), config.window, *size)
-    frames, _, _ = skeleton.check_size(*size, len(config.prompts))
+        plan_windows(skeleton, len(config.prompts), len(sources), config.window, *size)
+    shape = skeleton.video_shape(*size, len(config.prompts))
     generator = torch.Generator().manual_seed(config.seed)
     given = []
-    for (video, reader, scene), num_frames in zip(sources, frames):
+    for (video, reader, scene), num_frames in zip(sources, shape.frames):
         indices = choose_scene(scene, video, num_frames, start=config.context_start, generator=generator)
         pixels = resize_and_crop(reader.read(indices), config.height, config.width)
         given.append(
             GivenScene(video, indices, to_uint8(pixels.add(1).div(2).permute(0, 2, 3, 1).contiguous().numpy()))
         )
     check_writable(config.save_path)
-    return config, given
+    return InferencePlan(config=config, skeleton=skeleton, shape=shape, given=given)
 
 
 def _scenes_of(video: str, num_frames: int) -> list[range]:
@@ -197,7 +214,7 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipe
     pipe = Mask2DiTPipeline.from_pretrained(
         config.model, mask_variant=config.mask_variant, torch_dtype=getattr(torch, config.dtype)
     )
-    pipe.scheduler = SCHEDULERS[config.sampler].from_config(pipe.scheduler.config)
+    pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
     if config.lora.path:
         pipe.load_lora_weights(config.lora.path, adapter_name="lora")
         pipe.set_adapters("lora", config.lora.scale)
@@ -212,16 +229,23 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipe
     return pipe
 
 
-def _context(
-    config: InferenceConfig, pipe: Mask2DiTPipeline, store: SceneStore, given: list[GivenScene]
-) -> torch.Tensor:
+def story_latents(
+    pipe: Mask2DiTPipeline, config: InferenceConfig, store: SceneStore, context_latents: torch.Tensor | None = None
+) -> Iterator[torch.Tensor]:
+    """Generates the story of a configuration, as `generate_story`, from the latents of its first scenes if they are given."""
+    options = {name: getattr(config, name) for name in STORY_OPTIONS}
+    return generate_story(pipe, config.prompts, context_latents=context_latents, store=store, **options)
+
+
+def _context(plan: InferencePlan, pipe: Mask2DiTPipeline, store: SceneStore) -> torch.Tensor:
     """Latents of the given scenes. They are kept like generated ones, since encoding on a GPU may differ in the last bit
     from run to run, and what continues from them would then not be found again."""
+    config, given = plan.config, plan.given
     digests = [hashlib.sha256(scene.frames).hexdigest() for scene in given]
     frames = [len(scene.frames) for scene in given]
-    _, latent_frames, frame_shape = pipe.check_size(config.height, config.width, frames, len(frames))
+    num_latent_frames = sum(plan.shape.latent_frames[: len(given)])
     key = store.key(digests, frames, config.height, config.width, config.sample_context, config.seed, config.dtype)
-    latents = store.load(key, (1, sum(latent_frames), *frame_shape))
+    latents = store.load(key, (1, num_latent_frames, *plan.shape.latent_size))
     if latents is None:
         latents = pipe.encode_context(
             [[scene.frames for scene in given]],
@@ -245,19 +269,6 @@ def weights_identity(config: InferenceConfig) -> str:
     return ", ".join(parts)
 
 
-def _check_attention_backend(name: str, device: torch.device) -> None:
-    """Raises `ValueError` for a backend that is unknown, not installed, or not for this device."""
-    backends = sorted(backend.value for backend in AttentionBackendName)
-    if name not in backends:
-        raise ValueError(f"attention_backend has to be one of {', '.join(backends)}, but is {name!r}")
-    if device.type == "cpu" and name not in CPU_BACKENDS:
-        raise ValueError(f"attention_backend={name} needs a GPU: on a CPU use {', '.join(CPU_BACKENDS)} or null")
-    try:
-        _check_attention_backend_requirements(AttentionBackendName(name))
-    except RuntimeError as error:
-        raise ValueError(f"attention_backend={name} cannot be used here: {error}") from error
-
-
 def _place(made: Path, config: InferenceConfig) -> Path:
     """Gives a video that is whole, its sheet and its record their names, of which other runs may take some meanwhile.
 
@@ -273,8 +284,8 @@ def _place(made: Path, config: InferenceConfig) -> Path:
         except FileExistsError:
             if config.name is not None:
                 raise
-    for suffix in (".png", ".json"):
-        made.with_suffix(suffix).replace(output.with_suffix(suffix))
+    for file in made.parent.iterdir():
+        file.replace(output.with_name(output.stem + file.name.removeprefix(made.stem)))
     return output
 
 
@@ -302,7 +313,6 @@ def _record(config, pipe, identity, given, scene_frames, device, seconds) -> dic
             for prompt, count, stop, scene in zip_longest(config.prompts, scene_frames, stops, given)
         ],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "versions": versions(),
-        "git_commit": git_commit(),
+        **software(),
         "seconds": round(seconds, 1),
     }

@@ -8,17 +8,49 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _check_attention_backend_requirements,
+    dispatch_attention_fn,
+)
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 
 from mask2dit.models.masks import cross_scene
 from mask2dit.scenes import SceneLayout
 
+CPU_BACKENDS = ("native", "_native_math", "flex")
+
 ALL = None  # in place of a scene: all of them
 
 Run = tuple[int, int]  # (first, last + 1) of consecutive blocks
 Keys = tuple[int | None, int | None]  # the scene, or ALL, whose text and whose video are seen
+
+
+def check_attention_backend(name: str, device: torch.device, is_training: bool = False) -> None:
+    """Checks that attention can be computed by a backend of diffusers.
+
+    Args:
+        name: such as "native" or "flash".
+        device: where.
+        is_training: whether there is a backward pass, which sage has on no device and flex not on a CPU.
+
+    Raises:
+        ValueError: if the backend is unknown, not installed, or not for this device or for training.
+    """
+    backends = sorted(backend.value for backend in AttentionBackendName)
+    if name not in backends:
+        raise ValueError(f"attention_backend has to be one of {', '.join(backends)}, but is {name!r}")
+    on_cpu = [backend for backend in CPU_BACKENDS if not (is_training and backend == "flex")]
+    if device.type == "cpu" and name not in on_cpu:
+        kind = "cannot train on a CPU" if name in CPU_BACKENDS else "needs a GPU"
+        raise ValueError(f"attention_backend={name} {kind}: on a CPU use {', '.join(on_cpu)} or null")
+    if is_training and name.lstrip("_").startswith("sage"):
+        raise ValueError(f"attention_backend={name} has no backward pass: for training use null, or flash on a GPU")
+    try:
+        _check_attention_backend_requirements(AttentionBackendName(name))
+    except RuntimeError as error:
+        raise ValueError(f"attention_backend={name} cannot be used here: {error}") from error
 
 
 def attention_groups(num_scenes: int, variant: str) -> list[tuple[tuple[Run, ...], Keys]]:

@@ -8,14 +8,14 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from diffusers.utils.hub_utils import _add_variant
 from safetensors import SafetensorError, safe_open
@@ -115,7 +115,7 @@ def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"{str(file)!r} is not a readable weights file ({reason}): fetch it again") from error
 
 
-def empty_model(cls: type, folder: Path) -> torch.nn.Module:
+def empty_model(cls: type[ModelMixin], folder: Path) -> torch.nn.Module:
     """A diffusers model as its `config.json` describes it, on the "meta" device: all of it but the weights."""
     config = cls.load_config(folder)
     known = cls._get_init_keys(cls)
@@ -123,7 +123,7 @@ def empty_model(cls: type, folder: Path) -> torch.nn.Module:
         return cls(**{key: value for key, value in config.items() if key in known})
 
 
-def check_weights(model: torch.nn.Module, folder: Path, files: list[Path]) -> None:
+def check_weights(model: ModelMixin, folder: Path, files: list[Path]) -> None:
     """Compares the weights in files with those that a model (on any device, "meta" too) has.
 
     Raises:
@@ -257,7 +257,7 @@ def _compare(
 
 
 @contextmanager
-def _plain_layout(folder: Path, files: list[Path], names: tuple[str, str]) -> Iterator[Path]:
+def _plain_layout(folder: Path, files: list[Path], names: tuple[str, str]) -> Generator[Path]:
     """A temporary folder with links to the config and to these files alone, under the names that libraries look for first.
 
     Args:

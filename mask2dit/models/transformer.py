@@ -129,36 +129,9 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
                 "scene only: use a text-to-video model"
             )
         # CogVideoX without blocks and without a table of positions: both are this class's own.
-        super().__init__(
-            num_attention_heads=num_attention_heads,
-            attention_head_dim=attention_head_dim,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            flip_sin_to_cos=flip_sin_to_cos,
-            freq_shift=freq_shift,
-            time_embed_dim=time_embed_dim,
-            ofs_embed_dim=ofs_embed_dim,
-            text_embed_dim=text_embed_dim,
-            num_layers=0,
-            dropout=dropout,
-            attention_bias=attention_bias,
-            sample_width=sample_width,
-            sample_height=sample_height,
-            sample_frames=sample_frames,
-            patch_size=patch_size,
-            patch_size_t=patch_size_t,
-            temporal_compression_ratio=temporal_compression_ratio,
-            max_text_seq_length=max_text_seq_length,
-            activation_fn=activation_fn,
-            timestep_activation_fn=timestep_activation_fn,
-            norm_elementwise_affine=norm_elementwise_affine,
-            norm_eps=norm_eps,
-            spatial_interpolation_scale=spatial_interpolation_scale,
-            temporal_interpolation_scale=temporal_interpolation_scale,
-            use_rotary_positional_embeddings=True,
-            use_learned_positional_embeddings=False,
-            patch_bias=patch_bias,
-        )
+        shared = inspect.signature(CogVideoXTransformer3DModel.__init__).parameters.keys() & self.config.keys()
+        arguments = {name: self.config[name] for name in shared}
+        super().__init__(**{**arguments, "num_layers": 0, "use_rotary_positional_embeddings": True})
         self.register_to_config(
             num_layers=num_layers, use_rotary_positional_embeddings=use_rotary_positional_embeddings
         )
@@ -316,7 +289,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         Raises:
             ValueError: if shapes do not fit each other or the model; both numbers are named.
         """
-        batch_size, num_frames, _, height, width = hidden_states.shape
+        _, num_frames, _, height, width = hidden_states.shape
         scene_frames = self._scene_frames(hidden_states, encoder_hidden_states, scene_frames)
         num_scenes = len(scene_frames)
         layout = self.scene_layout(height, width, scene_frames)
@@ -327,34 +300,8 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
                 f"image_rotary_emb has {len(image_rotary_emb[0])} positions for {layout.video_length} video tokens"
             )
 
-        # 1. Time embedding of each scene
-        if timestep.shape not in ((batch_size,), (batch_size, num_scenes)):
-            raise ValueError(
-                f"timestep has to have the shape ({batch_size},) or ({batch_size}, {num_scenes}), one for each story or "
-                f"for each of its scenes, but has {tuple(timestep.shape)}"
-            )
-        if timestep.ndim == 1:
-            timestep = timestep[:, None].expand(-1, num_scenes)
-        if timestep_cond is not None:
-            timestep_cond = timestep_cond.repeat_interleave(num_scenes, dim=0)
-        temb = self.time_proj(timestep.flatten()).to(hidden_states.dtype)  # (B*S, D)
-        temb = self.time_embedding(temb, timestep_cond).unflatten(0, (batch_size, num_scenes))
-        if self.ofs_embedding is not None:
-            if ofs is None:
-                raise ValueError("this model was made with ofs_embed_dim and needs ofs")
-            temb = temb + self.ofs_embedding(self.ofs_proj(ofs).to(hidden_states.dtype))[:, None]
-
-        # 2. Patches and their positions
-        tokens = self.patch_embed(encoder_hidden_states, hidden_states)  # (B, N, D)
-        text, video = tokens.split([layout.text_length, layout.video_length], dim=1)
-        if not self.config.use_rotary_positional_embeddings:
-            patch = self.config.patch_size
-            table = sincos_table(self.pos_embedding.float(), num_scenes, num_frames, height // patch, width // patch)
-            video = video + table.to(video)
-        # Contiguous, as every block returns them: with other strides, the first of compiled blocks needs its own graph.
-        text, video = self.embedding_dropout(text).contiguous(), self.embedding_dropout(video).contiguous()
-
-        # 3. Blocks
+        temb = self._time_embeddings(timestep, timestep_cond, ofs, num_scenes, hidden_states)
+        text, video = self._embed(hidden_states, encoder_hidden_states, layout)
         for i, block in enumerate(self.transformer_blocks):
             if (
                 torch.is_grad_enabled()
@@ -374,7 +321,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
                     attention_kwargs=attention_kwargs,
                 )
 
-        # 4. Velocity of each patch
+        # Velocity of each patch
         video = self.norm_final(video)
         shift, scale = self.norm_out.linear(self.norm_out.silu(temb)).chunk(2, dim=-1)
         video = _shift_and_scale(self.norm_out.norm(video), shift, scale, layout.video_lengths)
@@ -390,6 +337,38 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         if not return_dict:
             return (output,)
         return Transformer2DModelOutput(sample=output)
+
+    def _time_embeddings(self, timestep, timestep_cond, ofs, num_scenes: int, latents) -> torch.Tensor:
+        """The time embedding of each scene, (B, S, D)."""
+        batch_size = len(latents)
+        if timestep.shape not in ((batch_size,), (batch_size, num_scenes)):
+            raise ValueError(
+                f"timestep has to have the shape ({batch_size},) or ({batch_size}, {num_scenes}), one for each story or "
+                f"for each of its scenes, but has {tuple(timestep.shape)}"
+            )
+        if timestep.ndim == 1:
+            timestep = timestep[:, None].expand(-1, num_scenes)
+        if timestep_cond is not None:
+            timestep_cond = timestep_cond.repeat_interleave(num_scenes, dim=0)
+        temb = self.time_proj(timestep.flatten()).to(latents.dtype)  # (B*S, D)
+        temb = self.time_embedding(temb, timestep_cond).unflatten(0, (batch_size, num_scenes))
+        if self.ofs_embedding is not None:
+            if ofs is None:
+                raise ValueError("this model was made with ofs_embed_dim and needs ofs")
+            temb = temb + self.ofs_embedding(self.ofs_proj(ofs).to(latents.dtype))[:, None]
+        return temb
+
+    def _embed(self, latents, prompt_embeds, layout: SceneLayout) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens of text and video with their positions, (B, n, D) each."""
+        tokens = self.patch_embed(prompt_embeds, latents)  # (B, N, D)
+        text, video = tokens.split([layout.text_length, layout.video_length], dim=1)
+        if not self.config.use_rotary_positional_embeddings:
+            _, num_frames, _, height, width = latents.shape
+            patch, num_scenes = self.config.patch_size, len(layout.video_lengths)
+            table = sincos_table(self.pos_embedding.float(), num_scenes, num_frames, height // patch, width // patch)
+            video = video + table.to(video)
+        # Contiguous, as every block returns them: with other strides, the first of compiled blocks needs its own graph.
+        return self.embedding_dropout(text).contiguous(), self.embedding_dropout(video).contiguous()
 
     def _scene_frames(self, latents, prompt_embeds, scene_frames) -> tuple[int, ...]:
         """Latent frames of each scene, checked against the shapes of latents and text."""

@@ -9,10 +9,12 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from functools import wraps
+from dataclasses import dataclass
+from functools import cached_property, wraps
 from itertools import accumulate
 from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -77,6 +79,75 @@ SAMPLING_REMEDY = (
 MODEL_NAMES = ("text_encoder", "vae", "transformer")  # components with weights
 QUOTED = 300  # characters of a prompt that a warning quotes at most
 CUTS_WARNED_OF: set[str] = set()  # in this process: training embeds the same captions again and again
+
+
+class VideoShape(NamedTuple):
+    """The frames that a video of several scenes consists of."""
+
+    frames: tuple[int, ...]
+    """Frames of each scene."""
+    latent_frames: tuple[int, ...]
+    """Latent frames of each scene."""
+    latent_size: tuple[int, int, int]
+    """(C, h, w) of a latent frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallPlan:
+    """The checked arguments of a call that describe its stories."""
+
+    batch_size: int
+    prompts: list[list[str]] | None
+    """B lists of S texts; None where embeddings are given."""
+    negatives: list[list[str]] | None
+    prompt_embeds: torch.Tensor | None
+    """Embeddings of the prompts, (B, S, L, D); None where texts are given."""
+    negative_prompt_embeds: torch.Tensor | None
+    height: int
+    """Height in pixels."""
+    width: int
+    """Width in pixels."""
+    shape: VideoShape
+    generated: tuple[bool, ...]
+    """For each scene, True if it is generated and False if it is given."""
+    context_video: list[list[Video]] | None
+    """B lists of the given scenes."""
+    context_latents: torch.Tensor | None
+    """Scaled latents of the given scenes, (B, given*F, C, h, w)."""
+    latents: torch.Tensor | None
+    """The initial noise, (B, generated*F, C, h, w)."""
+
+    @cached_property
+    def is_generated(self) -> torch.Tensor:
+        """(S*F,) bools, `generated` for each latent frame."""
+        return torch.tensor(self.generated).repeat_interleave(torch.tensor(self.shape.latent_frames))
+
+
+@dataclass
+class DenoisingState:
+    """The values that change from step to step, by the scheduler or by a callback."""
+
+    latents: torch.Tensor
+    """Latents of all scenes, (B, S*F, C, h, w)."""
+    context_latents: torch.Tensor | None
+    """Latents of the given scenes, (B, given*F, C, h, w), which do not change."""
+    is_generated: torch.Tensor
+    """(S*F,) bools, as `CallPlan.is_generated`, on the device."""
+    prompt_embeds: torch.Tensor
+    """Embeddings of the prompts, (B, S, L, D)."""
+    negative_prompt_embeds: torch.Tensor | None
+    """Embeddings of the negative prompts, of the same shape."""
+    guidance_scale: float
+    """The guidance scale without the variation of `use_dynamic_cfg`."""
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale > 1.0
+
+    def restore_context(self) -> None:
+        """Puts the given scenes back into the latents."""
+        if self.context_latents is not None:
+            self.latents[:, ~self.is_generated] = self.context_latents
 
 
 def _leaves_hooks_clean(method: Callable) -> Callable:
@@ -187,7 +258,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     @classmethod
     def skeleton(cls, folder: str | os.PathLike, configs_only: bool = False) -> "Mask2DiTPipeline":
-        """A pipeline without weights and text encoder, read in a moment: enough for `check_size`, and a check of the folder.
+        """A pipeline without weights and text encoder, read in a moment: enough for `video_shape`, and a check of the folder.
 
         Args:
             folder: as for `from_pretrained`.
@@ -311,71 +382,116 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-
-        # 1. Check everything before anything expensive
         self._check_options(num_inference_steps, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
         check_finite("guidance_scale", guidance_scale)
         check_finite("attention_kwargs['scale']", (attention_kwargs or {}).get("scale", 1.0))
         check_between("eta", eta, 0, 1)
         guided = guidance_scale > 1.0
-        prompts = self._stories(prompt, prompt_embeds)
-        batch_size, num_scenes = (len(prompts), len(prompts[0])) if prompts else prompt_embeds.shape[:2]
-        negatives = self._negatives(negative_prompt, negative_prompt_embeds, batch_size, num_scenes)
-        height, width, num_frames = self.fill_size(height, width, num_frames)
-        frames, latent_frames, frame_shape = self.check_size(height, width, num_frames, num_scenes)
-        context_video = _videos_of_stories(context_video, batch_size)
-        generated = self._generated_scenes(scene_mask, context_video, context_latents, latent_frames)
-        is_generated = torch.tensor(generated).repeat_interleave(torch.tensor(latent_frames))  # of each latent frame
-        num_generated = int(is_generated.sum())
-        num_given = len(is_generated) - num_generated
-        config = self.transformer.config
-        text_shape = (batch_size, num_scenes, config.max_text_seq_length, config.text_embed_dim)
-        check_shape("prompt_embeds", prompt_embeds, text_shape, "stories, scenes, tokens, width")
-        check_shape("negative_prompt_embeds", negative_prompt_embeds, text_shape, "stories, scenes, tokens, width")
-        for name, given, count in (
-            ("latents", latents, num_generated),
-            ("context_latents", context_latents, num_given),
-        ):
-            check_shape(name, given, (batch_size, count, *frame_shape), "stories, latent frames, channels, h, w")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"there are {len(generator)} generators for {batch_size} stories")
-        # A callback may switch guidance on.
-        with_negatives = guided or (callback_on_step_end is not None and self.text_encoder is not None)
-        if self.text_encoder is None and (prompts or (guided and negatives)):
-            raise ValueError(
-                "this pipeline has no text encoder: give prompt_embeds and, with guidance, negative_prompt_embeds too"
-            )
+        texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        size = (height, width, num_frames)
+        plan = self._plan(texts, size, context_video, context_latents, scene_mask, latents, guided)
+        if isinstance(generator, list) and len(generator) != plan.batch_size:
+            raise ValueError(f"there are {len(generator)} generators for {plan.batch_size} stories")
 
         self._guidance_scale = guidance_scale
         self._attention_kwargs = attention_kwargs
         self._current_timestep = None
         self._interrupt = False
-        device = self._execution_device
-        dtype = self.transformer.dtype
+        # A callback may switch guidance on.
+        with_negatives = guided or (callback_on_step_end is not None and self.text_encoder is not None)
+        state = self._prepare(plan, num_inference_steps, guidance_scale, with_negatives, noise_context, generator)
+        latents = self._denoise(
+            plan,
+            state,
+            num_inference_steps,
+            use_dynamic_cfg,
+            self._extra_step_kwargs(generator, eta),
+            attention_kwargs,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        video = latents
+        if output_type != "latent":
+            video = self.decode_latents(latents, plan.shape.latent_frames, output_type)
+        return CogVideoXPipelineOutput(frames=video) if return_dict else (video,)
 
-        # 2. Context: files are read here too, so that a bad one ends the call early
-        if context_video is not None:
-            context_frames = [n for n, new in zip(frames, generated) if not new]
-            context_latents = self.encode_context(context_video, context_frames, height, width)
+    def _plan(self, texts, size, context_video, context_latents, scene_mask, latents, guided: bool) -> CallPlan:
+        """Checks the arguments of `__call__` that describe its stories. Reads no files."""
+        prompt, negative_prompt, prompt_embeds, negative_prompt_embeds = texts
+        prompts = self._stories(prompt, prompt_embeds)
+        batch_size, num_scenes = (len(prompts), len(prompts[0])) if prompts else prompt_embeds.shape[:2]
+        negatives = self._negatives(negative_prompt, negative_prompt_embeds, batch_size, num_scenes)
+        height, width, num_frames = self.fill_size(*size)
+        shape = self.video_shape(height, width, num_frames, num_scenes)
+        context_video = _videos_of_stories(context_video, batch_size)
+        plan = CallPlan(
+            batch_size=batch_size,
+            prompts=prompts,
+            negatives=negatives,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            height=height,
+            width=width,
+            shape=shape,
+            generated=self._generated_scenes(scene_mask, context_video, context_latents, shape.latent_frames),
+            context_video=context_video,
+            context_latents=context_latents,
+            latents=latents,
+        )
+        config = self.transformer.config
+        text_shape = (batch_size, num_scenes, config.max_text_seq_length, config.text_embed_dim)
+        check_shape("prompt_embeds", prompt_embeds, text_shape, "stories, scenes, tokens, width")
+        check_shape("negative_prompt_embeds", negative_prompt_embeds, text_shape, "stories, scenes, tokens, width")
+        num_generated = int(plan.is_generated.sum())
+        num_given = len(plan.is_generated) - num_generated
+        for name, given, count in (
+            ("latents", latents, num_generated),
+            ("context_latents", context_latents, num_given),
+        ):
+            check_shape(name, given, (batch_size, count, *shape.latent_size), "stories, latent frames, channels, h, w")
+        if self.text_encoder is None and (prompts or (guided and negatives)):
+            raise ValueError(
+                "this pipeline has no text encoder: give prompt_embeds and, with guidance, negative_prompt_embeds too"
+            )
+        return plan
 
-        # 3. Text
+    def _prepare(
+        self,
+        plan: CallPlan,
+        num_inference_steps: int,
+        guidance_scale: float,
+        with_negatives: bool,
+        noise_context: bool,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> DenoisingState:
+        """Encodes context and texts, sets the timesteps and draws the noise."""
+        device, dtype = self._execution_device, self.transformer.dtype
+
+        # Context first: its files are read here, so that a bad one ends the call early
+        context_latents = plan.context_latents
+        if plan.context_video is not None:
+            context_frames = [n for n, new in zip(plan.shape.frames, plan.generated) if not new]
+            context_latents = self.encode_context(plan.context_video, context_frames, plan.height, plan.width)
+
+        prompt_embeds, negative_prompt_embeds = plan.prompt_embeds, plan.negative_prompt_embeds
         if prompt_embeds is None:
-            prompt_embeds = self.encode_prompt(prompts)
+            prompt_embeds = self.encode_prompt(plan.prompts)
         if with_negatives and negative_prompt_embeds is None:
-            negative_prompt_embeds = self.encode_prompt(negatives)
+            negative_prompt_embeds = self.encode_prompt(plan.negatives)
         prompt_embeds = prompt_embeds.to(device, dtype)
         if negative_prompt_embeds is not None:
             negative_prompt_embeds = negative_prompt_embeds.to(device, dtype)
 
-        # 4. Timesteps, latents and positions
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
-        self._num_timesteps = len(timesteps)
-        is_generated = is_generated.to(device)
-        if latents is None:
-            latents = randn_tensor((batch_size, num_generated, *frame_shape), generator, device, dtype)
-        noise = latents.to(device, dtype)
-        latents = noise.new_empty((batch_size, len(is_generated), *frame_shape))
+        self._num_timesteps = len(self.scheduler.timesteps)
+
+        is_generated = plan.is_generated.to(device)
+        noise = plan.latents
+        if noise is None:
+            shape = (plan.batch_size, int(plan.is_generated.sum()), *plan.shape.latent_size)
+            noise = randn_tensor(shape, generator, device, dtype)
+        noise = noise.to(device, dtype)
+        latents = noise.new_empty((plan.batch_size, len(is_generated), *plan.shape.latent_size))
         latents[:, is_generated] = noise
         if context_latents is not None:
             context_latents = context_latents.to(device, dtype)
@@ -383,94 +499,101 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 noise = randn_tensor(context_latents.shape, generator, device, dtype)
                 alpha = self.scheduler.alphas_cumprod[0].to(context_latents)
                 context_latents = alpha**0.5 * context_latents + (1 - alpha) ** 0.5 * noise
-            latents[:, ~is_generated] = context_latents
-        scene_timesteps = torch.tensor(generated, device=device)[None]  # 1 where t applies, 0 where a scene is clean
-        image_rotary_emb = self.transformer.rotary_embeddings(*frame_shape[1:], len(is_generated), device)
+        state = DenoisingState(
+            latents, context_latents, is_generated, prompt_embeds, negative_prompt_embeds, guidance_scale
+        )
+        state.restore_context()
+        return state
 
-        # 5. Denoise
-        extra_step_kwargs = self._extra_step_kwargs(generator, eta)
+    def _denoise(
+        self,
+        plan: CallPlan,
+        state: DenoisingState,
+        num_inference_steps: int,
+        use_dynamic_cfg: bool,
+        extra_step_kwargs: dict,
+        attention_kwargs: dict | None,
+        callback: Callable | None,
+        callback_tensors: Sequence[str],
+    ) -> torch.Tensor:
+        """Takes all steps of the scheduler. Returns the latents of all scenes, (B, S*F, C, h, w)."""
+        device = state.latents.device
+        timesteps = self.scheduler.timesteps
+        step_kwargs = {**extra_step_kwargs, "return_dict": False}
+        # 1 where t applies, 0 where a scene is clean
+        scene_timesteps = torch.tensor(plan.generated, device=device)[None]
+        image_rotary_emb = self.transformer.rotary_embeddings(
+            *plan.shape.latent_size[1:], len(state.is_generated), device
+        )
         old_pred_original_sample = None  # for DPM
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
-                embeds = torch.cat([negative_prompt_embeds, prompt_embeds]) if guided else prompt_embeds
+                guided = state.guided
+                embeds = state.prompt_embeds
+                if guided:
+                    embeds = torch.cat([state.negative_prompt_embeds, embeds])
                 with self.transformer.cache_context("cond_uncond"):
                     noise_pred = self.transformer(
-                        hidden_states=torch.cat([latents] * 2) if guided else latents,
+                        hidden_states=torch.cat([state.latents] * 2) if guided else state.latents,
                         encoder_hidden_states=embeds.flatten(1, 2),
                         timestep=(t * scene_timesteps).expand(len(embeds), -1),
                         image_rotary_emb=image_rotary_emb,
-                        scene_frames=latent_frames,
+                        scene_frames=plan.shape.latent_frames,
                         attention_kwargs=attention_kwargs,
                         return_dict=False,
                     )[0].float()
 
                 if use_dynamic_cfg:
                     progress = (num_inference_steps - t.item()) / num_inference_steps
-                    self._guidance_scale = 1 + guidance_scale * (1 - math.cos(math.pi * progress**5.0)) / 2
+                    self._guidance_scale = 1 + state.guidance_scale * (1 - math.cos(math.pi * progress**5.0)) / 2
                 if guided:
                     uncond, cond = noise_pred.chunk(2)
                     noise_pred = uncond + self.guidance_scale * (cond - uncond)
 
                 if isinstance(self.scheduler, CogVideoXDPMScheduler):
+                    previous_t = timesteps[i - 1] if i > 0 else None
                     latents, old_pred_original_sample = self.scheduler.step(
-                        noise_pred,
-                        old_pred_original_sample,
-                        t,
-                        timesteps[i - 1] if i > 0 else None,
-                        latents,
-                        **extra_step_kwargs,
-                        return_dict=False,
+                        noise_pred, old_pred_original_sample, t, previous_t, state.latents, **step_kwargs
                     )
                 else:
-                    latents = self.scheduler.step(noise_pred, t, latents, **extra_step_kwargs, return_dict=False)[0]
-                latents = latents.to(dtype)
-                if context_latents is not None:
-                    latents[:, ~is_generated] = context_latents
-
-                if callback_on_step_end is not None:
-                    tensors = {
-                        "latents": latents,
-                        "prompt_embeds": prompt_embeds,
-                        "negative_prompt_embeds": negative_prompt_embeds,
-                    }
-                    guidance_before, was_guided = self._guidance_scale, guided
-                    changed = callback_on_step_end(
-                        self, i, t, {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    )
-                    if self._guidance_scale != guidance_before:
-                        check_finite("guidance_scale", self._guidance_scale)
-                        guidance_scale = self._guidance_scale
-                        guided = guidance_scale > 1.0
-                    if was_guided and not guided and len(changed.get("prompt_embeds", prompt_embeds)) < batch_size:
-                        # diffusers' callbacks cut the prompt out of [negative, positive]. Here it is by itself already.
-                        changed = {name: value for name, value in changed.items() if name != "prompt_embeds"}
-                    if was_guided != guided:
-                        self.transformer._reset_stateful_cache()  # its tensors are of another batch size
-                    shapes = {
-                        "latents": latents.shape,
-                        "prompt_embeds": text_shape,
-                        "negative_prompt_embeds": text_shape,
-                    }
-                    for name in changed.keys() & tensors.keys():
-                        check_shape(f"the callback's {name}", changed[name], tuple(shapes[name]), "as it was given")
-                    latents = changed.get("latents", latents)
-                    prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
-                    negative_prompt_embeds = changed.get("negative_prompt_embeds", negative_prompt_embeds)
-                    if guided and negative_prompt_embeds is None:
-                        raise ValueError(
-                            f"the callback switched guidance on (guidance_scale={guidance_scale}), which needs "
-                            "negative_prompt_embeds where there is no text encoder: pass them"
-                        )
-                    if context_latents is not None:
-                        latents[:, ~is_generated] = context_latents
+                    latents = self.scheduler.step(noise_pred, t, state.latents, **step_kwargs)[0]
+                state.latents = latents.to(self.transformer.dtype)
+                state.restore_context()
+                if callback is not None:
+                    self._call_back(callback, callback_tensors, i, t, state)
                 progress_bar.update()
+        return state.latents
 
-        # 6. Decode
-        video = latents if output_type == "latent" else self.decode_latents(latents, latent_frames, output_type)
-        return CogVideoXPipelineOutput(frames=video) if return_dict else (video,)
+    def _call_back(
+        self, callback: Callable, names: Sequence[str], step: int, t: torch.Tensor, state: DenoisingState
+    ) -> None:
+        """Calls the callback at the end of a step, and takes over the tensors and the guidance that it changes."""
+        tensors = {name: getattr(state, name) for name in self._callback_tensor_inputs}
+        text_shape = state.prompt_embeds.shape
+        shapes = {"latents": state.latents.shape, "prompt_embeds": text_shape, "negative_prompt_embeds": text_shape}
+        guidance_before, was_guided = self._guidance_scale, state.guided
+        changed = callback(self, step, t, {name: tensors[name] for name in names})
+        if self._guidance_scale != guidance_before:
+            check_finite("guidance_scale", self._guidance_scale)
+            state.guidance_scale = self._guidance_scale
+        is_cut = len(changed.get("prompt_embeds", state.prompt_embeds)) < len(state.prompt_embeds)
+        if was_guided and not state.guided and is_cut:
+            # diffusers' callbacks cut the prompt out of [negative, positive]. Here it is by itself already.
+            changed = {name: value for name, value in changed.items() if name != "prompt_embeds"}
+        if was_guided != state.guided:
+            self.transformer._reset_stateful_cache()  # its tensors are of another batch size
+        for name in changed.keys() & tensors.keys():
+            check_shape(f"the callback's {name}", changed[name], tuple(shapes[name]), "as it was given")
+            setattr(state, name, changed[name])
+        if state.guided and state.negative_prompt_embeds is None:
+            raise ValueError(
+                f"the callback switched guidance on (guidance_scale={state.guidance_scale}), which needs "
+                "negative_prompt_embeds where there is no text encoder: pass them"
+            )
+        state.restore_context()
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[list[str]]) -> torch.Tensor:
@@ -610,13 +733,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             num_frames,
         )
 
-    def check_size(
-        self, height: int, width: int, num_frames: int | Sequence[int], num_scenes: int
-    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, int, int]]:
-        """What a video of this size is made of. Needs no weights.
-
-        Returns:
-            frames of each scene; latent frames of each scene; (C, h, w) of a latent frame.
+    def video_shape(self, height: int, width: int, num_frames: int | Sequence[int], num_scenes: int) -> VideoShape:
+        """The frames and latent frames of a video of this size. Needs no weights.
 
         Raises:
             ValueError: with the nearest sizes that VAE, patch and positions can carry.
@@ -631,7 +749,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         latent_frames = tuple((n - 1) // self.vae_scale_factor_temporal + 1 for n in frames)
         latent_size = (height // self.vae_scale_factor_spatial, width // self.vae_scale_factor_spatial)
         self.transformer.scene_layout(*latent_size, latent_frames)
-        return frames, latent_frames, (self.transformer.config.in_channels, *latent_size)
+        return VideoShape(frames, latent_frames, (self.transformer.config.in_channels, *latent_size))
 
     @property
     def guidance_scale(self) -> float:

@@ -4,29 +4,34 @@ Latents are handed from window to window, so a scene never passes through the VA
 was interrupted goes on from the scenes that its store holds, with the same result.
 """
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mask2dit.config import check_finite
 from mask2dit.files import atomic_path
+from mask2dit.hashing import digest
 from mask2dit.pipelines.mask2dit import (
     SAMPLING_REMEDY,
     Mask2DiTPipeline,
+    VideoShape,
     check_scheduler,
     check_shape,
     count_given_scenes,
     require_finite,
 )
+from mask2dit.video.frames import to_uint8
 
 logger = logging.getLogger(__name__)
+
+KEY_LENGTH = 64  # of a scene's key, in hexadecimal digits
 
 
 def story_windows(num_scenes: int, num_given: int = 0, window: int | None = None) -> list[tuple[range, range]]:
@@ -81,7 +86,7 @@ class SceneStore:
 
     def key(self, *made_from) -> str:
         """The name of what these weights make from this: any JSON values."""
-        return _digest(self.identity, *made_from)
+        return digest([self.identity, *made_from], KEY_LENGTH)
 
     def load(self, key: str, shape: tuple[int, ...]) -> torch.Tensor | None:
         """(1, F, C, h, w), or None if there is no such scene, or none of this shape and finite, with a warning that names the
@@ -107,7 +112,7 @@ class SceneStore:
         return self.folder / f"{key[:32]}.safetensors"
 
 
-def check_story(
+def plan_windows(
     pipe: Mask2DiTPipeline,
     num_scenes: int,
     num_given: int,
@@ -116,16 +121,16 @@ def check_story(
     width: int | None,
     num_frames: int | Sequence[int] | None,
 ) -> list[tuple[range, range]]:
-    """The windows of a story, as `story_windows`. Needs no weights.
+    """The windows of a story, as `story_windows` returns them, each checked. Needs no weights.
 
     Raises:
         ValueError: if the model cannot carry one of them.
     """
     windows = story_windows(num_scenes, num_given, window)
     height, width, num_frames = pipe.fill_size(height, width, num_frames)
-    frames, _, _ = pipe.check_size(height, width, num_frames, num_scenes)
+    frames = pipe.video_shape(height, width, num_frames, num_scenes).frames
     for context, new in windows:
-        pipe.check_size(height, width, frames[context.start : new.stop], new.stop - context.start)
+        pipe.video_shape(height, width, frames[context.start : new.stop], new.stop - context.start)
     return windows
 
 
@@ -173,80 +178,117 @@ def generate_story(
     check_finite("guidance_scale", guidance_scale)
     num_scenes = len(prompts)
     height, width, num_frames = pipe.fill_size(height, width, num_frames)
-    frames, latent_frames, frame_shape = pipe.check_size(height, width, num_frames, num_scenes)
-    given = []
-    if context_latents is not None:
-        check_shape(
-            "context_latents",
-            context_latents,
-            (1, len(context_latents[0]), *frame_shape),
-            "stories, frames, channels, h, w",
-        )
-        num_given = count_given_scenes(context_latents, latent_frames)
-        given = [scene.cpu() for scene in context_latents.split(latent_frames[:num_given], dim=1)]
-    windows = check_story(pipe, num_scenes, len(given), window, height, width, num_frames)
+    shape = pipe.video_shape(height, width, num_frames, num_scenes)
+    given = [] if context_latents is None else _given_scenes(context_latents, shape)
     if negative_prompt is None or isinstance(negative_prompt, str):
         negative_prompt = [negative_prompt or ""] * num_scenes
     elif len(negative_prompt) != num_scenes:
         raise ValueError(f"negative_prompt has {len(negative_prompt)} entries for {num_scenes} scenes")
-    settings = {
-        "height": height,
-        "width": width,
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "use_dynamic_cfg": use_dynamic_cfg,
-        "noise_context": noise_context,
-    }
+    plan = StoryPlan(
+        prompts=prompts,
+        negative_prompts=negative_prompt,
+        shape=shape,
+        given=given,
+        windows=plan_windows(pipe, num_scenes, len(given), window, height, width, num_frames),
+        settings={
+            "height": height,
+            "width": width,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "use_dynamic_cfg": use_dynamic_cfg,
+            "noise_context": noise_context,
+        },
+        seed=seed,
+    )
+    return _scenes(pipe, plan, store)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoryPlan:
+    """The checked arguments of `generate_story`."""
+
+    prompts: Sequence[str]
+    negative_prompts: Sequence[str]
+    shape: VideoShape
+    given: list[torch.Tensor]
+    """Latents of the first scenes, (1, F, C, h, w) each."""
+    windows: list[tuple[range, range]]
+    """As `story_windows` returns them."""
+    settings: dict
+    """Arguments of the pipeline that all windows share."""
+    seed: int
+
+
+def _given_scenes(context_latents: torch.Tensor, shape: VideoShape) -> list[torch.Tensor]:
+    expected = (1, len(context_latents[0]), *shape.latent_size)
+    check_shape("context_latents", context_latents, expected, "stories, frames, channels, h, w")
+    num_given = count_given_scenes(context_latents, shape.latent_frames)
+    return [scene.cpu() for scene in context_latents.split(shape.latent_frames[:num_given], dim=1)]
+
+
+def _scenes(pipe: Mask2DiTPipeline, plan: StoryPlan, store: SceneStore | None) -> Iterator[torch.Tensor]:
+    """All scenes in order: given ones, those of the store, and those that are generated."""
     model = {
         "transformer": _own_settings(pipe.transformer),
         "scheduler": [type(pipe.scheduler).__name__, _own_settings(pipe.scheduler)],
         "dtype": str(pipe.transformer.dtype),
     }
-
-    def generate(context: range, new: range, made: list[torch.Tensor]) -> list[torch.Tensor]:
+    made = list(plan.given)
+    keys = [digest([scene.float().numpy().tobytes().hex()], KEY_LENGTH) for scene in plan.given]
+    yield from plan.given
+    for context, new in plan.windows:
         part = slice(context.start, new.stop)
-        progress_bar = getattr(pipe, "_progress_bar_config", {})
-        pipe.set_progress_bar_config(**{**progress_bar, "desc": f"{_name(new)} of {num_scenes}"})
-        try:
-            latents = pipe(
-                prompts[part],
-                negative_prompt=negative_prompt[part],
-                num_frames=frames[part],
-                context_latents=torch.cat([made[i] for i in context], dim=1) if context else None,
-                generator=torch.Generator().manual_seed(_window_seed(seed, new.start)),
-                output_type="latent",
-                **settings,
-            ).frames
-        finally:
-            pipe.set_progress_bar_config(**progress_bar)
-        scenes = [latents.cpu() for latents in latents.split(latent_frames[part], dim=1)[len(context) :]]
-        for number, scene in zip(new, scenes):
-            require_finite(f"the latents of scene {number + 1} of {num_scenes}", scene, SAMPLING_REMEDY)
-        return scenes
+        texts = [plan.prompts[part], plan.negative_prompts[part]]
+        context_keys = [keys[i] for i in context]
+        made_from = [model, plan.settings, texts, plan.shape.frames[part], context_keys, plan.seed, new.start]
+        new_keys = [store.key(made_from, scene) if store else "" for scene in new]
+        shapes = [(1, plan.shape.latent_frames[i], *plan.shape.latent_size) for i in new]
+        latents = [store.load(key, shape) if store else None for key, shape in zip(new_keys, shapes)]
+        if any(scene is None for scene in latents):
+            latents = _generate_window(pipe, plan, context, new, made)
+            if store:
+                for key, scene in zip(new_keys, latents):
+                    store.save(key, scene)
+        else:
+            logger.info("%s was made before and is taken from %s", _name(new), store.folder)
+        made += latents
+        keys += new_keys
+        yield from latents
 
-    def scenes() -> Iterator[torch.Tensor]:
-        made = list(given)
-        keys = [_digest(scene.float().numpy().tobytes().hex()) for scene in given]
-        yield from given
-        for context, new in windows:
-            part = slice(context.start, new.stop)
-            texts = [prompts[part], negative_prompt[part]]
-            made_from = [model, settings, texts, frames[part], [keys[i] for i in context], seed, new.start]
-            new_keys = [store.key(made_from, scene) if store else "" for scene in new]
-            shapes = [(1, latent_frames[i], *frame_shape) for i in new]
-            latents = [store.load(key, shape) if store else None for key, shape in zip(new_keys, shapes)]
-            if any(scene is None for scene in latents):
-                latents = generate(context, new, made)
-                if store:
-                    for key, scene in zip(new_keys, latents):
-                        store.save(key, scene)
-            else:
-                logger.info("%s was made before and is taken from %s", _name(new), store.folder)
-            made += latents
-            keys += new_keys
-            yield from latents
 
-    return scenes()
+def _generate_window(
+    pipe: Mask2DiTPipeline, plan: StoryPlan, context: range, new: range, made: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Latents of the window's new scenes, from those of all scenes before them."""
+    part = slice(context.start, new.stop)
+    num_scenes = len(plan.prompts)
+    progress_bar = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(**{**progress_bar, "desc": f"{_name(new)} of {num_scenes}"})
+    try:
+        latents = pipe(
+            plan.prompts[part],
+            negative_prompt=plan.negative_prompts[part],
+            num_frames=plan.shape.frames[part],
+            context_latents=torch.cat([made[i] for i in context], dim=1) if context else None,
+            generator=torch.Generator().manual_seed(_window_seed(plan.seed, new.start)),
+            output_type="latent",
+            **plan.settings,
+        ).frames
+    finally:
+        pipe.set_progress_bar_config(**progress_bar)
+    scenes = [latents.cpu() for latents in latents.split(plan.shape.latent_frames[part], dim=1)[len(context) :]]
+    for number, scene in zip(new, scenes):
+        require_finite(f"the latents of scene {number + 1} of {num_scenes}", scene, SAMPLING_REMEDY)
+    return scenes
+
+
+def decode_scene(pipe: Mask2DiTPipeline, latents: torch.Tensor, device: torch.device | None = None) -> np.ndarray:
+    """The frames of one scene, uint8 (frames, H, W, 3), of its scaled latents (1, F, C, h, w).
+
+    Raises:
+        FloatingPointError: as `Mask2DiTPipeline.decode_latents`.
+    """
+    return to_uint8(pipe.decode_latents(latents.to(device or latents.device), [latents.shape[1]])[0])
 
 
 def _name(scenes: range) -> str:
@@ -260,8 +302,4 @@ def _own_settings(model) -> dict:
 
 def _window_seed(seed: int, first_scene: int) -> int:
     """Seeds that differ between windows, and between the windows of stories with neighbouring seeds."""
-    return int(_digest(seed, first_scene)[:15], 16)
-
-
-def _digest(*parts) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return int(digest([seed, first_scene])[:15], 16)

@@ -5,9 +5,11 @@ CogVideoX-5B has, only narrower and shallower: an autoencoder that compresses 4 
 positions and patches of 2 x 2, a T5 v1.1 text encoder and its sentencepiece tokenizer.
 """
 
-import argparse
 import os
+import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
+from mask2dit.command import run_command
 from mask2dit.files import write_errors
 from mask2dit.models.loading import load_tokenizer
 from mask2dit.models.tokenizer import sentencepiece_model
@@ -80,8 +83,23 @@ and on any machine, before real weights are in place. To see what the method can
 It has all parts of Mask²DiT on CogVideoX-5B, only much smaller. Its base size is 9 frames of 64 x 96 pixels (height x
 width) a scene, and it reads 64 text tokens a scene.
 
-`python -m mask2dit.pipelines.untrained FOLDER --seed {seed}` wrote it.
+`python -m mask2dit.pipelines.untrained FOLDER seed={seed}` wrote it.
 """
+
+
+@dataclass(kw_only=True)
+class UntrainedConfig:
+    """Write a small model with random weights."""
+
+    folder: str = "models/untrained-small"
+    """The folder to write; one that exists is left as it is."""
+    seed: int = 0
+    """Seed of the weights."""
+
+
+def write_untrained(config: UntrainedConfig) -> None:
+    """Writes the model and prints its folder."""
+    print(build_untrained_model(config.folder, config.seed))
 
 
 def build_untrained_model(folder: str | os.PathLike, seed: int = 0) -> Path:
@@ -201,16 +219,11 @@ def _text_encoder(vocab_size: int) -> T5EncoderModel:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a small model with random weights.")
-    parser.add_argument("folder", type=Path, help="where to write it")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
-    arguments = parser.parse_args()
-    try:
-        print(build_untrained_model(arguments.folder, arguments.seed))
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"error: cannot write {str(arguments.folder)!r}: {error}\n")
+def main(arguments: Sequence[str]) -> int:
+    return run_command(
+        UntrainedConfig, "mask2dit.pipelines.untrained:write_untrained", None, arguments, positional="folder"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -25,12 +25,12 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
     Raises:
         ValueError: if there is no value.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if not len(values):
+    of_story = np.asarray(values, dtype=np.float64)
+    if not len(of_story):
         raise ValueError("an interval needs at least one story")
-    chosen = np.random.default_rng(seed).integers(len(values), size=(NUM_RESAMPLES, len(values)))
-    low, high = np.percentile(values[chosen].mean(axis=1), [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high), len(values))
+    chosen = np.random.default_rng(seed).integers(len(of_story), size=(NUM_RESAMPLES, len(of_story)))
+    low, high = np.percentile(of_story[chosen].mean(axis=1), [2.5, 97.5])
+    return Interval(float(of_story.mean()), float(low), float(high), len(of_story))
 
 
 def paired_difference(first: dict[str, float], second: dict[str, float], seed: int = 0) -> Interval | None:

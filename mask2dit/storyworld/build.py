@@ -8,7 +8,6 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,30 +32,38 @@ class BuildConfig:
     """What goes into the folder. `configs/storyworld/model.yaml` holds values for all of it."""
 
     output: str = "outputs/storyworld/model"
-    """The folder to write; one that is there is replaced, but for its README.md."""
+    """Folder to write; an existing one is replaced except for its README.md."""
     vae: str = "outputs/storyworld/vae"
-    """Where `mask2dit.storyworld.vae` wrote."""
+    """Output folder of `mask2dit.storyworld.vae`."""
     text: str = "outputs/storyworld/text"
-    """Where `mask2dit.storyworld.text` wrote."""
+    """Output folder of `mask2dit.storyworld.text`."""
     trained: str | None = None
-    """A model folder whose transformer is taken, in half precision; null: random weights of the size below."""
+    """Model folder whose transformer is taken, in half precision; null: random weights of the size below."""
     num_layers: int = 6
+    """Number of transformer blocks."""
     num_attention_heads: int = 4
+    """Attention heads per block."""
     attention_head_dim: int = 64
+    """Width of an attention head."""
     time_embed_dim: int = 64
+    """Width of the timestep embedding."""
     patch_size: int = 8
-    """In latents: 8 makes 16 tokens of a latent frame of 32 x 32."""
+    """Side of a patch in latent pixels: 8 makes 16 tokens of a latent frame of 32 x 32."""
     prediction_type: str = "sample"
-    """What the transformer predicts: sample (clean latents, which tokens as wide as the transformer need) or
+    """What the transformer predicts: sample (clean latents, for which a token has to be as wide as the transformer) or
     v_prediction."""
     text_window: int = 32
-    """Tokens of a caption, as in the text encoder's training."""
+    """Tokens per caption, as in the text encoder's training."""
     num_scenes: int = 3
-    """That the transformer is trained with; more at a time are refused later."""
+    """Scenes per story in the transformer's training; more at a time are refused later."""
     num_frames: int = 9
+    """Frames per scene."""
     height: int = 64
+    """Height in pixels."""
     width: int = 64
+    """Width in pixels."""
     seed: int = 0
+    """Seed of the random weights."""
 
 
 def build_model(config: BuildConfig) -> None:
@@ -85,7 +92,7 @@ def build_model(config: BuildConfig) -> None:
         published_scheduler().config, prediction_type=config.prediction_type
     )
     pipe = Mask2DiTPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
-    pipe.check_size(config.height, config.width, config.num_frames, num_scenes=1)
+    pipe.video_shape(config.height, config.width, config.num_frames, num_scenes=1)
     with atomic_folder(output) as written:
         save_pipeline(pipe, written, Path(config.text) / "tokenizer" / SPIECE)
         trained_with = {name: getattr(config, name) for name in ("num_scenes", "num_frames", "height", "width")}
@@ -120,10 +127,5 @@ def create_transformer(
         )
 
 
-def main(arguments: Sequence[str]) -> int:
-    default = Path(__file__).parents[2] / "configs/storyworld/model.yaml"
-    return run_command(BuildConfig, "mask2dit.storyworld.build:build_model", default, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(BuildConfig, "mask2dit.storyworld.build:build_model", None, sys.argv[1:]))

@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -26,14 +26,18 @@ from mask2dit.config import check_at_least
 from mask2dit.data.clips import required_frames
 from mask2dit.data.config import DataConfig
 from mask2dit.files import check_writable, write_text
-from mask2dit.storyworld.measure import measure_scene, visual_consistency
-from mask2dit.storyworld.render import render_story
-from mask2dit.storyworld.world import Story, caption, describe, sample_story
+from mask2dit.storyworld.measure import measure_scene, nearest_palette, visual_consistency
+from mask2dit.storyworld.render import render_story, tinted
+from mask2dit.storyworld.world import HELD_OUT_ACTIONS, Story, caption, describe, sample_story
 from mask2dit.video.writing import write_clips
 
 logger = logging.getLogger(__name__)
 
 STORIES_A_CALL = 50  # that one process renders and writes together
+# Of backgrounds without a name, as of those with one: largest minus smallest channel, and root mean square between sky and
+# ground at the horizon.
+MAX_BACKGROUND_CHROMA = 0.2
+MIN_BACKGROUND_EDGE = 0.1
 
 
 @dataclass(kw_only=True)
@@ -41,33 +45,46 @@ class FilmsConfig:
     """What to render. `configs/storyworld/films.yaml` holds values for all of it."""
 
     output_dir: str = "datasets/storyworld"
+    """Folder for the videos and the manifests."""
 
     # How much
     num_clips: int = 6000
-    """Single scenes in `pretrain.csv`, each of another story and none of them of a story in `sft.json`."""
+    """Number of single scenes in `pretrain.csv`, each of another story and none of them of a story in `sft.json`."""
     num_stories: int = 3000
-    """In `sft.json`."""
+    """Number of stories in `sft.json`."""
     num_held_out: int = 100
-    """In `held_out.json`."""
+    """Number of stories in `held_out.json`."""
     seed: int = 0
-    """Stories are numbered from here on: first those of `sft.json`, then the clips."""
+    """Seed of the first story; first those of `sft.json` are numbered, then the clips."""
 
     # Of what
     num_scenes: int = 3
+    """Scenes per story."""
     num_frames: int = 9
-    """Frames of a scene as training takes it."""
+    """Frames per scene in training."""
     height: int = 64
+    """Height in pixels."""
     width: int = 64
+    """Width in pixels."""
     fps: int = 8
+    """Frames per second."""
 
     # Stories whose scenes do not belong together
     drifting_share: float = 0.0
-    """The share of stories in `sft.json` whose identity changes from scene to scene: some a little, some altogether."""
+    """Share of the stories in `sft.json`, 0 to 1, whose identity changes from scene to scene, some slightly, some
+    completely."""
     thresholds: list[float] = field(default_factory=list)
-    """For each, a manifest of the stories whose scenes are at least so similar."""
+    """Similarities for each of which a manifest lists the stories whose scenes are at least that similar."""
+
+    # Stories whose captions leave something out
+    unnamed_colours: float = 0.0
+    """The share of actors in `sft.json` whose colour captions leave out: it is any that is not of a held-out look."""
+    unnamed_settings: float = 0.0
+    """The share of stories in `sft.json` whose setting captions leave out: its colours are any pale ones that are not of a
+    setting in which one of the actions is held out."""
 
     num_workers: int = 2
-    """Processes."""
+    """Number of processes."""
 
     def __post_init__(self):
         for name in ("num_clips", "num_stories", "num_held_out", "seed"):
@@ -83,6 +100,9 @@ class FilmsConfig:
             )
         if not 0 <= self.drifting_share <= 1:
             raise ValueError(f"drifting_share={self.drifting_share} has to lie between 0 and 1")
+        for name in ("unnamed_colours", "unnamed_settings"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to lie between 0 and 1")
         if self.thresholds and self.num_scenes < 2:
             raise ValueError("thresholds are for the similarity of scenes: set num_scenes=2 or more, or thresholds=[]")
 
@@ -125,7 +145,29 @@ def story_of(config: FilmsConfig, part: str, seed: int) -> Story:
     if part == "held_out":
         return sample_story(seed, config.num_scenes, "held_out")
     drifts, drift = np.random.default_rng([seed, 3]).random(2)
-    return sample_story(seed, config.num_scenes, drift=drift if drifts < config.drifting_share else 0.0)
+    drift = drift if drifts < config.drifting_share else 0.0
+    story = sample_story(seed, config.num_scenes, drift=drift, unnamed=config.unnamed_colours)
+    rng = np.random.default_rng([seed, 4])
+    return leave_out_setting(story, rng) if rng.random() < config.unnamed_settings else story
+
+
+def leave_out_setting(story: Story, rng: np.random.Generator) -> Story:
+    """The same story before a background of random colours, of which captions say nothing.
+
+    None of them, tinted, is of a setting in which an action of the story is held out.
+    """
+    actions = {action for scene in story.scenes for action in scene.actions}
+    held_out = {setting for action, setting in HELD_OUT_ACTIONS if action in actions}
+    while True:
+        sky, ground = rng.uniform(0.45, 0.95, (2, 3))
+        at_horizon = sky + rng.uniform(-0.04, 0.16)
+        pale = max(np.ptp(sky), np.ptp(ground)) < MAX_BACKGROUND_CHROMA and at_horizon.max() < 1
+        has_edge = np.sqrt(np.square(at_horizon - ground).mean()) > MIN_BACKGROUND_EDGE
+        palette = (tuple(sky), tuple(at_horizon), tuple(ground))
+        tints = [tinted(palette, identity) for identity in story.identities]
+        seen = {nearest_palette((above + below) / 2, of_ground) for above, below, of_ground in tints}
+        if pale and has_edge and not seen & held_out:
+            return replace(story, setting=None, palette=palette)
 
 
 def _make(config: FilmsConfig, part: str, seeds: range) -> list[dict]:
@@ -191,5 +233,4 @@ def _write_csv(path: Path, scenes: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    DEFAULT_CONFIG = "configs/storyworld/films.yaml"
-    sys.exit(run_command(FilmsConfig, "mask2dit.storyworld.films:make_films", DEFAULT_CONFIG, sys.argv[1:]))
+    sys.exit(run_command(FilmsConfig, "mask2dit.storyworld.films:make_films", None, sys.argv[1:]))

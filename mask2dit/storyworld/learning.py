@@ -20,6 +20,7 @@ from tqdm import tqdm
 from mask2dit.command import PREEMPTED, stop_noted
 from mask2dit.config import check_at_least, check_choice
 from mask2dit.files import append_line, atomic_path, check_writable, keep_lines
+from mask2dit.provenance import describe_changes
 from mask2dit.training.muon import Muon, spectral_scale
 
 logger = logging.getLogger(__name__)
@@ -36,26 +37,32 @@ class LearningConfig:
     """What the two have in common."""
 
     output_dir: str
-    """Checkpoint, metrics and result; one run only, which goes on where it was stopped."""
+    """Folder for the checkpoint, the metrics and the result of one run, which continues where it was stopped."""
     max_steps: int
+    """Optimization steps."""
     batch_size: int
+    """Samples per step."""
     matrix_learning_rate: float = 0.03
-    """Of Muon, which trains matrices and convolutions, at its highest: it rises from 0 over `warmup_steps` and falls to 0
-    along a cosine."""
+    """Peak learning rate of Muon, which trains matrices and convolutions: it rises from 0 over `warmup_steps` and falls
+    to 0 along a cosine."""
     learning_rate: float = 2e-3
-    """Of AdamW, which trains everything else, likewise."""
+    """Peak learning rate of AdamW, which trains everything else, with the same schedule."""
     warmup_steps: int = 100
+    """Steps over which the learning rates rise linearly from 0."""
     weight_decay: float = 0.01
+    """Decoupled weight decay."""
     max_grad_norm: float = 1.0
+    """Gradient norm above which gradients are scaled down."""
     ema_decay: float = 0.999
-    """Of the moving average of the weights, which is what is evaluated and kept."""
+    """Decay of the exponential moving average of the weights, which is evaluated and kept."""
     precision: str = "bf16"
-    """fp32, or bf16: autocast."""
+    """fp32, or bf16 (autocast)."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
     seed: int = 0
+    """Seed of the weights and of the samples."""
     evaluate_every: int = 500
-    """Steps between two evaluations, each of which saves a checkpoint too."""
+    """Steps between evaluations, each of which saves a checkpoint too."""
 
     def __post_init__(self):
         for name in ("max_steps", "batch_size", "evaluate_every"):
@@ -178,10 +185,7 @@ def _load(config: LearningConfig, parts: dict) -> int:
         raise ValueError(
             f"{path} is damaged ({str(error).splitlines()[0]}): remove it, and the run starts anew"
         ) from error
-    now, before = dataclasses.asdict(config), checkpoint["config"]
-    differing = [key for key in now if key not in FREE_KEYS and now[key] != before.get(key)]
-    if differing:
-        changes = ", ".join(f"{key} ({before.get(key)!r} then, {now[key]!r} now)" for key in differing)
+    if changes := describe_changes(checkpoint["config"], dataclasses.asdict(config), ignore=FREE_KEYS):
         raise ValueError(
             f"{str(path)!r} was made with another configuration: {changes}; use another output_dir, or remove it"
         )

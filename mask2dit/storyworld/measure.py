@@ -20,15 +20,16 @@ from mask2dit.storyworld.observe import (
     Observation,
     check_video,
     find_cuts,
-    hue_distance,
     observe_scene,
 )
-from mask2dit.storyworld.render import HUES, PALETTES
+from mask2dit.storyworld.render import PALETTES
 from mask2dit.storyworld.world import (
+    HUES,
     IDENTITY_RANGES,
     JOINT_ACTIONS,
     DescribedActor,
     Description,
+    hue_distance,
     parse_caption,
 )
 
@@ -169,19 +170,20 @@ def measure_scene(video: np.ndarray, description: Description) -> SceneMeasureme
     """
     observation = observe_scene(video)
     tracks = _match(observation, description.actors)
-    setting = None if observation.background is None else nearest_setting(observation.background)
     expected = len(description.actors)
     is_right: dict[str, list[bool]] = {
         "cast": [np.mean([len(bodies) == expected for bodies in observation.bodies]) >= PERSISTENCE],
-        "setting": [setting == description.setting],
     }
+    if description.setting is not None:
+        background = observation.background
+        is_right["setting"] = [background is not None and nearest_setting(background) == description.setting]
 
     def note(kind: str, value: bool) -> None:
         is_right.setdefault(kind, []).append(value)
 
     joint_action, joint_motions = None, []  # of the one pair that a scene may have
     for actor, track in zip(description.actors, tracks):
-        for kind in ("colour", "shape", "accessory"):
+        for kind in ("colour", "shape", "accessory") if actor.colour else ("shape", "accessory"):
             seen = [body is not None and getattr(body, kind) == getattr(actor, kind) for body in track]
             note(kind, np.mean(seen) >= PERSISTENCE)
         if actor.action in JOINT_ACTIONS:
@@ -197,10 +199,15 @@ def measure_scene(video: np.ndarray, description: Description) -> SceneMeasureme
 
 def nearest_setting(background: Background) -> str | None:
     """The setting whose colours, tinted as far as stories are, are nearest; None if none is near."""
+    return nearest_palette(background.sky, background.ground)
+
+
+def nearest_palette(sky: np.ndarray, ground: np.ndarray) -> str | None:
+    """The setting whose colours are nearest to a mean colour of the sky and one of the ground; None if none is near."""
     errors = {}
-    for name, (above, at_horizon, ground) in PALETTES.items():
-        sky_off = background.sky - (np.asarray(above) + at_horizon) / 2
-        ground_off = background.ground - ground
+    for name, (above, at_horizon, its_ground) in PALETTES.items():
+        sky_off = sky - (np.asarray(above) + at_horizon) / 2
+        ground_off = ground - np.asarray(its_ground)
         rest = [_untinted(sky_off, "sky"), _untinted(ground_off, "ground")]
         errors[name] = float(np.sqrt(np.mean(np.square(rest))))
     nearest = min(errors, key=errors.get)
@@ -247,6 +254,8 @@ def _differences_in(part: str, a: dict, b: dict) -> list[float]:
     for one, other in values:
         if one is None or other is None:
             result.append(UNRELATED[part])
+        elif part == "hue":
+            result.append(hue_distance(one, other))
         elif part == "stripe_angle":  # the same again after half a turn
             result.append(abs((one - other + 90) % 180 - 90))
         else:
@@ -280,7 +289,7 @@ def _match(observation: Observation, actors: Sequence[DescribedActor]) -> list[T
     for bodies in observation.bodies:
         size = min(len(bodies), len(actors))
         fits = [
-            (sum(hue_distance(bodies[b].hue, HUES[actors[a].colour]) for a, b in zip(chosen, others)), chosen, others)
+            (sum(_hue_error(bodies[b], actors[a]) for a, b in zip(chosen, others)), chosen, others)
             for chosen in combinations(range(len(actors)), size)
             for others in combinations(range(len(bodies)), size)
         ]
@@ -289,6 +298,11 @@ def _match(observation: Observation, actors: Sequence[DescribedActor]) -> list[T
         for k, track in enumerate(tracks):
             track.append(bodies[found[k]] if k in found else None)
     return tracks
+
+
+def _hue_error(body: Body, actor: DescribedActor) -> float:
+    """Degrees off the colour that a caption names; any fits where it names none."""
+    return hue_distance(body.hue, HUES[actor.colour]) if actor.colour else 0.0
 
 
 def _motion(track: Track) -> str | None:
@@ -319,14 +333,14 @@ def _motion(track: Track) -> str | None:
 def _identity(observation: Observation, description: Description, tracks: Sequence[Track]) -> dict:
     found = {part: {} if part in OF_ACTORS else None for part in UNRELATED}
     for actor, track in zip(description.actors, tracks):
-        bodies = [body for body in track if body is not None and body.colour == actor.colour]
+        bodies = [body for body in track if body is not None and actor.colour in (None, body.colour)]
         seen = len(bodies) >= PERSISTENCE * len(track)
         # Hues are taken off the colour's own, where the circle has no seam.
-        offsets = [(body.hue - HUES[actor.colour] + 180) % 360 - 180 for body in bodies]
+        offsets = [(body.hue - HUES.get(actor.colour, 0.0) + 180) % 360 - 180 for body in bodies]
         found["hue"][actor.number] = float(np.median(offsets)) if seen else None
         found["size"][actor.number] = float(np.median([np.log(body.size) for body in bodies])) if seen else None
     background = observation.background
-    if background is None or nearest_setting(background) != description.setting:
+    if background is None or description.setting not in (None, nearest_setting(background)):
         return found
     found["horizon"] = background.horizon
     for place, colour in (("sky", background.sky), ("ground", background.ground)):

@@ -12,15 +12,14 @@ from itertools import product
 
 import numpy as np
 
-from mask2dit.storyworld.render import DARK, HUES, WHITE, actor_layers
-from mask2dit.storyworld.world import ACCESSORIES, SHAPES
+from mask2dit.storyworld.render import DARK, WHITE, actor_layers
+from mask2dit.storyworld.world import ACCESSORIES, SHAPES, nearest_colour
 
 ACTOR_CHROMA = 0.42  # largest minus smallest channel: above it an actor's, below it a background's
 MIN_AREA = 20.0  # of an actor, in (height / 64)²; smaller specks are none
 CORE_CHROMA = 0.93  # of an actor's own: a pixel that has this much shows nothing else
 MAX_DRAWING_ERROR = 0.3  # of a body's area: more, and it is no drawing that we know
 REFINED_DRAWINGS = 3  # the best few are placed with more care
-MAX_HUE_ERROR = 29.0  # degrees: colours are at least twice as far apart
 HORIZONS = (0.4, 0.85)  # between which it is looked for, as shares of the height
 MIN_EDGE = 0.03  # root mean square between sky and ground at the horizon
 STRIPE_FREQUENCIES = (64 / 24, 64 / 5)  # per 64 units between which the ground's stripes are looked for
@@ -48,8 +47,7 @@ class Body:
     @property
     def colour(self) -> str | None:
         """The nearest colour; None if none is near."""
-        nearest = min(HUES, key=lambda colour: hue_distance(self.hue, HUES[colour]))
-        return nearest if hue_distance(self.hue, HUES[nearest]) <= MAX_HUE_ERROR else None
+        return nearest_colour(self.hue)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +88,6 @@ class Observation:
     """Of each frame, from left to right."""
     background: Background | None
     """None: there is no horizon."""
-
-
-def hue_distance(a: float, b: float) -> float:
-    """Degrees between two hues, 0 to 180."""
-    return abs((a - b + 180) % 360 - 180)
 
 
 def observe_scene(video: np.ndarray) -> Observation:

@@ -7,12 +7,9 @@ are told apart by.
 
 import numpy as np
 
-from mask2dit.storyworld.world import JOINT_ACTIONS, Identity, Scene, Story
-
-Colour = tuple[float, float, float]
+from mask2dit.storyworld.world import JOINT_ACTIONS, Colour, Identity, Palette, Scene, Story
 
 # Actors
-HUES = {"red": -4.0, "yellow": 54.0, "green": 130.0, "blue": 214.0, "purple": 284.0}
 SATURATION, VALUE = 0.82, 0.92
 USUAL_SIZES = (22.0, 18.0, 13.5)  # in a cast of 1, 2 and 3: each has to find room for its motion
 FLOOR = 0.9  # on which they stand, as a share of the height from above
@@ -28,7 +25,7 @@ BRIM_HEIGHTS = {"circle": 0.9, "square": 0.86, "triangle": 0.74}
 BOOT_HEIGHT, BOOTS_LIFT = 0.24, 0.18
 
 # Sky above, sky at the horizon, ground, before an identity tints them.
-PALETTES: dict[str, tuple[Colour, Colour, Colour]] = {
+PALETTES: dict[str, Palette] = {
     "desert": ((0.93, 0.86, 0.78), (0.95, 0.91, 0.85), (0.82, 0.72, 0.63)),
     "meadow": ((0.72, 0.82, 0.90), (0.82, 0.88, 0.92), (0.68, 0.79, 0.61)),
     "snow": ((0.58, 0.64, 0.74), (0.66, 0.70, 0.77), (0.86, 0.87, 0.89)),
@@ -67,12 +64,12 @@ def render_scene(story: Story, k: int, num_frames: int = 9, height: int = 64, wi
             f"frames have to be at least 32 high and at least as wide as high, but got {height}x{width} (height x width)"
         )
     scene, identity = story.scenes[k], story.identities[k]
-    background = _background(story.setting, scene, identity, height, width)
+    background = _background(story, scene, identity, height, width)
     video = np.repeat(background[None], num_frames, axis=0)
     for position, index in enumerate(scene.present):
         actor = story.actors[index]
         size = actor_size(len(story.actors), identity.sizes[index]) * height / 64
-        colour = hsv_to_rgb(HUES[actor.colour] + identity.hues[index], SATURATION, VALUE)
+        colour = hsv_to_rgb(actor.usual_hue + identity.hues[index], SATURATION, VALUE)
         xs, lifts = _path(scene, position, size, num_frames, height / 64, width)
         for frame, x, lift in zip(video, xs, lifts):
             _draw_shadow(frame, x, FLOOR * height, size)
@@ -199,15 +196,15 @@ def _draw_shadow(frame: np.ndarray, axis: float, floor: float, size: float) -> N
     target *= 1 - 0.2 * shadow[..., None]
 
 
-def _background(setting: str, scene: Scene, identity: Identity, height: int, width: int) -> np.ndarray:
+def _background(story: Story, scene: Scene, identity: Identity, height: int, width: int) -> np.ndarray:
     """`float (height, width, 3)`: sky, decorations, and ground with its stripes."""
     unit, horizon = height / 64, identity.horizon * height
     x, y = np.arange(width)[None, :] + 0.5, np.arange(height)[:, None] + 0.5
-    tints = tinted(PALETTES[setting], identity)
+    tints = tinted(story.palette or PALETTES[story.setting], identity)
     above, at_horizon, ground = (np.asarray(colour) for colour in tints)
     down = np.clip(y / horizon, 0, 1)[..., None]
     image = np.broadcast_to(above + down * (at_horizon - above), (height, width, 3)).copy()
-    _decorate(image, setting, scene.camera * width, horizon, unit, x, y)
+    _decorate(image, story.setting, scene.camera * width, horizon, unit, x, y)
 
     angle, wavelength = np.deg2rad(identity.stripe_angle), stripe_wavelength(identity.stripe_wavelength) * unit
     along = (x * np.cos(angle) + y * np.sin(angle)) / wavelength
@@ -216,7 +213,7 @@ def _background(setting: str, scene: Scene, identity: Identity, height: int, wid
     return image + cover[..., None] * (ground + stripes[..., None] - image)
 
 
-def tinted(palette: tuple[Colour, Colour, Colour], identity: Identity) -> list[np.ndarray]:
+def tinted(palette: Palette, identity: Identity) -> list[np.ndarray]:
     """A palette with an identity's tints."""
     warm = np.array([1.0, 0.0, -1.0])
     sky = identity.sky_brightness + identity.sky_warmth * warm
@@ -225,9 +222,9 @@ def tinted(palette: tuple[Colour, Colour, Colour], identity: Identity) -> list[n
 
 
 def _decorate(
-    image: np.ndarray, setting: str, pan: float, horizon: float, unit: float, x: np.ndarray, y: np.ndarray
+    image: np.ndarray, setting: str | None, pan: float, horizon: float, unit: float, x: np.ndarray, y: np.ndarray
 ) -> None:
-    """Draws what stands at the horizon and in the sky; the ground is drawn over it."""
+    """Draws what stands at the horizon and in the sky of a setting with a name; the ground is drawn over it."""
     width = image.shape[1]
 
     def to_right_of(share: float) -> np.ndarray:

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from tqdm import tqdm
 from mask2dit.command import run_command
 from mask2dit.files import read_json, write_text
 from mask2dit.reporting.bootstrap import mean_interval
-from mask2dit.reporting.svg import line_plot
+from mask2dit.reporting.plots import line_plot
+from mask2dit.reporting.tables import markdown_table
 from mask2dit.storyworld.measure import code_identity, measure_scene, visual_consistency
 from mask2dit.storyworld.observe import find_cuts
 from mask2dit.storyworld.trial import RECORD, TASKS, TrialConfig, read_record, story_seeds, video_path
@@ -66,6 +67,7 @@ ABLATIONS = {
     ),
     "conditional": (Row("p = 0", "unconditional", "-"), Row("p = 0.5", "v2", "-")),
 }
+SPLITS = (("new stories", "train"), ("unseen combinations", "held_out"))
 TRIALS = (
     ("all scenes at once", "fixed"),
     ("the same with v1, scenes isolated", "fixed_v1"),
@@ -81,12 +83,13 @@ class ReportConfig:
     """Where trials are, and where the page is."""
 
     trials: str = "outputs/storyworld/trials"
-    """A folder a trial, named as in `TRIALS`."""
+    """A folder per split and in it one per trial, named as in `SPLITS` and `TRIALS`; those in `steps` compare samplers."""
     ablations: str = "outputs/storyworld/ablations"
-    """A folder a run, named as in `ABLATIONS`, with its trials in `trials/fixed` and `trials/extension`."""
+    """Folder of the ablations, whose runs are named as in `ABLATIONS`, each with its trials in `trials/fixed` and
+    `trials/extension`."""
     page: str = "docs/storyworld.md"
-    """Its tables stand between `<!-- begin NAME -->` and `<!-- end NAME -->`; pictures and summaries lie in the folder of
-    its name beside it."""
+    """Page whose tables are written between `<!-- begin NAME -->` and `<!-- end NAME -->`; pictures and summaries go
+    into the folder of the same name."""
 
 
 def write_report(config: ReportConfig) -> None:
@@ -116,11 +119,13 @@ def write_report(config: ReportConfig) -> None:
     text = page.read_text(encoding="utf-8")
     text = _replace(text, "trials", trials_table(summaries))
     text = _replace(text, "kinds", kinds_table(summaries))
+    text = _replace(text, "steps", steps_table(summaries))
     for name, rows in ABLATIONS.items():
         text = _replace(text, name, ablation_table(summaries, rows))
-    if "trials/sliding" in summaries:
-        write_text(folder / "sliding.svg", _sliding_plot(summaries["trials/sliding"]))
-    fixed = Path(config.trials) / "fixed"
+    sliding = {label: summaries.get(f"trials/{split}/sliding") for label, split in SPLITS}
+    if any(sliding.values()):
+        write_text(folder / "sliding.svg", _sliding_plot(sliding))
+    fixed = Path(config.trials) / "held_out/fixed"
     if measured.get(fixed):
         ranked = sorted(measured[fixed], key=lambda story: (np.mean(story["right"]), story["consistency"]))
         write_image(folder / "good.png", _sheet(fixed, [story["seed"] for story in ranked[::-1][:SHOWN]]))
@@ -187,8 +192,9 @@ def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
         "mask_variant": config.mask_variant,
         "task": config.task,
         "split": config.split,
-        "first_story": config.first_story,
+        "range": config.stories,
         "seed": config.seed,
+        "sampler": config.sampler,
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,
         "stories": len(stories),
@@ -206,43 +212,65 @@ def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
 
 def trials_table(summaries: dict) -> str:
     """What the model does, in Markdown."""
-    lines = [
-        "| task | stories | scenes all right | last scene all right | visual consistency | first to last | cuts right |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for label, name in TRIALS:
-        found = summaries.get(f"trials/{name}")
-        columns = [NOT_RUN] * 6
+    measures = (
+        "split",
+        "stories",
+        "steps",
+        "scenes all right",
+        "last scene all right",
+        "visual consistency",
+        "first to last",
+        "cuts right",
+    )
+    rows = []
+    for (label, name), (split, key) in product(TRIALS, SPLITS):
+        found = summaries.get(f"trials/{key}/{name}")
+        columns = [NOT_RUN] * 7
         if found:
             columns = [
-                str(found["stories"]),
+                f"{found['stories']} {found['range']}",
+                str(found["num_inference_steps"]),
                 _percent(found["right"]),
                 _percent(found["last_right"]),
                 _number(found["consistency"]),
                 _number(found["first_to_last"]),
                 f"{100 * found['cuts']:.0f}%",
             ]
-        lines.append(f"| {label} | {' | '.join(columns)} |")
-    return "\n".join(lines)
+        rows.append([label, split, *columns])
+    return markdown_table(["task", *measures], rows)
+
+
+def steps_table(summaries: dict) -> str:
+    """What samplers reach in how many steps, in Markdown."""
+    found = [summary for name, summary in summaries.items() if name.startswith("trials/steps/")]
+    rows = [
+        [
+            of["sampler"],
+            str(of["num_inference_steps"]),
+            f"{of['stories']} {of['range']}",
+            _percent(of["right"]),
+            _number(of["consistency"]),
+        ]
+        for of in sorted(found, key=lambda of: (of["sampler"], of["num_inference_steps"]))
+    ]
+    return markdown_table(["sampler", "steps", "stories", "scenes all right", "visual consistency"], rows)
 
 
 def kinds_table(summaries: dict) -> str:
     """Which attributes of the captions are right, in Markdown."""
-    lines = [f"| task | {' | '.join(KINDS)} |", "|---|" + "---|" * len(KINDS)]
-    for label, name in TRIALS:
-        kinds = summaries.get(f"trials/{name}", {}).get("kinds", {})
+    rows = []
+    for (label, name), (split, key) in product(TRIALS, SPLITS):
+        kinds = summaries.get(f"trials/{key}/{name}", {}).get("kinds", {})
         columns = [f"{100 * kinds[kind]:.1f}%" if kind in kinds else NOT_RUN for kind in KINDS]
-        lines.append(f"| {label} | {' | '.join(columns)} |")
-    return "\n".join(lines)
+        rows.append([label, split, *columns])
+    return markdown_table(["task", "split", *KINDS], rows)
 
 
 def ablation_table(summaries: dict, rows: Sequence[Row]) -> str:
     """Runs of an ablation, in Markdown."""
     measures = ("attributes right", "scenes all right", "visual consistency")
-    lines = [
-        f"| | all at once: {' | '.join(measures)} | extension: {' | '.join(measures)} | paper |",
-        "|---|" + "---|" * (2 * len(measures) + 1),
-    ]
+    heads = ["", f"all at once: {measures[0]}", *measures[1:], f"extension: {measures[0]}", *measures[1:], "paper"]
+    lines = []
     for row in rows:
         columns = []
         for task in ("fixed", "extension"):
@@ -251,8 +279,8 @@ def ablation_table(summaries: dict, rows: Sequence[Row]) -> str:
                 columns += [_percent(found["attributes"]), _percent(found["right"]), _number(found["consistency"])]
             else:
                 columns += [NOT_RUN] * len(measures)
-        lines.append(f"| {row.label} | {' | '.join(columns)} | {row.paper} |")
-    return "\n".join(lines)
+        lines.append([row.label, *columns, row.paper])
+    return markdown_table(heads, lines)
 
 
 def _interval(values: Sequence[float]) -> list[float]:
@@ -288,18 +316,15 @@ def _pictures(folder: Path) -> str:
     )
 
 
-def _sliding_plot(summary: dict) -> str:
-    """Over the number of the scene, from 1."""
-    consistency, right = summary["to_first"], summary["right_by_scene"]
-    count = len(consistency) + 1
-    return line_plot(
-        {
-            "visual consistency with scene 1": list(enumerate(consistency, 2)),
-            "share of scenes all right": list(enumerate(right, count - len(right) + 1)),
-        },
-        "scene",
-        "",
-    )
+def _sliding_plot(summaries: dict[str, dict | None]) -> str:
+    """Over the number of the scene, from 1; `summaries` by the label of their split."""
+    lines = {}
+    for label, summary in summaries.items():
+        if summary:
+            consistency, right = summary["to_first"], summary["right_by_scene"]
+            lines[f"{label}: visual consistency with scene 1"] = list(enumerate(consistency, 2))
+            lines[f"{label}: share of scenes all right"] = list(enumerate(right, len(consistency) + 2 - len(right)))
+    return line_plot(lines, "scene", "")
 
 
 def _sheet(folder: Path, seeds: Sequence[int]):

@@ -32,11 +32,9 @@ from mask2dit.models.tokenizer import CHARACTERS, sentencepiece_model
 from mask2dit.pipelines.saving import SPIECE
 from mask2dit.randomness import generator_for
 from mask2dit.storyworld.learning import LearningConfig, learn
-from mask2dit.storyworld.world import caption, sample_story
+from mask2dit.storyworld.world import UNNAMED, caption, sample_story
 
 logger = logging.getLogger(__name__)
-
-MASK = "<extra_id_0>"  # the sentinel that stands for a hidden token
 
 
 @dataclass(kw_only=True)
@@ -45,20 +43,28 @@ class TextConfig(LearningConfig):
 
     output_dir: str = "outputs/storyworld/text"
     max_steps: int = 1500
+    matrix_learning_rate: float = 0.01
+    ema_decay: float = 0.99
+    precision: str = "fp32"
+    evaluate_every: int = 250
     batch_size: int = 64
-    """Samples of a step: one or two captions each."""
+    """Samples per step, of one or two captions each."""
     num_stories: int = 2000
     """Training stories from whose captions the tokenizer learns its pieces."""
     window: int = 32
     """Tokens that a caption is padded to."""
     width: int = 128
+    """Width of the encoder."""
     num_layers: int = 2
+    """Number of encoder layers."""
     num_heads: int = 4
+    """Attention heads per layer."""
     feed_forward_width: int = 256
+    """Width of the feed-forward layers."""
     hidden_share: float = 0.3
-    """Of the tokens, the share that has to be filled in."""
+    """Share of the tokens that are masked and have to be predicted."""
     num_evaluated: int = 256
-    """Held-out stories of an evaluation."""
+    """Held-out stories per evaluation."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -179,7 +185,7 @@ def hide(
     is_hidden = (torch.rand(tokens.shape, generator=generator) < share) & (tokens != tokenizer.pad_token_id)
     how = torch.rand(tokens.shape, generator=generator)
     others = torch.randint(len(tokenizer), tokens.shape, generator=generator)
-    shown = tokens.masked_fill(is_hidden & (how < 0.8), tokenizer.convert_tokens_to_ids(MASK))
+    shown = tokens.masked_fill(is_hidden & (how < 0.8), tokenizer.convert_tokens_to_ids(UNNAMED))
     return torch.where(is_hidden & (how >= 0.9), others, shown), is_hidden
 
 
@@ -214,10 +220,5 @@ def _batch(config: TextConfig, tokenizer: T5Tokenizer, step: int) -> torch.Tenso
     return tokenize(tokenizer, samples, config.window)
 
 
-def main(arguments: Sequence[str]) -> int:
-    default = Path(__file__).parents[2] / "configs/storyworld/text.yaml"
-    return run_command(TextConfig, "mask2dit.storyworld.text:train_text_encoder", default, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(TextConfig, "mask2dit.storyworld.text:train_text_encoder", None, sys.argv[1:]))

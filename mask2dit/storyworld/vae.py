@@ -36,30 +36,40 @@ class VAEConfig(LearningConfig):
 
     output_dir: str = "outputs/storyworld/vae"
     max_steps: int = 3600
+    matrix_learning_rate: float = 0.04
+    evaluate_every: int = 400
     batch_size: int = 3
-    """Scenes of a step."""
+    """Scenes per step."""
     block_out_channels: list[int] = field(default_factory=lambda: [16, 32])
-    """One level each; all but the last halve height and width, so two of them make latents of half the size."""
+    """Channels per level; all levels but the last halve height and width, so that two of them make latents of half the
+    size."""
     layers_per_block: int = 1
+    """Residual layers per level."""
     latent_channels: int = 4
+    """Channels of the latents."""
     temporal_compression_ratio: int = 2
-    """Frames that become one latent frame; the first is one by itself. At most 2 for each level after the first."""
+    """Frames per latent frame, except for the first frame, which is a latent frame by itself. At most 2 for each level
+    after the first."""
     norm_num_groups: int = 8
+    """Groups of the group normalization."""
     num_frames: int = 9
+    """Frames per scene."""
     height: int = 64
+    """Height in pixels."""
     width: int = 64
+    """Width in pixels."""
     crop: int = 32
-    """Height and width of the random part of the pictures that is trained on, which costs less than the whole …"""
+    """Height and width of the random crops that are trained on, which cost less than whole pictures."""
     num_whole_steps: int = 200
-    """… but for this many steps at the end."""
+    """Last steps, which train on whole pictures."""
     motion_weight: float = 4.0
-    """How much more the error of a pixel counts for each unit by which it changes within the scene (at most 2), beside 1 for
-    every pixel: what moves is a small part of the picture and the hardest."""
+    """Additional weight of a pixel's error per unit by which the pixel changes within the scene (at most 2), where every
+    pixel has weight 1: moving things cover few pixels and are the hardest."""
     kl_weight: float = 1e-4
-    """Of the divergence from the standard normal, a mean over latent elements, beside the mean absolute error of pixels
-    in [-1, 1]."""
+    """Weight of the divergence from the standard normal, averaged over latent elements, relative to the mean absolute
+    error of pixels in [-1, 1]."""
     num_evaluated: int = 32
-    """Held-out scenes of an evaluation."""
+    """Held-out scenes per evaluation."""
     num_measured: int = 50
     """Batches of training scenes from which the scale of the latents is measured."""
 
@@ -187,10 +197,5 @@ def _check_size(config: VAEConfig, vae: AutoencoderKLCogVideoX) -> None:
         raise ValueError(f"num_frames={config.num_frames} has to be 1 + {group}m, such as {1 + group}")
 
 
-def main(arguments: Sequence[str]) -> int:
-    default = Path(__file__).parents[2] / "configs/storyworld/vae.yaml"
-    return run_command(VAEConfig, "mask2dit.storyworld.vae:train_vae", default, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(VAEConfig, "mask2dit.storyworld.vae:train_vae", None, sys.argv[1:]))

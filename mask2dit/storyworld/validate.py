@@ -26,21 +26,26 @@ class ValidateConfig:
     """Which stories are measured, and what is done to them before."""
 
     num_stories: int = 500
+    """Number of stories."""
     seed: int = 0
-    """Stories are numbered from here on."""
+    """Seed of the first story; the others follow."""
     split: str = "train"
-    """train or held_out."""
+    """Split of the stories: train or held_out."""
     num_scenes: int = 3
+    """Scenes per story."""
     num_frames: int = 9
+    """Frames per scene."""
     height: int = 64
+    """Height in pixels."""
     width: int = 64
+    """Width in pixels."""
 
     blur: float = 0.0
     """Standard deviation of a Gaussian blur in pixels."""
     noise: float = 0.0
-    """Standard deviation of noise in levels of 255."""
+    """Standard deviation of noise, in levels of 0 to 255."""
     vae: str | None = None
-    """A folder with a VAE in diffusers' layout, through which the scenes pass; null: none."""
+    """Folder with a VAE in diffusers' layout that reconstructs the scenes before they are measured; null: none."""
 
     def __post_init__(self):
         if self.num_stories < 1 or self.num_scenes < 2:
@@ -142,5 +147,4 @@ def _reconstruction(folder: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 if __name__ == "__main__":
-    DEFAULT_CONFIG = "configs/storyworld/validate.yaml"
-    sys.exit(run_command(ValidateConfig, "mask2dit.storyworld.validate:validate", DEFAULT_CONFIG, sys.argv[1:]))
+    sys.exit(run_command(ValidateConfig, "mask2dit.storyworld.validate:validate", None, sys.argv[1:]))

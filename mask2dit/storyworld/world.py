@@ -22,6 +22,15 @@ SETTINGS = {
     "beach": ("along the beach", "on the beach"),
 }
 MAX_ACTORS = 3
+# In place of a word, with the punctuation at it, that a caption leaves out: the mask of the text encoder's own training.
+UNNAMED = "<extra_id_0>"
+
+# What colours look like: hues in degrees, and how far off one still has its name. They are at least twice as far apart.
+HUES = {"red": -4.0, "yellow": 54.0, "green": 130.0, "blue": 214.0, "purple": 284.0}
+MAX_HUE_ERROR = 29.0
+
+Colour = tuple[float, float, float]  # in [0, 1]
+Palette = tuple[Colour, Colour, Colour]  # sky above, sky at the horizon, ground, before an identity tints them
 
 SPLITS = ("train", "held_out")
 # Never together in a training story; a held-out story has at least one of them. Each word occurs in training with others.
@@ -39,9 +48,17 @@ class Actor:
     """What captions say of an actor, in every scene with the same words."""
 
     shape: str
-    colour: str
+    colour: str | None
+    """None: captions leave it out, and `hue` says what it looks like."""
     accessory: str
     """A key of `ACCESSORIES`."""
+    hue: float | None = None
+    """Degrees; None for a colour with a name, which has its own in `HUES`."""
+
+    @property
+    def usual_hue(self) -> float:
+        """From which an identity's hue is off."""
+        return HUES[self.colour] if self.hue is None else self.hue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +116,13 @@ class Story:
     """A cast, a setting and scenes."""
 
     actors: tuple[Actor, ...]
-    setting: str
+    setting: str | None
+    """None: captions leave it out, and `palette` says what it looks like."""
     scenes: tuple[Scene, ...]
     identities: tuple[Identity, ...]
     """Of each scene: equal in all of them, but for a story that drifts."""
+    palette: Palette | None = None
+    """Of the background; None for a setting with a name, which has its own in `render.PALETTES`."""
 
     def __post_init__(self):
         if len(self.identities) != len(self.scenes):
@@ -118,7 +138,8 @@ class DescribedActor:
     number: int
     """From 1, as in "Actor1"."""
     shape: str
-    colour: str
+    colour: str | None
+    """None: it says nothing of it."""
     accessory: str
     action: str
 
@@ -129,7 +150,8 @@ class Description:
 
     actors: tuple[DescribedActor, ...]
     """From left to right."""
-    setting: str
+    setting: str | None
+    """None: it says nothing of it."""
 
 
 def sample_story(
@@ -137,6 +159,7 @@ def sample_story(
     num_scenes: int = 3,
     split: Literal["train", "held_out"] = "train",
     drift: float = 0.0,
+    unnamed: float = 0.0,
 ) -> Story:
     """A random story that depends on the arguments alone.
 
@@ -146,6 +169,8 @@ def sample_story(
         split: "train" stories have none of the combinations in `HELD_OUT_LOOKS` and `HELD_OUT_ACTIONS`, "held_out" ones at
             least one.
         drift: how far identity changes from scene to scene: 0 not at all, 1 as between unrelated stories.
+        unnamed: the share of actors whose colour captions leave out. It is any, but for those that would read as a
+            held-out look. Such training stories break the inference of an actor's shape from its colour.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -156,6 +181,8 @@ def sample_story(
         raise ValueError(f'split must be "train" or "held_out", but got {split!r}')
     if not 0 <= drift <= 1:
         raise ValueError(f"drift must lie between 0 (none) and 1 (as between unrelated stories), but got {drift}")
+    if not 0 <= unnamed <= 1 or (unnamed and split == "held_out"):
+        raise ValueError(f'unnamed must lie between 0 and 1, and be 0 for split="held_out", but got {unnamed}')
     rng = np.random.default_rng([seed, split == "held_out"])
     while True:
         actors, setting, scenes = _sample_cast(rng), _choose(rng, SETTINGS), []
@@ -169,6 +196,8 @@ def sample_story(
     if drift:
         own = [_sample_identity(rng, len(actors)) for _ in scenes]
         story = replace(story, identities=tuple(_blend(story.identities[0], other, drift) for other in own))
+    if unnamed:
+        story = replace(story, actors=_leave_out_colours(rng, story, unnamed))
     return story
 
 
@@ -196,6 +225,33 @@ def _sample_cast(rng: np.random.Generator) -> tuple[Actor, ...]:
         Actor(shape=_choose(rng, SHAPES), colour=COLOURS[colour], accessory=_choose(rng, ACCESSORIES))
         for colour in rng.permutation(len(COLOURS))[:size]
     )
+
+
+def nearest_colour(hue: float) -> str | None:
+    """The colour whose name a hue has; None if it has none."""
+    nearest = min(HUES, key=lambda colour: hue_distance(hue, HUES[colour]))
+    return nearest if hue_distance(hue, HUES[nearest]) <= MAX_HUE_ERROR else None
+
+
+def hue_distance(a: float, b: float) -> float:
+    """Degrees between two hues, 0 to 180."""
+    return abs((a - b + 180) % 360 - 180)
+
+
+def _leave_out_colours(rng: np.random.Generator, story: Story, share: float) -> tuple[Actor, ...]:
+    """The actors, this share of them with any hue that is not another's and never shows a held-out look."""
+    result = list(story.actors)
+    for k, actor in enumerate(story.actors):
+        if rng.random() >= share:
+            continue
+        others = [other.usual_hue for other in result if other is not actor]
+        while True:
+            hue = float(rng.uniform(0, 360))
+            looks = {(actor.shape, nearest_colour(hue + identity.hues[k])) for identity in story.identities}
+            if not looks & HELD_OUT_LOOKS and all(hue_distance(hue, other) > MAX_HUE_ERROR for other in others):
+                break
+        result[k] = replace(actor, colour=None, hue=hue)
+    return tuple(result)
 
 
 def _sample_scene(rng: np.random.Generator, num_actors: int, previous: Scene | None) -> Scene:
@@ -261,17 +317,20 @@ def caption(story: Story, k: int) -> str:
 
 
 def write_caption(description: Description) -> str:
-    """The sentence that says `description`; `parse_caption` reads it back."""
+    """The sentence that says `description`; `parse_caption` reads it back unless it leaves something out."""
     clauses, waiting = [], ""
     for actor in description.actors:
-        look = ", ".join(filter(None, [f"{actor.colour} {actor.shape}", ACCESSORIES[actor.accessory]]))
-        mention = f"{waiting}Actor{actor.number} ({look})"
+        colour = UNNAMED if actor.colour is None else f"({actor.colour}"
+        look = ", ".join(filter(None, [f"{colour} {actor.shape}", ACCESSORIES[actor.accessory]]))
+        mention = f"{waiting}Actor{actor.number} {look})"
         if actor.action in JOINT_ACTIONS and not waiting:
             waiting = f"{mention} and "
         else:
             clauses.append(f"{mention} {actor.action}")
             waiting = ""
     text = " and ".join(filter(None, [", ".join(clauses[:-1]), clauses[-1]]))
+    if description.setting is None:
+        return f"{text} {UNNAMED} the {UNNAMED}"
     goes_somewhere = description.actors[-1].action not in ("jumps", "stands still")
     return f"{text} {SETTINGS[description.setting][0 if goes_somewhere else 1]}."
 

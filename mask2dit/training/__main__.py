@@ -1,13 +1,12 @@
-"""`python -m mask2dit.training CONFIG.yaml [key=value …]`; scripts/train.sh starts it on several processes."""
+"""`python -m mask2dit.training [CONFIG.yaml] [key=value …]`; scripts/train.sh starts it on several processes."""
 
 import os
 import sys
 
-from mask2dit.command import run_command
-from mask2dit.training.config import TrainConfig
+from mask2dit import cli
 
 if __name__ == "__main__":
-    status = run_command(TrainConfig, "mask2dit.training.run:train", "configs/train/pretrain.yaml", sys.argv[1:])
+    status = cli.run("train", sys.argv[1:])
     if "RANK" in os.environ:  # started by torchrun
         # Everything is written, and the groups are destroyed as far as they can be: DeepSpeed keeps references to them, so
         # gloo's threads live on, and one that still has a tensor to release while Python shuts down aborts the process.

@@ -14,12 +14,12 @@ from mask2dit.data.order import Position
 from mask2dit.files import append_line, keep_lines
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.pipelines.story import decode_scene
 from mask2dit.training.checkpoints import save_checkpoint
 from mask2dit.training.config import TrainConfig
 from mask2dit.training.objective import diffusion_loss
 from mask2dit.training.trainer import Callback, Trainer
 from mask2dit.training.utilisation import peak_flops, training_flops
-from mask2dit.video.frames import to_uint8
 from mask2dit.video.writing import contact_sheet, write_image, write_video
 
 logger = logging.getLogger(__name__)
@@ -94,10 +94,13 @@ class Validation(Callback):
 
     The loss is taken at fixed noise and timesteps, for the normal task and for extension from all scenes but the last, and
     logged for each timestep. Samples and stories are split over processes.
+
+    Args:
+        dataset: of `load_validation_dataset`.
     """
 
-    def on_start(self, trainer: Trainer) -> None:
-        self._dataset = load_validation_dataset(trainer.config)
+    def __init__(self, dataset: StoryDataset | None):
+        self._dataset = dataset
 
     def on_step(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         config = trainer.config.validation
@@ -175,7 +178,7 @@ class Validation(Callback):
         """The scenes of a story, uint8 (frames, H, W, 3) each, for each task."""
         config, data = trainer.config.validation, trainer.config.data
         size = {"height": data.height, "width": data.width, "num_frames": data.num_frames}
-        frames, latent_frames, _ = pipe.check_size(**size, num_scenes=len(prompts))
+        latent_frames = pipe.video_shape(**size, num_scenes=len(prompts)).latent_frames
 
         def draw(context: torch.Tensor | None = None) -> torch.Tensor:
             with trainer.accelerator.autocast():
@@ -193,6 +196,6 @@ class Validation(Callback):
         if len(prompts) > 1:
             latents["extension"] = draw(latents["fixed"][:, : sum(latent_frames[:-1])])
         return {
-            task: np.split(to_uint8(pipe.decode_latents(story, latent_frames)[0]), np.cumsum(frames)[:-1])
+            task: [decode_scene(pipe, scene) for scene in story.split(latent_frames, dim=1)]
             for task, story in latents.items()
         }

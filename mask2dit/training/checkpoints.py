@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from mask2dit.files import partial_folder, read_json, remove_partial_folders, replace_folder, write_errors, write_text
 from mask2dit.hashing import fingerprint
-from mask2dit.provenance import git_commit, versions
+from mask2dit.provenance import describe_changes, software
 from mask2dit.training.config import TrainConfig
 from mask2dit.training.engine import world_size
 
@@ -70,11 +70,9 @@ def find_checkpoint(config: TrainConfig) -> tuple[Path, int] | None:
     if (reason := fault(path)) is not None:
         raise damaged(path, reason, config)
     state = read_json(path / STATE, "resume another checkpoint")
-    now = _comparable(dataclasses.asdict(config))
-    before = _comparable(state["config"])
-    differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
-    if differing:
-        changes = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing)
+    defaults = _comparable(dataclasses.asdict(TrainConfig()))  # for keys that are newer than the checkpoint
+    before = defaults | _comparable(state["config"])
+    if changes := describe_changes(before, _comparable(dataclasses.asdict(config))):
         raise ValueError(f"{str(path)!r} was made with another configuration: {changes}")
     if config.max_steps < state["step"]:
         raise ValueError(
@@ -147,7 +145,7 @@ def damaged(checkpoint: Path, reason: str, config: TrainConfig) -> ValueError:
 
 
 @contextmanager
-def load_errors(checkpoint: Path, config: TrainConfig) -> Iterator[None]:
+def load_errors(checkpoint: Path, config: TrainConfig) -> Generator[None]:
     """Turns the errors by which libraries report a damaged file into that of `damaged`."""
     try:
         yield
@@ -206,8 +204,7 @@ def run_record(config: TrainConfig) -> dict[str, Any]:
         "config": dataclasses.asdict(config),
         "num_processes": world_size(),
         "manifest": fingerprint(config.data.manifest),
-        "versions": versions(),
-        "git_commit": git_commit(),
+        **software(),
     }
 
 

@@ -12,13 +12,14 @@ GIVEN_SCENES = ("last", "random")
 
 @dataclass(kw_only=True)
 class LoRATrainingConfig:
-    """Train low-rank additions instead of all weights."""
+    """Low-rank additions to train instead of all weights."""
 
     rank: int | None = None
-    """null: train all weights."""
+    """Rank of the additions; null: train all weights."""
     alpha: int | None = None
-    """null: as the rank."""
+    """Scale of the additions, relative to the rank; null: the rank."""
     target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    """Names of the linear layers that get additions."""
 
     def __post_init__(self):
         if self.rank is not None and self.rank < 1:
@@ -29,21 +30,26 @@ class LoRATrainingConfig:
 
 @dataclass(kw_only=True)
 class ValidationConfig:
-    """What is measured and drawn during training, from fixed noise and fixed seeds."""
+    """Measurements and stories during training, from fixed noise and seeds."""
 
     every: int = 0
-    """Steps between two validations; 0: none."""
+    """Steps between validations; 0: none."""
     manifest: str | None = None
     """Held-out clips for the loss, in the format of `data.manifest`; null: no loss."""
     num_samples: int = 8
-    """Samples of that manifest."""
+    """Number of held-out samples per validation."""
     timesteps: list[int] = field(default_factory=lambda: [100, 300, 500, 700, 900])
+    """Timesteps, 0 to 999, at which the loss is measured."""
     stories: list[list[str]] = field(default_factory=list)
-    """Stories that are drawn, one text a scene each; empty: none."""
+    """Stories to generate, one list of prompts per story, one prompt per scene; empty: none."""
     num_inference_steps: int = 50
+    """Denoising steps of the generated stories."""
     guidance_scale: float = 6.0
+    """Weight of classifier-free guidance of the generated stories."""
     seed: int = 0
+    """Seed of the noise, the same at every validation."""
     fps: int = 8
+    """Frames per second of the generated stories."""
 
     def __post_init__(self):
         check_at_least("validation.every", self.every, 0)
@@ -58,60 +64,79 @@ class TrainConfig:
 
     # The model
     model: str = BASE_MODEL
-    """The folder to start from: CogVideoX for pre-training, its result for fine-tuning."""
+    """Model folder to start from: CogVideoX for pre-training, the pre-trained model for fine-tuning."""
     mask_variant: str | None = None
-    """v1 … v5; null: the model's own, v2 for CogVideoX."""
+    """Mask variant: v1, v2, v3, v4 or v5; null: the model's own, v2 for CogVideoX."""
     output_dir: str = "outputs/pretrain"
-    """Checkpoints, logs and the trained model; one run only."""
+    """Folder for checkpoints, logs and the trained model of one run."""
     lora: LoRATrainingConfig = field(default_factory=LoRATrainingConfig)
 
     # The data
     data: DataConfig = field(default_factory=DataConfig)
     num_workers: int = 4
+    """Processes per rank that read samples; 0: read in the training process."""
 
     # The objective
     conditional_probability: float = 0.0
-    """How often a sample is an extension, with some scenes given (0 in pre-training, 0.5 in fine-tuning)."""
+    """Probability that a sample has given scenes: 0 in the published pre-training, 0.5 in fine-tuning."""
     given_scenes: str = "last"
-    """Which scenes an extension is given: all but the last (published), or a random subset."""
+    """Given scenes of such a sample: last (all but the last, as published) or random (a random subset)."""
     text_dropout: float = 0.0
-    """How often all texts of a sample are dropped, for classifier-free guidance (published: never)."""
+    """Probability that all texts of a sample are dropped, for classifier-free guidance (published: 0)."""
 
     # The optimisation
     max_steps: int = 10_000
+    """Optimization steps."""
     batch_size: int = 8
-    """Samples of one optimisation step, over all processes."""
+    """Samples per optimization step, over all processes."""
     micro_batch_size: int = 1
-    """Samples of one process in one forward pass; gradients are accumulated until the batch is complete."""
+    """Samples per forward pass of one process; gradients are accumulated until the batch is complete."""
     optimizer: str = "adamw"
-    """adamw, adamw8bit (needs bitsandbytes and a GPU), or muon (for the matrices of the blocks, with AdamW for the rest)."""
+    """Optimizer: adamw, adamw8bit (needs bitsandbytes and a GPU), or muon (matrices of the blocks; AdamW trains the
+    rest)."""
     learning_rate: float = 1e-5
+    """Learning rate after the warm-up."""
     adam_beta1: float = 0.9
+    """Decay rate of AdamW's first moment."""
     adam_beta2: float = 0.999
+    """Decay rate of AdamW's second moment."""
     adam_epsilon: float = 1e-10
+    """Epsilon of AdamW."""
     weight_decay: float = 3e-2
+    """Decoupled weight decay."""
     warmup_steps: int = 100
-    """Steps over which the learning rate rises from 0; constant from then on, but for `decay_steps`."""
+    """Steps over which the learning rate rises linearly from 0."""
     decay_steps: int = 0
-    """Of the steps up to `max_steps` the last ones, over which the learning rate falls linearly to 0."""
+    """Last steps of `max_steps` over which the learning rate falls linearly to 0; between warm-up and decay it is
+    constant."""
     max_grad_norm: float = 0.05
+    """Gradient norm above which gradients are scaled down."""
     precision: str = "bf16"
+    """Precision of the forward pass: fp32, bf16 or fp16."""
     gradient_checkpointing: int = 1
-    """Recompute every n-th block in the backward pass: 1 all of them, 2 every other one; 0 none."""
+    """Checkpoint every n-th block: 1 all of them, 2 every other one; 0 none."""
     ema_decay: float | None = None
-    """Keep an exponential moving average of the weights, and export it; null: do not."""
+    """Decay of an exponential moving average of the weights, which is exported in their place; null: no average."""
     seed: int = 42
+    """Seed of the noise, the timesteps, the given scenes and the weights that LoRA adds."""
 
     # The engine
+    compile: bool = False
+    """Compile the transformer's blocks, for faster steps after a slow first one; not with ZeRO stage 3."""
+    attention_backend: str | None = None
+    """A backend of diffusers that has a backward pass: native, _native_math, flash, …; null: torch's own choice."""
     deepspeed: str | None = None
-    """A file of configs/deepspeed; null: plain data parallelism."""
+    """DeepSpeed configuration, such as a file of configs/deepspeed; null: plain data parallelism."""
     resume: str | None = None
-    """latest, or a checkpoint's folder; null: a new run."""
+    """Checkpoint folder to resume from, or latest; null: a new run."""
 
     # The output
     checkpoint_every: int = 500
+    """Steps between checkpoints."""
     keep_checkpoints: int = 3
+    """Number of the newest checkpoints to keep."""
     log_every: int = 10
+    """Steps between log entries."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """tensorboard, wandb, both or none; metrics.jsonl is always written."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)

@@ -58,7 +58,7 @@ def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_process
     the attention matrix), for every block that is not recomputed and one that is, and what checkpointed blocks keep.
     """
     transformer, data = skeleton.transformer, config.data
-    _, latent_frames, (_, height, width) = skeleton.check_size(
+    _, latent_frames, (_, height, width) = skeleton.video_shape(
         data.height, data.width, data.num_frames, data.num_scenes
     )
     layout = transformer.scene_layout(height, width, latent_frames)

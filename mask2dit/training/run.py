@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from mask2dit.config import check_between, missing_model
 from mask2dit.data.datasets import StoryDataset, build_dataset
 from mask2dit.data.encoding import load_encoders
 from mask2dit.files import atomic_folder, check_writable, write_text
+from mask2dit.models.attention import check_attention_backend
 from mask2dit.models.masks import cross_scene
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
@@ -51,19 +52,21 @@ def train(config: TrainConfig) -> int:
             be carried out.
         OSError: if something cannot be written, or another process of the run has ended.
     """
-    skeleton, found = check(config)
+    plan = plan_training(config)
+    found = plan.checkpoint
     if config.dry_run:
-        print(estimate_memory(config, skeleton, world_size()))
+        print(estimate_memory(config, plan.skeleton, world_size()))
         return 0
     set_seed(config.seed)  # of the weights that LoRA adds; samples have their own
     # Before the accelerator: with ZeRO stage 3 under way, transformers would split the frozen text encoder as it reads it.
-    pipe = load_pipeline(config)
+    pipe = load_pipeline(config, plan.skeleton)
     accelerator = create_accelerator(config)
     for part in (pipe.vae, pipe.text_encoder):
         if part is not None and part.device.type != "meta":
             part.to(accelerator.device)
-    callbacks = [Checkpoints(), Validation(), Export(), Logging()]  # logging ends the processes' group
-    trainer = Trainer(config, accelerator, pipe, load_dataset(config), callbacks, start=found[1] if found else 0)
+    # Logging ends the processes' group.
+    callbacks = [Checkpoints(), Validation(plan.validation_dataset), Export(), Logging()]
+    trainer = Trainer(config, accelerator, pipe, plan.dataset, callbacks, start=found[1] if found else 0)
     if found:
         with load_errors(found[0], config):
             trainer.load(found[0])
@@ -79,11 +82,20 @@ def train(config: TrainConfig) -> int:
         raise
 
 
-def check(config: TrainConfig) -> tuple[Mask2DiTPipeline, tuple[Path, int] | None]:
-    """Everything that can be found wrong without reading weights.
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """The parts of a run that its checks built."""
 
-    Returns:
-        The model without its weights, and the checkpoint to go on from, as `find_checkpoint` has it.
+    skeleton: Mask2DiTPipeline
+    """The model without its weights."""
+    dataset: StoryDataset
+    validation_dataset: StoryDataset | None
+    checkpoint: tuple[Path, int] | None
+    """The checkpoint that the run goes on from and its step, as `find_checkpoint` returns them."""
+
+
+def plan_training(config: TrainConfig) -> TrainingPlan:
+    """Checks everything that can be found wrong without reading weights.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError, PermissionError: with what is wrong and what would be right.
@@ -101,6 +113,13 @@ def check(config: TrainConfig) -> tuple[Mask2DiTPipeline, tuple[Path, int] | Non
         )
     if config.lora.rank and zero_stage(config) == 3:
         raise ValueError("lora.rank cannot be used with ZeRO stage 3, which splits the frozen weights: use stage 2")
+    if config.compile and zero_stage(config) == 3:
+        raise ValueError(
+            "compile=true cannot be used with ZeRO stage 3, which gathers weights block by block: use stage 2"
+        )
+    if config.attention_backend is not None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        check_attention_backend(config.attention_backend, device, is_training=True)
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("precision=fp16 needs a GPU: use bf16 or fp32")
     if config.optimizer != "adamw" and config.deepspeed:
@@ -115,32 +134,31 @@ def check(config: TrainConfig) -> tuple[Mask2DiTPipeline, tuple[Path, int] | Non
                 f"trackers names {tracker}, which is not installed: pip install {tracker}, or leave it out"
             )
     skeleton = Mask2DiTPipeline.skeleton(config.model, configs_only=config.dry_run)
-    skeleton.check_size(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
+    skeleton.video_shape(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
     # Whether a cache belongs to the model is seen from the model's weights.
-    load_dataset(replace(config, data=replace(config.data, cache=None)) if config.dry_run else config)
-    load_validation_dataset(config)
+    data = replace(config.data, cache=None) if config.dry_run else config.data
+    quarantine = Path(config.output_dir) / "quarantine.jsonl"  # the run's list of clips that could not be read
+    dataset = build_dataset(data, quarantine, config.model, DTYPES[config.precision], skeleton)
+    validation_dataset = load_validation_dataset(config)
     if config.validation.every:
         last = skeleton.scheduler.config.num_train_timesteps - 1
         for timestep in config.validation.timesteps:
             check_between("a timestep of validation.timesteps", timestep, 0, last)
         skeleton.check_steps(config.validation.num_inference_steps)
     check_writable(config.output_dir)
-    return skeleton, find_checkpoint(config)
-
-
-def load_dataset(config: TrainConfig) -> StoryDataset:
-    """The dataset of a run, with the run's list of clips that could not be read."""
-    return build_dataset(
-        config.data, Path(config.output_dir) / "quarantine.jsonl", config.model, DTYPES[config.precision]
+    return TrainingPlan(
+        skeleton=skeleton,
+        dataset=dataset,
+        validation_dataset=validation_dataset,
+        checkpoint=find_checkpoint(config),
     )
 
 
-def load_pipeline(config: TrainConfig) -> Mask2DiTPipeline:
-    """The pipeline to train: the transformer in float32, what is frozen in the run's precision, on the CPU."""
+def load_pipeline(config: TrainConfig, skeleton: Mask2DiTPipeline) -> Mask2DiTPipeline:
+    """Loads the weights into a skeleton: the transformer in float32, what is frozen in the run's precision, on the CPU."""
+    pipe = skeleton
     if config.data.cache is None or config.validation.every:
-        pipe = load_encoders(config.model, getattr(torch, DTYPES[config.precision]), torch.device("cpu"))
-    else:
-        pipe = Mask2DiTPipeline.skeleton(config.model)
+        pipe = load_encoders(config.model, getattr(torch, DTYPES[config.precision]), torch.device("cpu"), skeleton)
     transformer = Mask2DiTTransformer3DModel.from_pretrained(
         config.model, subfolder="transformer", mask_variant=config.mask_variant
     )
@@ -148,6 +166,8 @@ def load_pipeline(config: TrainConfig) -> Mask2DiTPipeline:
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
         transformer.gradient_checkpointing_interval = config.gradient_checkpointing
+    if config.attention_backend:
+        transformer.set_attention_backend(config.attention_backend)
     if config.lora.rank:
         transformer.requires_grad_(False)
         transformer.add_adapter(
@@ -157,6 +177,10 @@ def load_pipeline(config: TrainConfig) -> Mask2DiTPipeline:
                 target_modules=config.lora.target_modules,
             )
         )
+    if config.compile:
+        # Each shape by its own code: a general one, compiled once validation has seen another shape, would take over, and
+        # a run that goes on from a checkpoint would not repeat its last bits.
+        transformer.compile_repeated_blocks(dynamic=False)
     return pipe
 
 

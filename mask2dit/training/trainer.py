@@ -10,6 +10,7 @@ of a scene, D text width.
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ class Trainer:
         self.optimizer = create_optimizer(config, pipe.transformer)
         self.ema = EMAModel(pipe.transformer.parameters(), decay=config.ema_decay) if config.ema_decay else None
         data = config.data
-        _, latent_frames, (_, *size) = pipe.check_size(data.height, data.width, data.num_frames, data.num_scenes)
+        _, latent_frames, (_, *size) = pipe.video_shape(data.height, data.width, data.num_frames, data.num_scenes)
         self._tokens = pipe.transformer.scene_layout(*size, latent_frames).length * config.batch_size  # of a step
         self.transformer, self.prepared_optimizer = accelerator.prepare(pipe.transformer, self.optimizer)
         if self.ema:
@@ -129,7 +130,7 @@ class Trainer:
             num_scenes = len(batch["captions"][i])
             masks.append(scene_mask(num_scenes, config.conditional_probability, config.given_scenes, draw))
             if torch.rand(1, generator=draw) < config.text_dropout:
-                embeds[i] = self._empty_text().repeat(num_scenes, 1)
+                embeds[i] = self._empty_text.repeat(num_scenes, 1)
         return {
             "latents": latents.float(),
             "noise": torch.stack(noise).to(device),
@@ -204,11 +205,13 @@ class Trainer:
             # Its message is the worker's traceback, which ends with the error.
             raise type(error)(str(error).splitlines()[-1].partition(": ")[2]) from error
 
+    @cached_property
     def _empty_text(self) -> torch.Tensor:
-        """The embedding of no text, (L, D)."""
+        """The embedding of no text, (L, D), which does not change, since the text encoder is frozen."""
         if self.dataset.cache is not None:
             return self.dataset.cache.embeddings("").to(self.accelerator.device)
-        return encode_caption(self.pipe, "")
+        with self.accelerator.autocast():  # as in training, wherever it is asked for first
+            return encode_caption(self.pipe, "")
 
     def _require_finite(self, what: str, values: torch.Tensor, names: list[str]) -> None:
         """Raises `FloatingPointError` on all processes if one has a value that is not finite, naming the samples."""

@@ -37,7 +37,7 @@ def training_flops(skeleton: Mask2DiTPipeline, data: DataConfig) -> float:
         data: the size of a sample.
     """
     transformer = skeleton.transformer
-    _, latent_frames, (channels, height, width) = skeleton.check_size(
+    _, latent_frames, (channels, height, width) = skeleton.video_shape(
         data.height, data.width, data.num_frames, data.num_scenes
     )
     config = transformer.config

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures a model on 100 held-out stories: bash scripts/storyworld/evaluate.sh [key=value ...]
+# Measures a model on 200 new stories and 200 with unseen combinations: bash scripts/storyworld/evaluate.sh [key=value ...]
 # The overrides are those of configs/storyworld/trial.yaml, such as model=outputs/storyworld/sft/model.
 #
 #   PYTHON    the interpreter (python)
@@ -7,8 +7,11 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
 
-for task in fixed extension no_context sliding middle; do
-  "$python" -m mask2dit.storyworld.trial task=$task output_dir=outputs/storyworld/trials/$task "$@"
+for split in train held_out; do
+  trial=("$python" -m mask2dit.storyworld.trial split=$split stories=reporting num_stories=200)
+  for task in fixed extension no_context sliding middle; do
+    "${trial[@]}" task=$task output_dir=outputs/storyworld/trials/$split/$task "$@"
+  done
+  "${trial[@]}" mask_variant=v1 output_dir=outputs/storyworld/trials/$split/fixed_v1 "$@"
 done
-"$python" -m mask2dit.storyworld.trial mask_variant=v1 output_dir=outputs/storyworld/trials/fixed_v1 "$@"
 "$python" -m mask2dit.storyworld.report

@@ -9,7 +9,6 @@ from mask2dit.curation.config import CaptionConfig, CurationConfig, EmbedConfig,
 from mask2dit.curation.group import Group
 from mask2dit.curation.write import Clip
 from mask2dit.encoders.config import ViCLIPConfig
-from mask2dit.encoders.untrained import build_untrained_viclip
 from mask2dit.video.writing import write_video
 
 SCRIPT = Path(__file__).parents[2] / "scripts/draw_example_films.py"
@@ -37,11 +36,6 @@ def films(drawing, tmp_path_factory):
     drawing.main(folder)
     (folder / "notes.txt").write_text("not a film")
     return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_viclip(tmp_path_factory):
-    return build_untrained_viclip(tmp_path_factory.mktemp("viclip") / "untrained.safetensors")
 
 
 @pytest.fixture

@@ -229,11 +229,11 @@ def test_a_longer_manifest_adds_to_the_cache(cache_config, write_csv, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"height": 48}, r"height \(32 there, 48 now\); make another"),
-        ({"num_windows": 3, "seed": 5}, r"num_windows \(2 there, 3 now\), seed \(0 there, 5 now\);"),
-        ({"max_stride": 1}, r"max_stride \(2 there, 1 now\)"),
-        ({"num_frames": 5}, r"num_frames \(9 there, 5 now\)"),
-        ({"dtype": "bfloat16"}, r"dtype \(float32 there, bfloat16 now\)"),
+        ({"height": 48}, r"height \(32 then, 48 now\); make another"),
+        ({"num_windows": 3, "seed": 5}, r"num_windows \(2 then, 3 now\), seed \(0 then, 5 now\);"),
+        ({"max_stride": 1}, r"max_stride \(2 then, 1 now\)"),
+        ({"num_frames": 5}, r"num_frames \(9 then, 5 now\)"),
+        ({"dtype": "bfloat16"}, r"dtype \('float32' then, 'bfloat16' now\)"),
     ],
 )
 def test_a_stale_cache_is_refused_by_training_and_by_the_command(cache_config, tmp_path, changes, message):
@@ -252,7 +252,7 @@ def test_a_cache_of_other_weights_is_refused(cache_config, small_model, tmp_path
     assert dataset(cache_config(model=other), tmp_path)  # the same weights elsewhere are the same
     weights = other / "vae/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"1234")
-    with pytest.raises(ValueError, match=r"other settings: vae weights \(\w+ there, \w+ now\); make"):
+    with pytest.raises(ValueError, match=r"other settings: vae weights \('\w+' then, '\w+' now\); make"):
         dataset(cache_config(model=other), tmp_path)
 
 

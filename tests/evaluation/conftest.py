@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from mask2dit.encoders.config import ViCLIPConfig
-from mask2dit.encoders.untrained import build_untrained_viclip
 from mask2dit.evaluation.config import CutConfig, EvaluationConfig, FrechetConfig, QualityConfig
 from mask2dit.evaluation.videos import StoryVideo
 from mask2dit.stories import Story, write_stories
@@ -38,11 +37,6 @@ def story() -> Story:
 def story_video(tmp_path, story) -> StoryVideo:
     path = paint_video(tmp_path / f"{story.name}.mp4")
     return StoryVideo(story=story, path=path, boundaries=(9, 18))
-
-
-@pytest.fixture(scope="session")
-def tiny_viclip(tmp_path_factory) -> Path:
-    return build_untrained_viclip(tmp_path_factory.mktemp("viclip") / "untrained.safetensors")
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_the_page_is_whole_and_self_contained(tmp_path):
     parser = Balance()
     parser.feed(page)
     assert not parser.open
-    assert not re.search(r"(src|href)='(?!data:|#)", page)
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "Story &lt;0&gt; | &amp; more" in page and "<0>" not in page
     assert page.index("Best by sequence") < page.index("Worst by sequence") < page.index("Every story")
     assert "ours minus other" in page and "not asked for" in page and "1 fault:" in page

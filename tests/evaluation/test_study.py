@@ -29,7 +29,7 @@ def test_the_page_gives_nothing_away_and_the_key_knows(study):
     assert {path.name for path in (folder / "videos").iterdir()} == {
         f"00{i}{place}.mp4" for i in range(3) for place in "ab"
     }
-    assert page.count("type='radio'") == 3 * len(QUESTIONS) * 2
+    assert page.count('type="radio"') == 3 * len(QUESTIONS) * 2
     assert not any(f">{name}<" in page for name in ("one", "two"))
 
 
@@ -37,7 +37,7 @@ def test_the_page_keeps_answers_in_the_browser_by_study(study):
     def kept_under(**changes):
         page = write_study(study(**changes)).read_text()
         assert "localStorage.setItem(study" in page and "localStorage.getItem(study" in page
-        return re.search(r"<form id='form' data-study='(.+?)'", page)[1]
+        return re.search(r'<form id="form" data-study="(.+?)"', page)[1]
 
     name = kept_under()
     assert kept_under() == name

@@ -1,11 +1,14 @@
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from mask2dit.evaluation.config import CutConfig, EvaluationConfig, GenerationConfig
 from mask2dit.evaluation.videos import Generator, StoryVideo, equal_boundaries, find_video
+from mask2dit.inference import run as inference
+from mask2dit.inference.config import InferenceConfig
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.stories import Story
 from mask2dit.video.reading import open_video
@@ -124,11 +127,32 @@ def test_what_was_generated_is_found_again_without_weights(generator, monkeypatc
 
 def test_a_video_of_other_settings_ends_the_run_before_it_starts(generator):
     path = generator(short())(short()).path
-    with pytest.raises(ValueError, match=r"short\.mp4 was made with another guidance_scale: give"):
+    with pytest.raises(ValueError, match=r"short\.mp4 was .* settings: guidance_scale \(6\.0 then, 3\.0 now\);"):
         generator(short(), guidance_scale=3.0)
     path.with_suffix(".json").write_text("{}")
     with pytest.raises(ValueError, match=r"short\.json is damaged: delete it"):
         generator(short())
+
+
+def test_a_setting_that_is_new_makes_videos_stale(generator, monkeypatch):
+    generator(short())(short())
+
+    @dataclass(kw_only=True)
+    class NewConfig(InferenceConfig):
+        strength: float = 0.5
+
+    monkeypatch.setattr("mask2dit.evaluation.config.InferenceConfig", NewConfig)
+    with pytest.raises(ValueError, match=r"short\.mp4 .* strength \(None then, 0\.5 now\)"):
+        generator(short())
+
+
+def test_stories_share_one_skeleton_and_one_fingerprint(generator, monkeypatch):
+    calls = []
+    skeleton, fingerprint = Mask2DiTPipeline.skeleton, inference.fingerprint
+    monkeypatch.setattr(Mask2DiTPipeline, "skeleton", lambda *args: calls.append("skeleton") or skeleton(*args))
+    monkeypatch.setattr(inference, "fingerprint", lambda path: calls.append("fingerprint") or fingerprint(path))
+    generator(short("One"), short("Other", durations=(2.0, None)))
+    assert sorted(calls) == ["fingerprint", "skeleton"]
 
 
 def test_the_prompts_of_every_story_are_checked_before_the_first_is_made(generator, small_model, tmp_path):

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from mask2dit.inference import run
 from mask2dit.inference.config import InferenceConfig, LoRAConfig
 from mask2dit.inference.run import generate
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.untrained import MARKER
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import write_video
@@ -58,6 +59,10 @@ def test_a_run_writes_video_contact_sheet_and_record(config):
     output = generate(config())
     video = open_video(output)
     assert (video.num_frames, video.height, video.width, video.fps) == (18, 64, 96, 8)
+    large = open_video(output.with_stem("00001_4x"))
+    assert (large.num_frames, large.height, large.width, large.fps) == (18, 256, 384, 8)
+    pixels, blocks = video.read([7]).float(), large.read([7]).float().unflatten(1, (64, 4)).unflatten(3, (96, 4))
+    assert (blocks.mean((2, 4)) - pixels).abs().mean() < 8  # of 255: both lose colour detail in H.264
     sheet = Image.open(output.with_suffix(".png"))
     assert sheet.width > 6 * 96
     record = json.loads(output.with_suffix(".json").read_text())
@@ -67,6 +72,15 @@ def test_a_run_writes_video_contact_sheet_and_record(config):
     assert {"torch", "diffusers", "mask2dit"} <= record["versions"].keys()
     assert record["weights"] and record["mask_variant"] == "v2"
     assert record["scheduler"]["class"] == "CogVideoXDDIMScheduler"
+
+
+def test_a_run_checks_its_model_and_fingerprints_its_weights_once(config, monkeypatch):
+    calls = []
+    skeleton, fingerprint = Mask2DiTPipeline.skeleton, run.fingerprint
+    monkeypatch.setattr(Mask2DiTPipeline, "skeleton", lambda *args: calls.append("skeleton") or skeleton(*args))
+    monkeypatch.setattr(run, "fingerprint", lambda path: calls.append("fingerprint") or fingerprint(path))
+    generate(config())
+    assert calls == ["skeleton", "fingerprint"]
 
 
 def test_runs_are_numbered_and_never_overwrite(config):
@@ -99,7 +113,7 @@ def test_a_run_takes_its_number_only_when_everything_is_whole(config, tmp_path, 
     monkeypatch.setattr(run, "write_video", write_and_look)
     with pytest.raises(KeyboardInterrupt):
         generate(config())
-    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"00001", "00002", "scenes"}
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"00001", "00001_4x", "00002", "00002_4x", "scenes"}
 
 
 @pytest.mark.parametrize("writer", ["write_video", "write_image", "write_text"])

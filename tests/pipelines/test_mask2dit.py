@@ -460,7 +460,7 @@ def test_without_sizes_a_call_has_those_of_the_models_training(make_pipeline, em
     assert cogvideox_5b.fill_size(64, None, [9, 13]) == (64, 720, [9, 13])
     cogvideox_1_5 = make_pipeline(sample_height=96, sample_width=170, sample_frames=81, patch_size_t=2)
     assert cogvideox_1_5.fill_size(None, None, None) == (768, 1360, 85)
-    cogvideox_1_5.check_size(*cogvideox_1_5.fill_size(None, None, None), num_scenes=2)
+    cogvideox_1_5.video_shape(*cogvideox_1_5.fill_size(None, None, None), num_scenes=2)
 
 
 def test_embeddings_latents_and_videos_hold_no_graph(small_pipeline, video):
@@ -673,7 +673,7 @@ def test_components_can_be_handed_over_and_other_keywords_are_refused(small_mode
 
 def test_a_skeleton_has_the_sizes_of_the_model_and_no_weights(small_model, small_pipeline):
     skeleton = Mask2DiTPipeline.skeleton(small_model)
-    assert skeleton.check_size(64, 96, 9, 3) == small_pipeline.check_size(64, 96, 9, 3)
+    assert skeleton.video_shape(64, 96, 9, 3) == small_pipeline.video_shape(64, 96, 9, 3)
     assert {parameter.device.type for parameter in skeleton.transformer.parameters()} == {"meta"}
 
 

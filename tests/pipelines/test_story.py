@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mask2dit.pipelines.story import SceneStore, check_story, generate_story, story_windows
+from mask2dit.pipelines.story import SceneStore, generate_story, plan_windows, story_windows
 
 PROMPTS = ["a fox", "a lake", "a hut", "the moon", "morning"]
 SMALL = {"height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 2}
@@ -234,4 +234,4 @@ def test_prompts_that_are_one_text_are_refused(small_pipeline):
 def test_a_window_that_the_positions_cannot_carry_is_refused(make_pipeline):
     pipe = make_pipeline(use_rotary_positional_embeddings=False)  # sin-cos: at most 3 latent frames a scene
     with pytest.raises(ValueError, match="sin-cos positions"):
-        check_story(pipe, 5, 0, 3, 64, 96, 13)
+        plan_windows(pipe, 5, 0, 3, 64, 96, 13)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import random
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -198,19 +197,15 @@ def test_another_process_may_be_faster(folder, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_command_writes_and_prints_the_folder(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["untrained", str(tmp_path / "model"), "--seed", "0"])
-
-    untrained.main()
+def test_command_writes_and_prints_the_folder(folder, tmp_path, capsys):
+    assert untrained.main([str(tmp_path / "model"), "seed=0"]) == 0
 
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "model")
     assert contents(tmp_path / "model") == contents(folder)
 
 
-def test_a_folder_that_cannot_be_written_is_told_in_one_sentence(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_written_is_told_in_one_sentence(tmp_path, capsys):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(sys, "argv", ["untrained", str(tmp_path / "file" / "model")])
-    with pytest.raises(SystemExit) as stopped:
-        untrained.main()
+    assert untrained.main([str(tmp_path / "file" / "model")]) == 1
     error = capsys.readouterr().err
-    assert stopped.value.code == 1 and str(tmp_path / "file") in error and error.count("\n") == 1
+    assert str(tmp_path / "file") in error and error.count("\n") == 1

@@ -7,8 +7,10 @@ from mask2dit.data.check import check_manifest
 from mask2dit.data.config import DataConfig
 from mask2dit.data.datasets import FineTuneDataset, PretrainDataset
 from mask2dit.storyworld.films import FilmsConfig, make_films, story_of
-from mask2dit.storyworld.render import render_story
-from mask2dit.storyworld.world import caption, is_held_out
+from mask2dit.storyworld.measure import measure_scene, nearest_setting
+from mask2dit.storyworld.observe import observe_scene
+from mask2dit.storyworld.render import render_scene, render_story
+from mask2dit.storyworld.world import HELD_OUT_ACTIONS, caption, describe, is_held_out
 from mask2dit.video.reading import FileReader
 
 
@@ -81,6 +83,30 @@ def test_similarity_tells_drifting_stories_apart_and_thresholds_leave_them_out(f
     assert len(rows_of(folder, "sft_0.8.json")) < 6
 
 
+@pytest.mark.parametrize("part", ["unnamed_colours", "unnamed_settings"])
+def test_films_whose_captions_leave_something_out_are_as_consistent_as_others(tmp_path, part):
+    sizes = {"num_clips": 0, "num_stories": 6, "num_held_out": 1, "num_workers": 1}
+    config = FilmsConfig(output_dir=str(tmp_path), **sizes, **{part: 1.0})
+    make_films(config)
+    for row in rows_of(tmp_path, "sft.json"):
+        assert all("<extra_id_0>" in scene["caption"] for scene in row["values"]) and row["similarity"] > 0.95
+    assert not any("<extra_id_0>" in scene["caption"] for scene in rows_of(tmp_path, "held_out.json")[0]["values"])
+
+
+def test_a_background_without_a_name_never_looks_like_a_setting_in_which_an_action_is_held_out():
+    config = FilmsConfig(unnamed_settings=1.0)
+    seen = set()
+    for seed in range(20):
+        story = story_of(config, "stories", seed)
+        background = observe_scene(render_scene(story, 0)).background
+        actions = {action for scene in story.scenes for action in scene.actions}
+        assert not {(action, nearest_setting(background)) for action in actions} & HELD_OUT_ACTIONS
+        assert caption(story, 0).endswith("<extra_id_0> the <extra_id_0>")
+        assert "setting" not in measure_scene(render_scene(story, 0), describe(story, 0)).right
+        seen.add(nearest_setting(background))
+    assert None in seen and len(seen) > 1
+
+
 def test_clips_are_of_other_stories_than_the_films(films):
     _, folder = films
     clips = {path.name[:6] for path in (folder / "clips").iterdir()}
@@ -97,6 +123,7 @@ def test_clips_are_of_other_stories_than_the_films(films):
         ({"height": 63}, "have to be even"),
         ({"height": 96}, "height=96 and width=64"),
         ({"drifting_share": 2.0}, "drifting_share=2.0 has to lie between 0 and 1"),
+        ({"unnamed_colours": -1.0}, "unnamed_colours=-1.0 has to lie between 0 and 1"),
         ({"num_scenes": 1, "thresholds": [0.5]}, "thresholds are for the similarity of scenes"),
     ],
 )

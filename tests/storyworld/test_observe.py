@@ -3,9 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mask2dit.storyworld.observe import find_cuts, hue_distance, observe_scene
+from mask2dit.storyworld.observe import find_cuts, observe_scene
 from mask2dit.storyworld.render import (
-    HUES,
     PALETTES,
     actor_size,
     render_scene,
@@ -13,7 +12,7 @@ from mask2dit.storyworld.render import (
     stripe_wavelength,
     tinted,
 )
-from mask2dit.storyworld.world import sample_story
+from mask2dit.storyworld.world import HUES, hue_distance, sample_story
 
 STORIES = [sample_story(seed) for seed in range(15)]
 

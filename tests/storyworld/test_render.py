@@ -4,8 +4,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from mask2dit.storyworld.render import HUES, actor_layers, hsv_to_rgb, render_scene
-from mask2dit.storyworld.world import ACCESSORIES, COLOURS, IDENTITY_RANGES, SHAPES, sample_story
+from mask2dit.storyworld.render import actor_layers, hsv_to_rgb, render_scene
+from mask2dit.storyworld.world import ACCESSORIES, COLOURS, HUES, IDENTITY_RANGES, SHAPES, sample_story
 
 
 def test_a_scene_is_a_video_of_the_size_asked_for():

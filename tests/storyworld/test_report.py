@@ -11,7 +11,10 @@ from mask2dit.storyworld.trial import TrialConfig, story_seeds, video_path
 from mask2dit.storyworld.world import sample_story, with_new_identity
 from mask2dit.video.writing import write_video
 
-PAGE = "\n".join(f"<!-- begin {name} -->\n<!-- end {name} -->" for name in ("trials", "kinds", "pictures", *ABLATIONS))
+TABLES = ("trials", "kinds", "steps", "pictures")
+PAGE = "\n".join(
+    f"<!-- begin {name} -->\n<!-- end {name} -->" for name in ("trials", "kinds", "steps", "pictures", *ABLATIONS)
+)
 
 
 @pytest.fixture
@@ -26,13 +29,13 @@ def config(tmp_path):
 def perfect(tmp_path):
     """A trial whose model would have drawn every story as the world does."""
 
-    def make(name="trials/fixed", task="fixed"):
+    def make(name="trials/held_out/fixed", task="fixed", split="held_out", stories="reporting", **changes):
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        trial = TrialConfig(task=task, output_dir=str(folder), num_stories=3)
+        trial = TrialConfig(task=task, split=split, stories=stories, output_dir=str(folder), num_stories=3, **changes)
         (folder / "trial.json").write_text(json.dumps({"config": asdict(trial)}))
         for seed in story_seeds(trial):
-            write_video(video_path(folder, seed), np.concatenate(render_story(sample_story(seed, 3, "held_out"))), 8)
+            write_video(video_path(folder, seed), np.concatenate(render_story(sample_story(seed, 3, split))), 8)
         return folder
 
     return make
@@ -40,19 +43,31 @@ def perfect(tmp_path):
 
 def test_rendered_stories_are_measured_as_right_and_consistent(config, perfect, tmp_path):
     perfect()
+    perfect("trials/train/fixed", split="train", stories="tuning")
     write_report(config)
     page = (tmp_path / "page.md").read_text()
-    (row,) = [line for line in page.splitlines() if line.startswith("| all scenes at once |")][:1]
-    assert row.startswith("| all scenes at once | 3 | 100% (100 to 100) | 100% (100 to 100) | 0.9") and "100%" in row
+    new, unseen = [line for line in page.splitlines() if line.startswith("| all scenes at once |")][:2]
+    right = "100% (100 to 100) | 100% (100 to 100) | 0.9"
+    assert new.startswith(f"| all scenes at once | new stories | 3 tuning | 30 | {right}")
+    assert unseen.startswith(f"| all scenes at once | unseen combinations | 3 reporting | 30 | {right}")
     assert page.startswith("# A page") and page.endswith("The end\n")
     assert "![The best stories](page/good.png)" in page and f"A longer story: {NOT_RUN}" in page
     assert f"| v1: scenes isolated | {NOT_RUN} | {NOT_RUN} |" in page
     assert {"results.json", "good.png", "failed.png"} <= {path.name for path in (tmp_path / "page").iterdir()}
 
 
+def test_samplers_and_numbers_of_steps_are_listed_in_order(config, perfect, tmp_path):
+    for sampler, steps in (("dpm", 6), ("ddim", 30), ("ddim", 4)):
+        perfect(f"trials/steps/{sampler}_{steps}", sampler=sampler, num_inference_steps=steps)
+    write_report(config)
+    lines = (tmp_path / "page.md").read_text().splitlines()
+    rows = [line.split(" | ")[:3] for line in lines if line.startswith(("| ddim", "| dpm"))]
+    assert rows == [["| ddim", "4", "3 reporting"], ["| ddim", "30", "3 reporting"], ["| dpm", "6", "3 reporting"]]
+
+
 def test_only_generated_scenes_and_their_pairs_count():
     trial = TrialConfig(task="extension")
-    seed = trial.first_story
+    seed = story_seeds(trial)[0]
     story = sample_story(seed, 3, "held_out")
     other = with_new_identity(story, 7)
     right, foreign = render_story(story), render_story(other)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mask2dit.models.loading import load_text_encoder, load_tokenizer
-from mask2dit.storyworld.text import MASK, TextConfig, fill_in, hide, learn_pieces, tokenize, train_text_encoder
-from mask2dit.storyworld.world import caption, sample_story
+from mask2dit.storyworld.text import TextConfig, fill_in, hide, learn_pieces, tokenize, train_text_encoder
+from mask2dit.storyworld.world import UNNAMED, caption, sample_story
 
 
 def captions(split, count=50):
@@ -67,7 +67,7 @@ def test_hidden_tokens_are_mostly_masked_and_never_padding(tokenizer):
     tokens = tokenize(tokenizer, [[text] for text in captions("train")], window=32)
     shown, is_hidden = hide(tokens, tokenizer, 0.3, torch.Generator().manual_seed(0))
     is_text = tokens != tokenizer.pad_token_id
-    mask = tokenizer.convert_tokens_to_ids(MASK)
+    mask = tokenizer.convert_tokens_to_ids(UNNAMED)
 
     assert not (is_hidden & ~is_text).any()
     assert is_hidden.sum() / is_text.sum() == pytest.approx(0.3, abs=0.03)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mask2dit.storyworld.render import render_scene
-from mask2dit.storyworld.trial import TASKS, TrialConfig, run_trial, windows
+from mask2dit.storyworld.trial import TASKS, TrialConfig, run_trial, story_seeds, windows
 from mask2dit.storyworld.world import sample_story
 from mask2dit.video.reading import open_video
 
@@ -25,7 +25,7 @@ def config(small_model, tmp_path):
 
 
 def frames(config, number):
-    video = open_video(f"{config.output_dir}/{config.first_story + number:06d}.mp4")
+    video = open_video(f"{config.output_dir}/{story_seeds(config)[number]:06d}.mp4")
     return video.read(range(video.num_frames))
 
 
@@ -59,7 +59,7 @@ def test_the_context_is_the_rendered_scene_through_the_vae(config, monkeypatch):
         lambda story, k, *size: shown.append((story, k)) or render_scene(story, k, *size),
     )
     run_trial(config(task="middle", num_stories=1))
-    story = sample_story(config().first_story, 3, "held_out")
+    story = sample_story(story_seeds(config())[0], 3, "held_out")
     assert shown == [(story, 0), (story, 2)]
 
 
@@ -69,7 +69,16 @@ def test_a_folder_holds_one_trial(config):
         run_trial(config(seed=1))
 
 
-@pytest.mark.parametrize("name, possible", [("task", "fixed, .*sliding"), ("dtype", "float32, bfloat16, float16")])
+@pytest.mark.parametrize(
+    "name, possible",
+    [
+        ("task", "fixed, .*sliding"),
+        ("split", "train, held_out"),
+        ("stories", "tuning, reporting"),
+        ("sampler", "ddim, dpm"),
+        ("dtype", "float32, bfloat16, float16"),
+    ],
+)
 def test_an_unknown_choice_is_refused(name, possible):
     with pytest.raises(ValueError, match=rf"{name} has to be one of {possible}, but is 'unknown'"):
         TrialConfig(**{name: "unknown"})

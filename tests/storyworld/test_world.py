@@ -1,6 +1,6 @@
 import dataclasses
 import re
-from itertools import product
+from itertools import combinations, product
 
 import pytest
 
@@ -14,11 +14,14 @@ from mask2dit.storyworld.world import (
     JOINT_ACTIONS,
     SETTINGS,
     SHAPES,
+    UNNAMED,
     DescribedActor,
     Description,
     caption,
     describe,
+    hue_distance,
     is_held_out,
+    nearest_colour,
     parse_caption,
     sample_story,
     with_new_identity,
@@ -94,6 +97,38 @@ def test_a_drifting_story_tells_the_same_with_identities_as_far_apart_as_asked_f
     assert spread(some) == pytest.approx([0.3 * one for one in spread(much)])
 
 
+def test_colours_without_a_name_are_any_but_those_of_held_out_looks():
+    stories = [sample_story(seed, drift=seed % 2 / 2, unnamed=0.5) for seed in range(300)]
+    looks, nameless = set(), 0
+    for story in stories:
+        hues = [actor.usual_hue for actor in story.actors]
+        assert all(hue_distance(a, b) > 29 for a, b in combinations(hues, 2))
+        for k, actor in enumerate(story.actors):
+            if actor.colour is None:
+                nameless += 1
+                looks |= {(actor.shape, nearest_colour(actor.hue + identity.hues[k])) for identity in story.identities}
+    assert nameless / sum(len(story.actors) for story in stories) == pytest.approx(0.5, abs=0.08)
+    assert looks == set(product(SHAPES, [*COLOURS, None])) - HELD_OUT_LOOKS
+    assert [replace_colours(story) for story in stories] == [
+        replace_colours(sample_story(seed, drift=seed % 2 / 2)) for seed in range(300)
+    ]
+
+
+def replace_colours(story):
+    """What is left of a story without its colours."""
+    actors = [dataclasses.replace(actor, colour=None, hue=None) for actor in story.actors]
+    return dataclasses.replace(story, actors=tuple(actors))
+
+
+def test_a_caption_leaves_out_a_colour_as_the_text_encoder_learned_to_have_words_hidden():
+    actor = DescribedActor(number=1, shape="square", colour=None, accessory="hat", action="jumps")
+    text = write_caption(Description(actors=(actor,), setting="snow"))
+    assert text == f"Actor1 {UNNAMED} square, wearing a hat) jumps in the snow."
+    assert text.replace(UNNAMED, "(red") == write_caption(
+        Description(actors=(dataclasses.replace(actor, colour="red"),), setting="snow")
+    )
+
+
 def test_a_new_identity_changes_everything_that_captions_do_not_say():
     other = with_new_identity(TRAIN[0], 1)
     assert other.scenes == TRAIN[0].scenes and other.actors == TRAIN[0].actors
@@ -108,6 +143,8 @@ def test_a_new_identity_changes_everything_that_captions_do_not_say():
         ({"seed": 0, "num_scenes": 0}, "num_scenes at least 1"),
         ({"seed": 0, "split": "test"}, '"train" or "held_out", but got \'test\''),
         ({"seed": 0, "drift": 1.5}, "drift must lie between 0"),
+        ({"seed": 0, "unnamed": 1.5}, "unnamed must lie between 0 and 1"),
+        ({"seed": 0, "split": "held_out", "unnamed": 0.5}, 'be 0 for split="held_out"'),
     ],
 )
 def test_stories_that_there_cannot_be_are_refused(arguments, message):

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
-from mask2dit.data.cache import build_cache
+from mask2dit.data.cache import LatentCache, build_cache
 from mask2dit.data.config import CacheConfig
 from mask2dit.data.order import Position
 from mask2dit.data.quarantine import QuarantineError
+from mask2dit.hashing import fingerprint
 from mask2dit.training import checkpoints
 from mask2dit.training.callbacks import Logging, Validation
 from mask2dit.training.config import LoRATrainingConfig, ValidationConfig
@@ -36,6 +37,11 @@ def weights(config, path=WEIGHTS):
 def assert_equal(first, second):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def compile_without_code(transformer, **options):
+    for block in transformer.transformer_blocks:
+        block.compile(**options, backend="aot_eager")
 
 
 def losses(lines):
@@ -71,9 +77,15 @@ def test_one_sample_can_be_learned_by_heart(config, run, metrics, monkeypatch):
     assert min(values[-5:]) < values[0] / 10
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(config, run, metrics, tmp_path, optimizer):
-    whole = config(output_dir=str(tmp_path / "whole"), ema_decay=0.9, optimizer=optimizer, max_steps=4)
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer": "muon"}, {"compile": True, "attention_backend": "_native_math"}], ids=str
+)
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(
+    config, run, metrics, tmp_path, monkeypatch, changes
+):
+    # Without a compiler, which would take most of a minute.
+    monkeypatch.setattr(Mask2DiTTransformer3DModel, "compile_repeated_blocks", compile_without_code)
+    whole = config(output_dir=str(tmp_path / "whole"), ema_decay=0.9, max_steps=4, **changes)
     run(whole)
     parts = replace(whole, output_dir=str(tmp_path / "parts"), max_steps=2)
     run(parts)
@@ -83,6 +95,35 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(config
     last = "checkpoint-00000004/model.safetensors"
     assert_equal(weights(parts, last), weights(whole, last))
     assert losses(metrics(parts)) == losses(metrics(whole))
+
+
+def test_compiled_blocks_and_another_attention_backend_give_the_same_losses(
+    config, run, metrics, tmp_path, monkeypatch
+):
+    plain = config(output_dir=str(tmp_path / "plain"), max_steps=2)
+    run(plain)
+    calls = []
+    monkeypatch.setattr(
+        Mask2DiTTransformer3DModel, "compile_repeated_blocks", lambda *args, **options: calls.append(options)
+    )
+    attention = torch.nn.attention.sdpa_kernel
+    monkeypatch.setattr(torch.nn.attention, "sdpa_kernel", lambda backend: calls.append(backend) or attention(backend))
+    fast = replace(plain, output_dir=str(tmp_path / "fast"), attention_backend="_native_math", compile=True)
+    run(fast)
+    # Each shape is compiled by itself: what validation draws in between must not change the code of the training steps.
+    assert calls[0] == {"dynamic": False} and torch.nn.attention.SDPBackend.MATH in calls
+    assert losses(metrics(fast)) == pytest.approx(losses(metrics(plain)), rel=1e-5)
+
+
+def test_a_checkpoint_from_before_a_setting_existed_counts_as_its_default(config, run):
+    run(config(max_steps=2))
+    (path,) = checkpoints.checkpoints(config().output_dir)
+    state = json.loads((path / checkpoints.STATE).read_text())
+    del state["config"]["compile"]
+    (path / checkpoints.STATE).write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"another configuration: compile \(False then, True now\)"):
+        run(config(resume="latest", compile=True))
+    assert run(config(resume="latest", max_steps=3)) == 0
 
 
 @pytest.mark.parametrize("deepspeed", [None, "zero2", "zero3"])
@@ -280,8 +321,7 @@ def test_validation_counts_every_sample_once_however_many_processes_share_them(
         def __getitem__(self, position: Position):
             return position.position + 1
 
-    validation = Validation()
-    validation._dataset = Held()
+    validation = Validation(Held())
 
     def losses(rank, num_processes):
         forward_passes.clear()
@@ -416,6 +456,13 @@ BAD = {
         {"validation": ValidationConfig(stories=[["one", "two"]])},
         "a story of validation.stories has 2 texts, but data.num_scenes=3",
     ),
+    "an unknown attention backend": ({"attention_backend": "flesh"}, "attention_backend has to be one of .* 'flesh'"),
+    "an attention backend for GPUs": ({"attention_backend": "flash"}, "flash needs a GPU: on a CPU use native"),
+    "an attention backend without gradients": ({"attention_backend": "flex"}, "flex cannot train on a CPU"),
+    "compiled blocks with ZeRO stage 3": (
+        {"deepspeed": str(ROOT / "configs/deepspeed/zero3.json"), "compile": True},
+        "compile=true cannot be used with ZeRO stage 3",
+    ),
     "no held-out clips": ({"validation": ValidationConfig(every=1, manifest="held_out.csv")}, "held_out.csv"),
     "a timestep too late": ({"validation": ValidationConfig(every=1, timesteps=[1000])}, "1000 has to lie between 0 and 999"),
     "too many validation steps": ({"validation": ValidationConfig(every=1, num_inference_steps=1001)}, "1001"),
@@ -475,3 +522,24 @@ def test_the_cache_and_the_videos_give_the_same_losses(config, run, metrics, tmp
     from_cache = replace(from_videos, output_dir=str(tmp_path / "cached"), data=data)
     run(from_cache)
     assert losses(metrics(from_cache)) == losses(metrics(from_videos))
+
+
+def test_a_cached_run_checks_its_model_and_fingerprints_its_encoders_once(config, run, tmp_path, monkeypatch):
+    cached = config(data__num_windows=1, data__cache=str(tmp_path / "cache"), text_dropout=1.0, max_steps=2)
+    calls = {"skeleton": [], "fingerprint": [], "embeddings": []}
+
+    def count(name, function):
+        def counted(*args, **kwargs):
+            calls[name].append(args)
+            return function(*args, **kwargs)
+
+        return counted
+
+    monkeypatch.setattr(Mask2DiTPipeline, "skeleton", count("skeleton", Mask2DiTPipeline.skeleton))
+    monkeypatch.setattr("mask2dit.data.cache.fingerprint", count("fingerprint", fingerprint))
+    monkeypatch.setattr(LatentCache, "embeddings", count("embeddings", LatentCache.embeddings))
+    build_cache(CacheConfig(model=cached.model, data=cached.data, dtype="float32", device="cpu"))
+    assert (len(calls["skeleton"]), len(calls["fingerprint"])) == (1, 3)  # VAE, text encoder and tokenizer
+    run(cached)
+    assert (len(calls["skeleton"]), len(calls["fingerprint"])) == (2, 6)
+    assert [caption for _, caption in calls["embeddings"]].count("") == 1

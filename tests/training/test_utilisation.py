@@ -10,7 +10,7 @@ def test_flops_are_those_of_matrix_products_and_grouped_attention(small_model):
     skeleton = Mask2DiTPipeline.skeleton(small_model)
     data = DataConfig(manifest="unused", num_scenes=3, num_frames=9, height=64, width=96)
     transformer = skeleton.transformer
-    _, frames, (_, height, width) = skeleton.check_size(64, 96, 9, 3)
+    _, frames, (_, height, width) = skeleton.video_shape(64, 96, 9, 3)
     layout = transformer.scene_layout(height, width, frames)
     config = transformer.config
     channels = config.num_attention_heads * config.attention_head_dim

@@ -1,72 +1,3 @@
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Review of captions</title>
-<style>
-  :root { --ink: #202124; --soft: #5f6368; --rule: #dadce0; --paper: #fff; --ground: #f6f6f3; --blue: #1a66c2; --red: #b3261e; --green: #1e7d46; }
-  * { box-sizing: border-box; }
-  body { margin: 0; font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--ground); }
-  header { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: 10px 14px; align-items: center; padding: 10px 20px; background: var(--paper); border-bottom: 1px solid var(--rule); }
-  header h1 { margin: 0 8px 0 0; font-size: 17px; }
-  #counts, .soft { color: var(--soft); font-size: 13px; }
-  main { max-width: 1500px; margin: 0 auto; padding: 16px 20px 40px; }
-  p.help { margin: 0 0 16px; color: var(--soft); max-width: 110ch; }
-  article { margin: 0 0 18px; padding: 14px 16px 16px; background: var(--paper); border: 1px solid var(--rule); border-left: 6px solid var(--rule); border-radius: 8px; }
-  article.keep { border-left-color: var(--green); }
-  article.drop { border-left-color: var(--red); }
-  article.drop .body { opacity: .45; }
-  article.current { outline: 2px solid var(--blue); }
-  .head { display: flex; flex-wrap: wrap; gap: 6px 12px; align-items: center; margin-bottom: 10px; }
-  .head h2 { margin: 0; font-size: 15px; overflow-wrap: anywhere; }
-  .tag { padding: 1px 8px; border-radius: 10px; font-size: 12.5px; background: #eceff1; white-space: nowrap; }
-  .tag.low { background: #fce8e6; color: var(--red); }
-  .tag.edited { border: 0; background: #e8f0fe; color: var(--blue); }
-  .clips { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 14px; }
-  .clips.single { grid-template-columns: minmax(260px, 480px); }
-  .clip { display: flex; flex-direction: column; gap: 6px; min-width: 0; }
-  video { width: 100%; aspect-ratio: 3 / 2; object-fit: contain; background: #111; border-radius: 4px; cursor: pointer; }
-  textarea, input[type=text], select { font: inherit; color: inherit; border: 1px solid var(--rule); border-radius: 4px; padding: 6px 8px; background: #fff; }
-  textarea { width: 100%; min-height: 8.5em; resize: vertical; field-sizing: content; }
-  textarea.edited { border-color: var(--blue); }
-  .actor { display: flex; gap: 8px; align-items: center; margin: 8px 0 0; }
-  .actor input { flex: 1; }
-  #faults { color: var(--red); font-size: 13px; }
-  .fault { margin: 10px 0 0; color: var(--red); }
-  button { font: inherit; padding: 5px 14px; border: 1px solid var(--rule); border-radius: 5px; background: #fff; color: inherit; cursor: pointer; }
-  button:disabled { color: #9aa0a6; cursor: default; }
-  button.keep.on { background: var(--green); border-color: var(--green); color: #fff; }
-  button.drop.on { background: var(--red); border-color: var(--red); color: #fff; }
-  #save { margin-left: auto; background: var(--blue); border-color: var(--blue); color: #fff; }
-  footer { display: flex; gap: 12px; align-items: center; justify-content: center; }
-  @media (max-width: 640px) { header { position: static; } main { padding: 12px 10px 30px; } }
-</style>
-<header>
-  <h1>Review of captions</h1>
-  <select id="filter" aria-label="Show">
-    <option value="groups">Groups</option>
-    <option value="singles">Single clips</option>
-    <option value="flagged">Flagged: caption may not fit</option>
-    <option value="open">Undecided</option>
-    <option value="keep">Kept</option>
-    <option value="drop">Dropped</option>
-    <option value="edited">Edited</option>
-    <option value="faulty">Cannot be used as edited</option>
-    <option value="all">All</option>
-  </select>
-  <input type="text" id="search" placeholder="Film or words of a caption" aria-label="Film or words of a caption">
-  <span id="counts"></span>
-  <span id="faults"></span>
-  <button id="save">Save decisions.json</button>
-</header>
-<main>
-  <p class="help">Hover over a clip to play it, click for its controls. Keys: <b>j</b> and <b>k</b> next and previous, <b>e</b> keep, <b>d</b> drop,
-  <b>p</b> play all clips of the entry. What is undecided is kept. Put the saved file beside this page and run the same command again.</p>
-  <div id="entries"></div>
-  <footer><button id="back">Previous page</button><span id="page"></span><button id="next">Next page</button></footer>
-</main>
-<script id="data" type="application/json">__DATA__</script>
-<script>
 "use strict";
 const PAGE_SIZE = 20;
 // Entries; decisions about captions that are not on this page; and a hash of the decisions that the run has read.
@@ -237,5 +168,3 @@ onkeydown = event => {
 // Where there are no groups, what there is.
 if (!entries.some(filters.groups)) byId("filter").value = "all";
 draw();
-</script>
-</html>

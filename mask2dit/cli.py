@@ -1,0 +1,119 @@
+"""The `mask2dit` command: `mask2dit COMMAND [CONFIG.yaml] [key=value …]`.
+
+The module forms, such as `python -m mask2dit.training`, run the same commands. Packages above this module are named as text
+and imported when their command runs.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mask2dit.command import load, program, run_command
+from mask2dit.usage import table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A task with the configuration that it takes."""
+
+    schema: str
+    """The configuration's dataclass, as "module:name"; its module imports nothing heavy."""
+    task: str
+    """The function that takes the configuration, as "module:name"."""
+    summary: str
+    """One sentence for `--help`."""
+    positional: str | None = None
+    """The key that an argument without "=" sets; None: such an argument is the configuration file."""
+
+
+COMMANDS = {
+    "generate": Command(
+        schema="mask2dit.inference.config:InferenceConfig",
+        task="mask2dit.inference.run:generate",
+        summary="Generate a multi-scene video from one prompt per scene, or extend given scenes.",
+    ),
+    "train": Command(
+        schema="mask2dit.training.config:TrainConfig",
+        task="mask2dit.training.run:train",
+        summary="Pre-train or fine-tune a model. scripts/train.sh runs it on several processes.",
+    ),
+    "cache": Command(
+        schema="mask2dit.data.config:CacheConfig",
+        task="mask2dit.data.cache:build_cache",
+        summary="Compute the latents and text embeddings of a manifest before training.",
+    ),
+    "check": Command(
+        schema="mask2dit.data.config:CheckConfig",
+        task="mask2dit.data.check:report_problems",
+        summary="Check every row of a manifest and decode every frame that training may read.",
+        positional="manifest",
+    ),
+    "evaluate": Command(
+        schema="mask2dit.evaluation.config:EvaluationConfig",
+        task="mask2dit.evaluation.run:evaluate",
+        summary="Generate videos of stories, or take existing ones, and measure them.",
+    ),
+    "study": Command(
+        schema="mask2dit.evaluation.config:StudyConfig",
+        task="mask2dit.evaluation.study:study",
+        summary="Write the page of a blind user study, or tally its answers.",
+    ),
+    "curate": Command(
+        schema="mask2dit.curation.config:CurationConfig",
+        task="mask2dit.curation.run:curate",
+        summary="Turn a folder of films into training manifests.",
+    ),
+    "write": Command(
+        schema="mask2dit.evaluation.write_prompts:WritePromptsConfig",
+        task="mask2dit.evaluation.write_prompts:write_prompts",
+        summary="Write stories with a language model.",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command that the first argument names.
+
+    Args:
+        arguments: of the command line. None: those of this process.
+
+    Returns:
+        The exit status: the command's, or 2 if there is no such command.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {program()} COMMAND [CONFIG.yaml] [key=value ...]\n\ncommands:")
+        print(table({name: command.summary for name, command in COMMANDS.items()}))
+        print(f"\n{program()} COMMAND --help describes every key of a command.")
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"commands are {', '.join(COMMANDS)}"
+        print(f"error: there is no command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    return run(name, rest, f"{program()} {name}")
+
+
+def run(name: str, arguments: Sequence[str], called: str | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        name: a key of `COMMANDS`.
+        arguments: those that follow the command's name.
+        called: how the command is called, for `--help`. None: as this process was.
+
+    Returns:
+        The exit status, see `run_command`.
+    """
+    command = COMMANDS[name]
+    return run_command(
+        load(command.schema),
+        command.task,
+        None,
+        arguments,
+        name=called,
+        summary=command.summary,
+        positional=command.positional,
+    )
