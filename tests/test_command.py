@@ -145,12 +145,17 @@ def stop(tmp_path):
     (tmp_path / "package").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "package/task.py").write_text(TASK)
+    # As in a terminal: under nohup, or in the background of a shell, signals are ignored.
+    terminal = (
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); signal.signal(signal.SIGINT, signal.default_int_handler); "
+    )
     program = "import sys, task; from mask2dit.command import run_command; "
     program += "sys.exit(run_command(task.Config, 'task:task', None, sys.argv[1:]))"
 
     def in_another_process(number, before=""):
         arguments = [f"folder={tmp_path / 'out'}", f"signal={int(number)}"]
-        code = f"import sys; sys.path.insert(0, {str(tmp_path / 'package')!r}); {before}{program}"
+        setup = f"import signal, sys; sys.path.insert(0, {str(tmp_path / 'package')!r}); {terminal}"
+        code = f"{setup}{before}{program}"
         return subprocess.run([sys.executable, "-c", code, *arguments], check=False).returncode
 
     return in_another_process
@@ -163,5 +168,5 @@ def test_a_task_that_is_stopped_removes_what_it_was_writing(stop, tmp_path, numb
 
 
 def test_a_task_under_nohup_goes_on_when_the_terminal_is_closed(stop, tmp_path):
-    assert stop(signal.SIGHUP, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); ") == 0
+    assert stop(signal.SIGHUP, "signal.signal(signal.SIGHUP, signal.SIG_IGN); ") == 0
     assert (tmp_path / "out/result").read_text() == "whole"

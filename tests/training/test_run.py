@@ -6,6 +6,7 @@ import subprocess
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -177,7 +178,9 @@ def test_deepspeed_compiles_nothing_on_a_cpu(config, launch, tmp_path):
 @pytest.mark.parametrize("processes, number", [(1, signal.SIGTERM), (1, signal.SIGHUP), (2, signal.SIGTERM)])
 def test_a_signal_to_stop_saves_and_ends_with_its_own_status(config, command, run, metrics, processes, number):
     long = config(max_steps=1000, checkpoint_every=1000)
-    process = subprocess.Popen(**command(long, processes), stderr=subprocess.PIPE)
+    # A run under nohup, as these tests may be, ignores SIGHUP.
+    heed = partial(signal.signal, number, signal.SIG_DFL)
+    process = subprocess.Popen(**command(long, processes), stderr=subprocess.PIPE, preexec_fn=heed)
     log = Path(long.output_dir) / "metrics.jsonl"
     while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 2):
         time.sleep(0.1)
