@@ -90,6 +90,7 @@ def test_dense_mask_that_does_not_fit_is_left_out_with_a_reason(benchmark, count
     assert not re.search(r"^  dense", output, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak of resident memory is read from /proc"
 )

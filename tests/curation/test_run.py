@@ -24,6 +24,8 @@ from mask2dit.data.config import DataConfig
 from mask2dit.data.datasets import FineTuneDataset, PretrainDataset
 from mask2dit.encoders.config import ViCLIPConfig
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

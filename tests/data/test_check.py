@@ -188,6 +188,7 @@ def test_captions_beyond_the_text_window_are_told_where_the_model_is_named(run, 
     assert len(run(manifest, *TINY, f"data_root={clips}")[1]) == 2
 
 
+@pytest.mark.slow
 def test_the_command_works_as_a_module(clips, write_csv):
     manifest = write_csv([("1.mp4", "a", 41)])
     command = [sys.executable, "-m", "mask2dit.data.check", manifest, *TINY, f"data_root={clips}"]

@@ -17,6 +17,8 @@ from mask2dit.evaluation.results import Results
 from mask2dit.evaluation.run import evaluate
 from mask2dit.evaluation.videos import Generator
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -21,6 +21,8 @@ from mask2dit.pipelines.untrained import MARKER
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import write_video
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples/cogvideox_fun"
 

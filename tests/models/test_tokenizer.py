@@ -65,6 +65,7 @@ def test_english_text_has_no_unknown_tokens(tokenizer, text):
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", ["transformers.T5Tokenizer.from_pretrained", "loading.load_tokenizer"])
 def test_reading_spiece_model_needs_protobuf(folder, reader):
     """Why protobuf is among the requirements, though sentencepiece does not ask for it. transformers by itself names the

@@ -164,6 +164,7 @@ def test_blocks_compile_without_a_graph_break(make_transformer, random_inputs):
         torch.testing.assert_close(transformer(latents, text, timesteps).sample, expected)
 
 
+@pytest.mark.slow
 def test_blocks_are_compiled_once_per_number_of_scenes_whatever_their_lengths(make_transformer, random_inputs):
     torch.compiler.reset()
     plain, compiled = make_transformer(), make_transformer()
@@ -178,6 +179,7 @@ def test_blocks_are_compiled_once_per_number_of_scenes_whatever_their_lengths(ma
     assert counters["stats"]["unique_graphs"] == 3
 
 
+@pytest.mark.slow
 def test_the_whole_transformer_compiles_for_every_number_of_scenes(make_transformer, random_inputs):
     torch.compiler.reset()
     transformer = make_transformer(num_layers=1)
@@ -188,6 +190,7 @@ def test_the_whole_transformer_compiles_for_every_number_of_scenes(make_transfor
             torch.testing.assert_close(compiled(*inputs).sample, transformer(*inputs).sample)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["v1", "v2"])
 def test_compiled_blocks_take_other_scene_lengths(make_transformer, random_inputs, variant):
     torch.compiler.reset()  # the number of recompilations is limited over all tests together

@@ -120,6 +120,7 @@ def test_only_what_a_change_touches_is_made_again(small_pipeline, tmp_path, monk
     assert len(calls) == made_again
 
 
+@pytest.mark.slow
 def test_a_story_is_found_again_by_another_process(small_model, tmp_path):
     # The scheduler leaves keys out, for which diffusers notes defaults in an order that differs between processes.
     code = (

@@ -130,6 +130,7 @@ def test_a_video_of_nothing_has_nothing_right_and_agrees_with_nothing(video):
     assert visual_consistency([drawn, measured]).overall == 0
 
 
+@pytest.mark.slow
 def test_blur_and_noise_as_of_a_vae_change_little():
     from mask2dit.storyworld.validate import ValidateConfig, validate
 
@@ -138,6 +139,7 @@ def test_blur_and_noise_as_of_a_vae_change_little():
     assert result["consistency"] > 0.9 and result["cuts_right"] == 1
 
 
+@pytest.mark.slow
 def test_unrelated_stories_have_no_consistency_on_average():
     found = []
     for seed in range(60):

@@ -8,6 +8,8 @@ from mask2dit.models.loading import load_text_encoder, load_tokenizer
 from mask2dit.storyworld.text import TextConfig, fill_in, hide, learn_pieces, tokenize, train_text_encoder
 from mask2dit.storyworld.world import UNNAMED, caption, sample_story
 
+pytestmark = pytest.mark.slow
+
 
 def captions(split, count=50):
     stories = [sample_story(seed, split=split) for seed in range(count)]

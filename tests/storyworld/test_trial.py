@@ -8,6 +8,8 @@ from mask2dit.storyworld.trial import TASKS, TrialConfig, run_trial, story_seeds
 from mask2dit.storyworld.world import sample_story
 from mask2dit.video.reading import open_video
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(small_model, tmp_path):

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from mask2dit.storyworld import vae as learning_vae
 from mask2dit.storyworld.vae import VAEConfig, create_vae, psnr, reconstruct, to_pixels, train_vae, training_scenes
 
+pytestmark = pytest.mark.slow
+
 
 def make_config(output_dir, **changes) -> VAEConfig:
     """An autoencoder that is trained in seconds."""

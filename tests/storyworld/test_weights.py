@@ -12,6 +12,8 @@ from mask2dit.storyworld.measure import measure_scene
 from mask2dit.storyworld.world import parse_caption
 from mask2dit.video.frames import to_uint8
 
+pytestmark = pytest.mark.slow
+
 MODEL = Path(__file__).parents[2] / "models/storyworld"
 
 

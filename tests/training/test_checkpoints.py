@@ -15,6 +15,8 @@ from mask2dit import Mask2DiTPipeline
 from mask2dit.training import checkpoints
 from mask2dit.training.checkpoints import find_checkpoint, run_record
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "model/transformer/diffusion_pytorch_model.safetensors"
 # What libraries raise on a full disk.

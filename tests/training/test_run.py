@@ -27,6 +27,8 @@ from mask2dit.training.callbacks import Logging, Validation
 from mask2dit.training.config import LoRATrainingConfig, ValidationConfig
 from mask2dit.training.trainer import learning_rate, scene_mask
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "model/transformer/diffusion_pytorch_model.safetensors"
 

@@ -15,6 +15,8 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from mask2dit.video import reading
 from mask2dit.video.reading import FileReader, open_video
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 90
 WHOLE = [
     "closed.mp4",
