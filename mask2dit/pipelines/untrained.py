@@ -81,7 +81,7 @@ colour; it means nothing and has nothing to do with the prompts. The model is th
 and on any machine, before real weights are in place. To see what the method can do, use those.
 
 It has all parts of Mask²DiT on CogVideoX-5B, only much smaller. Its base size is 9 frames of 64 x 96 pixels (height x
-width) a scene, and it reads 64 text tokens a scene.
+width) per scene, and it reads 64 text tokens per scene.
 
 `python -m mask2dit.pipelines.untrained FOLDER seed={seed}` wrote it.
 """

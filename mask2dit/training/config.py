@@ -171,7 +171,7 @@ class TrainConfig:
             raise ValueError(f"ema_decay={self.ema_decay} has to lie between 0 and 1, or be null")
         if self.conditional_probability and self.data.num_scenes < 2:
             raise ValueError(
-                f"conditional_probability={self.conditional_probability} needs at least 2 scenes a sample, but "
+                f"conditional_probability={self.conditional_probability} needs at least 2 scenes per sample, but "
                 f"data.num_scenes={self.data.num_scenes}"
             )
         for story in self.validation.stories:

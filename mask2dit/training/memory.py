@@ -34,7 +34,7 @@ class MemoryEstimate:
         lines = [
             f"parameters          {self.parameters:,} ({self.trainable:,} trained)",
             f"tokens a sample     {self.tokens:,}",
-            f"weights             {self.weights / GIB:8.2f} GiB a process",
+            f"weights             {self.weights / GIB:8.2f} GiB per process",
             f"gradients           {self.gradients / GIB:8.2f} GiB",
             f"optimizer           {self.optimizer / GIB:8.2f} GiB ({self.optimizer_device})",
             f"activations, about  {self.activations / GIB:8.2f} GiB",
