@@ -24,6 +24,7 @@ from mask2dit.files import check_writable, move_new, write_errors, write_text
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
 from mask2dit.models.attention import check_attention_backend
+from mask2dit.models.hub import local_model, recorded
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
@@ -60,6 +61,7 @@ def generate(config: InferenceConfig) -> Path:
     device = choose_device(config.device)
     if config.build_untrained and Path(config.model).name.startswith("untrained"):
         build_untrained_model(config.model)
+    config = local_model(config)
     plan = plan_generation(config, device)
     config, given = plan.config, plan.given
     untrained = is_untrained(config.model)
@@ -133,11 +135,13 @@ class InferencePlan:
     """The given scenes, decoded from the context videos."""
 
 
-def load_skeleton(model: str, small_config: str = "fixed_scene_small.yaml") -> Mask2DiTPipeline:
+def load_skeleton(
+    model: str, small_config: str = "fixed_scene_small.yaml", variant: str | None = None
+) -> Mask2DiTPipeline:
     """Builds the model without weights. Raises `FileNotFoundError`, naming a small model to use, if it is missing."""
     if not (Path(model) / "transformer").is_dir():
         raise FileNotFoundError(missing_model(model, f"configs/inference/{small_config}"))
-    return Mask2DiTPipeline.skeleton(model)
+    return Mask2DiTPipeline.skeleton(model, variant=variant)
 
 
 def plan_generation(
@@ -158,7 +162,7 @@ def plan_generation(
         cross_scene(config.mask_variant)
     if skeleton is None:
         skeleton = load_skeleton(
-            config.model, "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml"
+            config.model, "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml", config.variant
         )
     if config.attention_backend is not None:
         check_attention_backend(config.attention_backend, device)
@@ -212,7 +216,10 @@ def _scenes_of(video: str, num_frames: int) -> list[range]:
 def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipeline:
     """Loads the pipeline of a configuration onto its device."""
     pipe = Mask2DiTPipeline.from_pretrained(
-        config.model, mask_variant=config.mask_variant, torch_dtype=getattr(torch, config.dtype)
+        config.model,
+        mask_variant=config.mask_variant,
+        torch_dtype=getattr(torch, config.dtype),
+        variant=config.variant,
     )
     pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
     if config.lora.path:
@@ -262,6 +269,8 @@ def _context(plan: InferencePlan, pipe: Mask2DiTPipeline, store: SceneStore) -> 
 def weights_identity(config: InferenceConfig) -> str:
     """Identifies the inputs of a scene that `generate_story` does not know: the weights and how they are computed with."""
     parts = [fingerprint(config.model), f"attention {config.attention_backend}", f"tiling {config.vae_tiling}"]
+    if config.variant:
+        parts.append(f"variant {config.variant}")
     if config.memory == "fp8":
         parts.append("fp8")
     if config.lora.path:
@@ -298,7 +307,7 @@ def _record(config, pipe, identity, given, scene_frames, device, seconds) -> dic
     """Builds a video's record: the resolved configuration, the scenes, the software versions and the device."""
     stops = np.cumsum(scene_frames).tolist()
     return {
-        "config": dataclasses.asdict(config),
+        "config": recorded(config),
         "command": shlex.join(sys.argv),
         "weights": identity,
         "mask_variant": pipe.transformer.config.mask_variant,
