@@ -61,7 +61,6 @@ def generate(config: InferenceConfig, observer: Observer = ignore) -> Path:
     device = choose_device(config.device)
     if config.build_untrained and Path(config.model).name.startswith("untrained"):
         build_untrained_model(config.model)
-    config = local_model(config)
     plan = plan_generation(config, device)
     for i, prompt in enumerate(plan.config.prompts):
         logger.info("Scene %d%s: %s", i + 1, f" ({plan.sources[i]})" if i in plan.sources else "", prompt)
@@ -181,6 +180,7 @@ def plan_generation(
         ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, with a remedy.
     """
     check_memory_mode(config.memory, device)
+    config = local_model(config)
     if config.mask_variant is not None:
         cross_scene(config.mask_variant)
     if skeleton is None:
