@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 # Keys of `InferenceConfig` on which a video does not depend. A change of any other key makes videos stale.
 NAMED_BY_WEIGHTS = {"model", "revision", "variant", "build_untrained", "lora", "memory", "vae_tiling",
                     "attention_backend"}  # fmt: skip
-WITHOUT_EFFECT = {"compile", "device", "save_path", "name", "count", "preview_every"}
+WITHOUT_EFFECT = {"compile", "device", "save_path", "name", "count", "preview_every", "check_memory", "dry_run"}
 OF_CONTEXT_VIDEOS = {"context_videos", "context_start", "sample_context", "noise_context"}  # evaluation has none
 OF_RECORDS = {"redo", "following", "record"}  # evaluation makes whole stories
 HARMLESS = NAMED_BY_WEIGHTS | WITHOUT_EFFECT | OF_CONTEXT_VIDEOS | OF_RECORDS

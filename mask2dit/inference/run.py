@@ -6,7 +6,8 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
@@ -17,6 +18,7 @@ from mask2dit.device import choose_device
 from mask2dit.files import check_writable
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
+from mask2dit.inference.dry_run import check_fits, describe_run, fitting_modes, predict
 from mask2dit.inference.output import STORE, StoryFiles, check_name, claim_output, comparison_sheet
 from mask2dit.inference.sources import (
     GivenScene,
@@ -45,7 +47,7 @@ STORY_OPTIONS = ("negative_prompt", "window", "noise_context", "height", "width"
 """Arguments of `generate_story` that are keys of the configuration."""
 
 
-def generate(config: InferenceConfig, observer: Observer = ignore) -> Path:
+def generate(config: InferenceConfig, observer: Observer = ignore) -> Path | None:
     """Generates the story of a configuration.
 
     Args:
@@ -53,20 +55,26 @@ def generate(config: InferenceConfig, observer: Observer = ignore) -> Path:
         observer: called with the events of `mask2dit.pipelines.events`.
 
     Returns:
-        The path of the mp4, or of the first of several (`count`). `mask2dit.inference.output` lists the files beside it.
+        The path of the mp4, or of the first of several (`count`). `mask2dit.inference.output` lists the files beside it. None
+        for a dry run.
 
     Raises:
         ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, before weights are read.
+        MemoryError: if the GPU's memory does not suffice, with the memory modes that are predicted to fit.
     """
     device = choose_device(config.device)
     if config.build_untrained and Path(config.model).name.startswith("untrained"):
         build_untrained_model(config.model)
+    if config.dry_run:
+        print(describe_run(config, device))
+        return None
     plan = plan_generation(config, device)
     for i, prompt in enumerate(plan.config.prompts):
         logger.info("Scene %d%s: %s", i + 1, f" ({plan.sources[i]})" if i in plan.sources else "", prompt)
-    model = load_model(plan.config, device)
     seeds = range(config.seed, config.seed + config.count)
-    outputs = [render(plan.with_seed(seed), model, observer) for seed in seeds]
+    with modes_named(plan, device):
+        model = load_model(plan.config, device)
+        outputs = [render(plan.with_seed(seed), model, observer) for seed in seeds]
     if len(outputs) > 1:
         logger.info("Wrote %s, which compares the seeds", comparison_sheet(outputs, seeds))
     return outputs[0]
@@ -157,6 +165,21 @@ def _write_scene(
     return files.add_scene(decode_scene(model.pipe, latents, model.device), latents), "generated"
 
 
+@contextmanager
+def modes_named(plan: InferencePlan, device: torch.device) -> Generator[None]:
+    """Adds the memory modes that are predicted to fit to an error of too little memory on the GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        config, skeleton = plan.config, plan.skeleton
+        size = (config.height, config.width, config.num_frames)
+        windows = plan_windows(skeleton, len(config.prompts), plan.sources, config.window, *size)
+        footprint = predict(config, skeleton, size, windows)
+        capacity = torch.cuda.get_device_properties(device).total_memory
+        reason = str(error).splitlines()[0]
+        raise MemoryError(f"{reason} {fitting_modes(config, footprint, capacity)}") from error
+
+
 def load_skeleton(
     model: str, small_config: str = "fixed_scene_small.yaml", variant: str | None = None
 ) -> Mask2DiTPipeline:
@@ -200,7 +223,9 @@ def plan_generation(
     check_name(config)
     shape = skeleton.video_shape(*size, len(config.prompts))
     sources = read_kept_scenes(config) if config.record else _given_scenes(config, skeleton, size)
-    plan_windows(skeleton, len(config.prompts), sources, config.window, *size)
+    windows = plan_windows(skeleton, len(config.prompts), sources, config.window, *size)
+    if device.type == "cuda" and config.check_memory:
+        check_fits(config, predict(config, skeleton, size, windows), device)
     check_writable(config.save_path)
     return InferencePlan(config=config, skeleton=skeleton, shape=shape, sources=sources)
 
