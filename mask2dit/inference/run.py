@@ -6,7 +6,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import diffusers
@@ -165,17 +165,32 @@ class MadeScene:
 
 
 def make_scenes(
-    plan: InferencePlan, model: LoadedModel, store: SceneStore, observer: Observer = ignore
+    plan: InferencePlan,
+    model: LoadedModel,
+    store: SceneStore,
+    observer: Observer = ignore,
+    seeds: Sequence[int | None] | None = None,
 ) -> Iterator[MadeScene]:
     """Makes the scenes of a plan, in order, each as soon as it is done.
+
+    Args:
+        plan: the plan.
+        model: the model that it was made for.
+        store: keeps the latents of given scenes, and those of finished ones for an interrupted run.
+        observer: called with the events of `mask2dit.pipelines.events`, but for `SceneFinished`.
+        seeds: as for `generate_story`.
 
     Raises:
         FloatingPointError: for a scene that is not finite.
     """
     config = plan.config
     given = {i: _latents_of(i, plan, model, store) for i in plan.sources}
-    options = {"given": given, "observer": observer, "preview_every": config.preview_every}
-    for i, latents in enumerate(story_latents(model.pipe, config, store, **options)):
+    if len(given) == len(config.prompts):
+        of_scenes = (given[i] for i in sorted(given))
+    else:
+        options = {"given": given, "observer": observer, "preview_every": config.preview_every, "seeds": seeds}
+        of_scenes = story_latents(model.pipe, config, store, **options)
+    for i, latents in enumerate(of_scenes):
         source = plan.sources.get(i)
         frames = None
         if isinstance(source, GivenScene):  # keeps its own pixels instead of the VAE's reconstruction
@@ -230,7 +245,8 @@ def plan_generation(
     shape = skeleton.video_shape(*size, len(config.prompts))
     if sources is None:
         sources = read_kept_scenes(config) if config.record else _given_scenes(config, skeleton, size)
-    plan_windows(skeleton, len(config.prompts), sources, config.window, *size)
+    if config.record or len(sources) < len(config.prompts):
+        plan_windows(skeleton, len(config.prompts), sources, config.window, *size)
     check_writable(config.save_path)
     return InferencePlan(config=config, skeleton=skeleton, shape=shape, sources=sources)
 
