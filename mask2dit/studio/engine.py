@@ -41,7 +41,14 @@ SETTINGS = (
     "dtype",
     "preview_every",
 )
-OF_SMALL_WORLD = {"sampler": "dpm", "num_inference_steps": 10, "guidance_scale": 2.0, "dtype": "float32", "window": 3}
+OF_SMALL_WORLD = {
+    "sampler": "dpm",
+    "num_inference_steps": 10,
+    "guidance_scale": 2.0,
+    "dtype": "float32",
+    "window": 3,
+    "preview_every": 2,
+}
 OF_OTHERS = {"window": 3, "preview_every": 5}
 SEEDS = 2**31
 

@@ -98,7 +98,7 @@ def _scene() -> dict:
     parts = {"selected": gr.Radio([], label="Scene", elem_id="scene-choice")}
     parts["editing"] = gr.Textbox(visible="hidden", label="id")
     parts["prompt"] = gr.Textbox(label="Prompt of the scene", lines=3, max_lines=8)
-    parts["counter"] = gr.HTML()
+    parts["counter"] = gr.HTML(elem_classes="studio-line")
     with gr.Row():
         parts["seconds"] = gr.Number(label="Seconds", info="Empty: the model's", minimum=0, min_width=120)
         parts["seed"] = gr.Number(label="Seed", info="Empty: new each time", precision=0, minimum=0, min_width=120)
@@ -141,9 +141,9 @@ def _settings(studio: Studio) -> dict:
 def _results() -> dict:
     with gr.Row():
         generate = gr.Button("Generate", variant="primary", min_width=160)
-        cancel = gr.Button("Cancel", variant="stop", min_width=100, interactive=False)
-    status = gr.HTML()
-    message = gr.HTML()
+        cancel = gr.Button("Cancel", min_width=100, interactive=False)
+    status = gr.HTML(elem_classes="studio-line")
+    message = gr.HTML(elem_classes="studio-line")
     cards = gr.HTML(js_on_load=SELECT)
     with gr.Row():
         film = gr.Button("Put the film together", min_width=160)
@@ -440,11 +440,12 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     page.load(handlers.load, None, **ordered)
     remember(project.input(handlers.open, [project], **ordered))
     remember(parts["new"].click(handlers.new, None, **ordered))
-    remember(parts["example"].input(handlers.begin_example, [parts["example"]], **ordered))
+    remember(parts["example"].select(handlers.begin_example, [parts["example"]], **ordered))
     remember(parts["opened"].upload(handlers.open_file, [parts["opened"]], **ordered))
     edited = [name for name in FIELDS if name != "model"]
     for name in edited:
-        parts[name].input(handlers.edit, scene, trigger_mode="always_last", **ordered)
+        # Not `input`, which a text that is pasted does not trigger. The page's own changes are no changes of the draft.
+        parts[name].change(handlers.edit, scene, trigger_mode="always_last", **ordered)
     parts["model"].input(handlers.set_model, scene, **ordered)
     parts["selected"].input(handlers.select, parts.of("project", "selected"), **ordered)
     parts["cards"].click(handlers.click_card, [project], **ordered)

@@ -192,6 +192,8 @@ class Project:
         """
         with self._lock:
             earlier = self.load() if (self.folder / DRAFT).is_file() else draft
+            if draft == replace(earlier, revision=draft.revision, saved_by=draft.saved_by) and earlier is not draft:
+                return earlier
             if earlier.revision != draft.revision and earlier.saved_by != tab:
                 raise StaleDraftError(
                     "this project was changed in another tab meanwhile: reload the page, then change it again"

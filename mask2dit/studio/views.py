@@ -17,6 +17,8 @@ SMALL = 256  # pixels; smaller clips are shown with visible pixels
 
 CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; padding: 12px 16px 48px !important; }
+.studio-line .html-container { padding: 0 4px !important; }
+.block.studio-line:not(:has([role="status"])) { display: none; }
 .studio-bar { height: 8px; border-radius: 4px; background: var(--neutral-200); overflow: hidden; margin: 8px 0 4px; }
 .dark .studio-bar { background: var(--neutral-700); }
 .studio-bar > div { height: 100%; background: var(--primary-600); transition: width 0.4s; }
@@ -35,7 +37,8 @@ CSS = """
   font-size: 13px; text-align: center; padding: 8px; box-sizing: border-box; }
 .is-small video, .is-small img { image-rendering: pixelated; }
 .studio-scene > div { padding: 8px 10px 10px; display: flex; flex-direction: column; gap: 4px; flex: 1; }
-.studio-scene h3 { margin: 0; font-size: 14px; font-weight: 600; display: flex; gap: 6px; align-items: center; flex-wrap: wrap; }
+.studio-scene h3 { margin: 0; font-size: 14px; font-weight: 600; display: flex; gap: 6px; align-items: center;
+  flex-wrap: wrap; }
 .studio-scene p { margin: 0; font-size: 13px; line-height: 1.4; overflow-wrap: anywhere; }
 .studio-tag { font-size: 11px; font-weight: 500; padding: 1px 6px; border-radius: 8px; background: var(--neutral-200);
   color: var(--neutral-800); }
@@ -112,8 +115,9 @@ def note(text: str, is_fault: bool = False) -> str:
 
 def vocabulary() -> str:
     """Draws what prompts for the small world's model can say."""
+    worn = _or(text for text in world.ACCESSORIES.values() if text)
     rows = {
-        "Looks": f"{_or(world.COLOURS)} + {_or(world.SHAPES)}, with {_or(text for text in world.ACCESSORIES.values() if text)}",
+        "Looks": f"{_or(world.COLOURS)}; {_or(world.SHAPES)}; {worn}",
         "Actions": _or(world.ACTIONS),
         "Two together": _or(world.JOINT_ACTIONS),
         "Settings": _or(phrase for phrases in world.SETTINGS.values() for phrase in phrases),
