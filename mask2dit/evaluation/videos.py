@@ -153,6 +153,11 @@ class Generator:
             build_untrained_model(self.settings.model)
         of_lengths = {tuple(self._num_frames(story)): story for story in reversed(stories)}
         for story in stories:
+            if given := [str(i) for i, scene in enumerate(story.scenes, start=1) if scene.video is not None]:
+                raise ValueError(
+                    f"story {story.title!r} gives the video of scene {', '.join(given)}, but an evaluation generates every "
+                    "scene: leave it out"
+                )
             inference_config = self._inference(story)
             try:
                 check_prompts(self.settings.model, inference_config.prompts, inference_config.window)
@@ -211,14 +216,12 @@ class Generator:
         return [" ".join(story.prompts)] if self.settings.mode == "merged" else list(story.prompts)
 
     def _num_frames(self, story: Story) -> list[int]:
-        """Frames of each clip. A duration is rounded to the nearest number of frames that the VAE can encode."""
+        """Frames of each clip, as near to the story's lengths as the VAE carries."""
         if self.settings.mode == "merged":
             return [self.settings.num_frames]
-        return [self._frames_of(duration) if duration else self.settings.num_frames for duration in story.durations]
-
-    def _frames_of(self, seconds: float) -> int:
-        ratio = self._skeleton.vae_scale_factor_temporal
-        return 1 + ratio * max(1, round((seconds * self.settings.fps - 1) / ratio))
+        if all(scene.length(self.settings.fps) is None for scene in story.scenes):
+            return [self.settings.num_frames] * len(story.scenes)
+        return inference.scene_frames(self._skeleton, story, self.settings.fps, self.settings.num_frames)
 
     def _inference(self, story: Story) -> InferenceConfig:
         window = {"separate": 1, "merged": None}.get(self.settings.mode, self.settings.window)
@@ -226,6 +229,7 @@ class Generator:
             self._texts(story), self._num_frames(story), self.config.device, self._seed(story), str(self.folder)
         )
         config.window = window
+        config.negative_prompt = story.negative or config.negative_prompt
         return config
 
     def _made_from(self, story: Story) -> dict:

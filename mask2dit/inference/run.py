@@ -9,8 +9,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from itertools import zip_longest
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import diffusers
@@ -28,9 +27,10 @@ from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
-from mask2dit.pipelines.story import SceneStore, decode_scene, generate_story, plan_windows
+from mask2dit.pipelines.story import SceneStore, decode_scene, generate_story, nearest_num_frames, plan_windows
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import software
+from mask2dit.stories import Scene, Story, read_story
 from mask2dit.storyworld.prompts import check_prompts
 from mask2dit.texts import parse_json, read_text
 from mask2dit.video.frames import resize_and_crop, to_uint8
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 SHEET_COLUMNS = 6
 SMALL = 256  # pixels; videos with a smaller shorter side are also written enlarged
 STORY_OPTIONS = ("negative_prompt", "window", "noise_context", "height", "width", "num_frames", "num_inference_steps",
-                 "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
+                 "guidance_scale", "use_dynamic_cfg", "seed", "scene_mask", "scene_seeds")  # fmt: skip
 """Arguments of `generate_story` that are keys of the configuration."""
 
 
@@ -67,7 +67,7 @@ def generate(config: InferenceConfig) -> Path:
         logger.warning("The model in %s is untrained: its pictures are noise and mean nothing.", config.model)
 
     for i, prompt in enumerate(config.prompts):
-        logger.info("Scene %d%s: %s", i + 1, f" (given, {given[i]})" if i < len(given) else "", prompt)
+        logger.info("Scene %d%s: %s", i + 1, f" (given, {given[i]})" if i in given else "", prompt)
     pipe = load_pipeline(config, device)
     identity = weights_identity(config)
     store = SceneStore(Path(config.save_path) / "scenes", identity)
@@ -79,7 +79,7 @@ def generate(config: InferenceConfig) -> Path:
     def frames() -> Iterator[np.ndarray]:
         for i, latents in enumerate(tqdm(scenes, desc="decoding", unit="scene")):
             # Given scenes keep their own pixels instead of the VAE's reconstruction.
-            video = given[i].frames if i < len(given) else decode_scene(pipe, latents, device)
+            video = given[i].frames if i in given else decode_scene(pipe, latents, device)
             shown = np.linspace(0, len(video) - 1, min(SHEET_COLUMNS, len(video))).round().astype(int)
             sheet_rows.append(video[shown])
             scene_frames.append(len(video))
@@ -94,9 +94,9 @@ def generate(config: InferenceConfig) -> Path:
             large = (frame.repeat(factor, axis=0).repeat(factor, axis=1) for frame in video)
             write_video(made.with_stem(f"video_{factor}x"), large, config.fps)
         title = "untrained weights: these pictures mean nothing" if untrained else None
-        sheet = contact_sheet(sheet_rows, config.prompts, columns=SHEET_COLUMNS, title=title, given=range(len(given)))
+        sheet = contact_sheet(sheet_rows, config.prompts, columns=SHEET_COLUMNS, title=title, given=given)
         write_image(made.with_suffix(".png"), sheet)
-        record = _record(config, pipe, identity, given, scene_frames, device, time.time() - started)
+        record = _record(plan, pipe, identity, scene_frames, device, time.time() - started)
         write_text(made.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         output = _place(made, config)
     logger.info("Wrote %s, its contact sheet (.png) and its record (.json)", output)
@@ -124,13 +124,15 @@ class InferencePlan:
     """A checked configuration with the objects that its checks built."""
 
     config: InferenceConfig
-    """The resolved configuration, with the model's size in place of null."""
+    """The resolved configuration, with the model's size in place of null, and the story's prompts in place of its file."""
+    story: Story | None
+    """The story of `config.story`."""
     skeleton: Mask2DiTPipeline
     """The model without its weights."""
     shape: VideoShape
     """Frames and latent frames of the whole story."""
-    given: list[GivenScene]
-    """The given scenes, decoded from the context videos."""
+    given: dict[int, GivenScene]
+    """The given scenes by their index, decoded from the context videos."""
 
 
 def load_skeleton(model: str, small_config: str = "fixed_scene_small.yaml") -> Mask2DiTPipeline:
@@ -162,6 +164,7 @@ def plan_generation(
         )
     if config.attention_backend is not None:
         check_attention_backend(config.attention_backend, device)
+    config, story = resolve_story(config, skeleton)
     check_prompts(config.model, config.prompts, config.window)
     skeleton.check_steps(config.num_inference_steps)
     if config.vae_tiling:
@@ -170,26 +173,110 @@ def plan_generation(
         check_lora(config.lora.path, skeleton.transformer)
     size = skeleton.fill_size(config.height, config.width, config.num_frames)
     config = dataclasses.replace(config, **dict(zip(("height", "width", "num_frames"), size)))
-    plan_windows(skeleton, len(config.prompts), len(config.context_videos), config.window, *size)
+    plan_windows(skeleton, _scene_mask(config, len(config.context_videos)), config.window, *size)
     if config.name is not None and (Path(config.save_path) / f"{config.name}.mp4").exists():
         raise FileExistsError(
             f"{config.name}.mp4 is in {config.save_path!r} already: choose another name, or leave name out"
         )
     readers = [(video, open_video(video)) for video in config.context_videos]
     sources = [(video, reader, scene) for video, reader in readers for scene in _scenes_of(video, reader.num_frames)]
-    if len(sources) > len(config.context_videos):
-        plan_windows(skeleton, len(config.prompts), len(sources), config.window, *size)
+    scene_mask = _scene_mask(config, len(sources))
+    plan_windows(skeleton, scene_mask, config.window, *size)
     shape = skeleton.video_shape(*size, len(config.prompts))
-    generator = torch.Generator().manual_seed(config.seed)
-    given = []
-    for (video, reader, scene), num_frames in zip(sources, shape.frames):
-        indices = choose_scene(scene, video, num_frames, start=config.context_start, generator=generator)
+    generator = _generator(config)
+    given = {}
+    for i, (video, reader, scene) in zip([i for i, new in enumerate(scene_mask) if not new], sources):
+        indices = choose_scene(scene, video, shape.frames[i], start=config.context_start, generator=generator)
         pixels = resize_and_crop(reader.read(indices), config.height, config.width)
-        given.append(
-            GivenScene(video, indices, to_uint8(pixels.add(1).div(2).permute(0, 2, 3, 1).contiguous().numpy()))
-        )
+        frames = to_uint8(pixels.add(1).div(2).permute(0, 2, 3, 1).contiguous().numpy())
+        given[i] = GivenScene(video, indices, frames)
     check_writable(config.save_path)
-    return InferencePlan(config=config, skeleton=skeleton, shape=shape, given=given)
+    return InferencePlan(config=config, story=story, skeleton=skeleton, shape=shape, given=given)
+
+
+def resolve_story(config: InferenceConfig, skeleton: Mask2DiTPipeline) -> tuple[InferenceConfig, Story | None]:
+    """Replaces a configuration's story file by what it says: prompts, given scenes, lengths, negative prompt and seeds.
+
+    Returns:
+        The configuration without `story`, and the story; the configuration as it is and None if it names no file.
+
+    Raises:
+        ValueError, FileNotFoundError: if the file is missing or faulty.
+    """
+    if config.story is None:
+        return config, None
+    story = read_story(config.story)
+    given = [str(Path(config.story).parent / scene.video) for scene in story.scenes if scene.video is not None]
+    seeds = [scene.seed for scene in story.scenes]
+    *_, num_frames = skeleton.fill_size(config.height, config.width, config.num_frames)
+    if story.negative and config.negative_prompt:
+        logger.info("The negative prompt is the story's: %s", story.negative)
+    seed = story.seed if config.seed is None else config.seed
+    resolved = dataclasses.replace(
+        config,
+        story=None,
+        prompts=list(story.prompts),
+        context_videos=given,
+        scene_mask=[scene.video is None for scene in story.scenes] if given else None,
+        scene_seeds=seeds if any(seed is not None for seed in seeds) else None,
+        num_frames=scene_frames(skeleton, story, config.fps, num_frames),
+        negative_prompt=story.negative or config.negative_prompt,
+        seed=seed,
+    )
+    return resolved, story
+
+
+def scene_frames(
+    skeleton: Mask2DiTPipeline, story: Story, fps: float, num_frames: int | Sequence[int]
+) -> int | list[int]:
+    """Returns the frames of each scene, as near to the story's lengths as the model carries, and logs what is rounded.
+
+    Args:
+        skeleton: the model without its weights.
+        story: the story.
+        fps: frames per second, for lengths in seconds.
+        num_frames: frames of the scenes without a length, for all or one entry per scene.
+
+    Returns:
+        One entry per scene; `num_frames` itself if no scene has a length.
+    """
+    lengths = [scene.length(fps) for scene in story.scenes]
+    if all(length is None for length in lengths):
+        return num_frames if isinstance(num_frames, int) else list(num_frames)
+    frames = [num_frames] * len(lengths) if isinstance(num_frames, int) else list(num_frames)
+    if len(frames) != len(lengths):
+        raise ValueError(f"num_frames has {len(frames)} entries for {len(lengths)} scenes")
+    for i, length in enumerate(lengths):
+        if length is not None:
+            frames[i] = nearest_num_frames(skeleton, length)
+            if frames[i] != length:
+                logger.info("Scene %d: %s", i + 1, describe_rounding(story.scenes[i], frames[i], fps))
+    return frames
+
+
+def describe_rounding(scene: Scene, num_frames: int, fps: float) -> str:
+    """Says what a scene's length becomes, such as "6 s at 8 fps are 48 frames; the nearest that the model carries are 49"."""
+    wanted = f"{scene.frames} frames are wanted"
+    if scene.seconds is not None:
+        wanted = f"{scene.seconds:g} s at {fps:g} fps are {scene.seconds * fps:g} frames"
+    return f"{wanted}; the nearest number that the model carries is {num_frames}, {num_frames / fps:.4g} s"
+
+
+def _scene_mask(config: InferenceConfig, num_given: int) -> list[bool]:
+    """Returns True for each scene that is generated. Raises `ValueError` if the mask gives more or fewer than there are."""
+    if config.scene_mask is None:
+        return [i >= num_given for i in range(len(config.prompts))]
+    if (expected := config.scene_mask.count(False)) != num_given:
+        raise ValueError(
+            f"{expected} scenes are marked as given, but the context videos hold {num_given}: one file is needed per scene, "
+            "and a generated video with its record (.json) beside it holds all scenes of the record"
+        )
+    return config.scene_mask
+
+
+def _generator(config: InferenceConfig) -> torch.Generator:
+    assert config.seed is not None, "a resolved configuration has a seed"
+    return torch.Generator().manual_seed(config.seed)
 
 
 def _scenes_of(video: str, num_frames: int) -> list[range]:
@@ -240,10 +327,10 @@ def story_latents(
 def _context(plan: InferencePlan, pipe: Mask2DiTPipeline, store: SceneStore) -> torch.Tensor:
     """Encodes the given scenes, or finds their latents in the store. They are stored like generated scenes, since encoding
     on a GPU may differ in the last bit between runs, and the scenes that continue from them would not be found again."""
-    config, given = plan.config, plan.given
+    config, given = plan.config, list(plan.given.values())
     digests = [hashlib.sha256(scene.frames).hexdigest() for scene in given]
     frames = [len(scene.frames) for scene in given]
-    num_latent_frames = sum(plan.shape.latent_frames[: len(given)])
+    num_latent_frames = sum(plan.shape.latent_frames[i] for i in plan.given)
     key = store.key(digests, frames, config.height, config.width, config.sample_context, config.seed, config.dtype)
     latents = store.load(key, (1, num_latent_frames, *plan.shape.latent_size))
     if latents is None:
@@ -253,7 +340,7 @@ def _context(plan: InferencePlan, pipe: Mask2DiTPipeline, store: SceneStore) -> 
             config.height,
             config.width,
             sample_posterior=config.sample_context,
-            generator=torch.Generator().manual_seed(config.seed),
+            generator=_generator(config),
         ).cpu()
         store.save(key, latents)
     return latents
@@ -294,11 +381,13 @@ def _next_number(folder: Path) -> str:
     return f"{max(taken, default=0) + 1:05d}"
 
 
-def _record(config, pipe, identity, given, scene_frames, device, seconds) -> dict:
-    """Builds a video's record: the resolved configuration, the scenes, the software versions and the device."""
+def _record(plan: InferencePlan, pipe, identity, scene_frames, device, seconds) -> dict:
+    """Builds a video's record: the resolved configuration, the story, the scenes, the software versions and the device."""
+    config = plan.config
     stops = np.cumsum(scene_frames).tolist()
     return {
         "config": dataclasses.asdict(config),
+        "story": plan.story and plan.story.record(),
         "command": shlex.join(sys.argv),
         "weights": identity,
         "mask_variant": pipe.transformer.config.mask_variant,
@@ -307,10 +396,10 @@ def _record(config, pipe, identity, given, scene_frames, device, seconds) -> dic
             {
                 "prompt": prompt,
                 "frames": [stop - count, stop],
-                "context": scene
+                "context": (scene := plan.given.get(i))
                 and {"path": scene.path, "fingerprint": fingerprint(scene.path), "indices": scene.indices},
             }
-            for prompt, count, stop, scene in zip_longest(config.prompts, scene_frames, stops, given)
+            for i, (prompt, count, stop) in enumerate(zip(config.prompts, scene_frames, stops))
         ],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         **software(),

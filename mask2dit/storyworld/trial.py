@@ -190,7 +190,8 @@ def windows(task: Task) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         return [(tuple(range(task.num_scenes)), task.generated)]
     from mask2dit.pipelines.story import story_windows
 
-    return [((*context, *new), tuple(new)) for context, new in story_windows(task.num_scenes, len(task.given), WINDOW)]
+    mask = [scene in task.generated for scene in range(task.num_scenes)]
+    return [(tuple(window.scenes), window.new) for window in story_windows(mask, WINDOW)]
 
 
 def story_seeds(config: TrialConfig) -> range:

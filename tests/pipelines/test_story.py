@@ -7,7 +7,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mask2dit.pipelines.story import SceneStore, generate_story, plan_windows, story_windows
+from mask2dit.pipelines.story import (
+    SceneStore,
+    generate_story,
+    nearest_num_frames,
+    plan_windows,
+    scene_noise,
+    story_windows,
+)
 
 PROMPTS = ["a fox", "a lake", "a hut", "the moon", "morning"]
 SMALL = {"height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 2}
@@ -18,27 +25,40 @@ def tell(pipe, prompts=PROMPTS, **options):
 
 
 @pytest.mark.parametrize(
-    "num_scenes, num_given, window, expected",
+    "mask, window, expected",
     [
-        (3, 0, None, [((0, 0), (0, 3))]),
-        (3, 2, None, [((0, 2), (2, 3))]),
-        (3, 1, 3, [((0, 1), (1, 3))]),
-        (5, 0, 3, [((0, 0), (0, 3)), ((1, 3), (3, 4)), ((2, 4), (4, 5))]),
-        (6, 4, 3, [((2, 4), (4, 5)), ((3, 5), (5, 6))]),
-        (2, 0, 3, [((0, 0), (0, 2))]),
-        (3, 0, 1, [((0, 0), (0, 1)), ((1, 1), (1, 2)), ((2, 2), (2, 3))]),
+        ("111", None, ["111"]),
+        ("001", None, ["001"]),
+        ("011", 3, ["011"]),
+        ("11111", 3, ["111..", ".001.", "..001"]),
+        ("000011", 3, ["..001.", "...001"]),
+        ("11", 3, ["11"]),
+        ("111", 1, ["1..", ".1.", "..1"]),
+        # given scenes anywhere
+        ("101", None, ["101"]),
+        ("10110", 3, ["101..", "..010"]),
+        ("000010000", 3, ["...010..."]),
+        ("00001000", 5, ["..00100."]),
+        ("0100", 2, ["01.."]),
+        ("1000", 3, ["100."]),
     ],
 )
-def test_each_window_continues_from_the_last_scenes_that_fit(num_scenes, num_given, window, expected):
-    windows = story_windows(num_scenes, num_given, window)
-    assert [((c.start, c.stop), (n.start, n.stop)) for c, n in windows] == expected
+def test_each_window_holds_the_scenes_before_its_missing_ones_and_given_ones_after_them(mask, window, expected):
+    windows = story_windows([mark == "1" for mark in mask], window)
+    shown = []
+    for part in windows:
+        marks = ["."] * len(mask)
+        for scene, new in zip(part.scenes, part.scene_mask, strict=True):
+            marks[scene] = "01"[new]
+        shown.append("".join(marks))
+    assert shown == expected
 
 
 def test_impossible_windows_are_refused():
     with pytest.raises(ValueError, match="window=0"):
-        story_windows(3, 0, 0)
+        story_windows([True] * 3, 0)
     with pytest.raises(ValueError, match="3 context scenes leave nothing"):
-        story_windows(3, 3, 3)
+        story_windows([False] * 3, 3)
 
 
 def test_a_story_that_fits_the_window_is_one_call_of_the_pipeline(small_pipeline, monkeypatch):
@@ -197,6 +217,56 @@ def test_given_scenes_come_first_and_unchanged(small_pipeline):
     assert len(scenes) == 3
 
 
+def test_given_scenes_may_stand_anywhere(small_pipeline, monkeypatch):
+    calls = []
+    call = type(small_pipeline).__call__
+    monkeypatch.setattr(
+        type(small_pipeline), "__call__", lambda *args, **kwargs: calls.append(kwargs) or call(*args, **kwargs)
+    )
+    context = torch.randn(1, 5, 16, 8, 12, generator=torch.Generator().manual_seed(0))
+    options = {"num_frames": [9, 5, 9, 9], "scene_mask": [True, False, True, False], "context_latents": context}
+    scenes = tell(small_pipeline, PROMPTS[:4], **options)
+    assert torch.equal(scenes[1], context[:, :2]) and torch.equal(scenes[3], context[:, 2:])
+    assert [scene.shape[1] for scene in scenes] == [3, 2, 3, 3]
+    assert calls[0]["scene_mask"] == [True, False, True]
+    assert torch.equal(calls[0]["context_latents"], context[:, :2])
+
+
+def test_a_scenes_own_seed_decides_its_initial_noise_and_no_others(small_pipeline, monkeypatch):
+    noise = []
+    denoise = type(small_pipeline)._denoise
+
+    def watch(self, plan, state, *args):
+        noise.append(state.latents.clone())
+        return denoise(self, plan, state, *args)
+
+    monkeypatch.setattr(type(small_pipeline), "_denoise", watch)
+    plain, seeded, moved = (
+        tell(small_pipeline, PROMPTS[:3], window=None, scene_seeds=seeds)
+        for seeds in (None, [None, 12, None], [12, None, None])
+    )
+    plain, seeded, moved = noise
+    assert torch.equal(seeded[:, :3], plain[:, :3]) and torch.equal(seeded[:, 6:], plain[:, 6:])
+    assert not torch.equal(seeded[:, 3:6], plain[:, 3:6])
+    assert torch.equal(moved[:, :3], seeded[:, 3:6]) and torch.equal(moved[:, :3], scene_noise(12, (1, 3, 16, 8, 12)))
+
+
+def test_a_scenes_own_seed_makes_it_and_what_follows_from_it_anew(small_pipeline, tmp_path, caplog):
+    caplog.set_level("INFO", "mask2dit")
+    store = SceneStore(tmp_path, "weights")
+    first = tell(small_pipeline, PROMPTS[:4], window=2, store=store)
+    caplog.clear()
+    second = tell(small_pipeline, PROMPTS[:4], window=2, store=store, scene_seeds=[None, None, 5, None])
+    assert [torch.equal(a, b) for a, b in zip(first, second)] == [True, True, False, False]
+    assert "scenes 1 to 2: made before" in caplog.text and "scene 3: " not in caplog.text
+
+
+@pytest.mark.parametrize("wanted, carried", [(1, 1), (2, 5), (4, 5), (48, 49), (49, 49), (50, 49), (51, 53), (0.1, 1)])
+def test_the_nearest_number_of_frames_is_one_that_the_vae_carries(small_pipeline, wanted, carried):
+    assert nearest_num_frames(small_pipeline, wanted) == carried
+    assert small_pipeline.video_shape(64, 96, carried, 1).frames == (carried,)
+
+
 def test_seeds_decide_the_noise(small_pipeline):
     first, again, other = (tell(small_pipeline, PROMPTS[:2], seed=seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -220,6 +290,9 @@ def test_each_scene_keeps_its_own_length_and_negative_prompt(small_pipeline):
         ({"context_latents": torch.zeros(1, 6, 16, 8, 12), "window": 1}, "use window=2"),
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
+        ({"scene_seeds": [1]}, "scene_seeds has 1 entries for 5 scenes"),
+        ({"scene_mask": [True]}, "scene_mask has 1 entries for 5 scenes"),
+        ({"scene_mask": [True, False, True, True, True]}, "marks 1 scenes as given"),
     ],
 )
 def test_bad_input_is_refused_at_the_call_and_not_at_the_first_scene(small_pipeline, options, message):
@@ -235,4 +308,4 @@ def test_prompts_that_are_one_text_are_refused(small_pipeline):
 def test_a_window_that_the_positions_cannot_carry_is_refused(make_pipeline):
     pipe = make_pipeline(use_rotary_positional_embeddings=False)  # sin-cos: at most 3 latent frames a scene
     with pytest.raises(ValueError, match="sin-cos positions"):
-        plan_windows(pipe, 5, 0, 3, 64, 96, 13)
+        plan_windows(pipe, [True] * 5, 3, 64, 96, 13)
