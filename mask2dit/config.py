@@ -267,6 +267,8 @@ def _explain(error: Exception, config) -> str:
     if isinstance(error, ConfigKeyError):
         key = key or str(error.key)
         group = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+        if group is None:  # a group that the configuration would add, such as that of a stage
+            group = [field.name for field in fields(error.object_type)]
         known = [f"{key.rpartition('.')[0]}.{name}".removeprefix(".") for name in group]
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}"

@@ -1,7 +1,5 @@
 """The engine that runs stages in this process, or in several processes of this machine."""
 
-import itertools
-import logging
 import multiprocessing
 import os
 import pickle
@@ -13,13 +11,15 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from mask2dit.engine.config import EngineConfig, Resources
-from mask2dit.engine.share import Outcome, Process, Runner, Workers, in_batches, share
+from mask2dit.engine.share import Outcome, Pool, Process, Runner, Workers, in_batches, share
+
+Place = tuple[tuple[str, str], ...]
 
 _runner: Runner  # of a worker process
 
 
 class LocalEngine:
-    """Runs stages on this machine.
+    """Runs stages on this machine. Close it at the end.
 
     Args:
         config: the number of workers and their resources.
@@ -27,6 +27,7 @@ class LocalEngine:
 
     def __init__(self, config: EngineConfig):
         self.config = config
+        self._pool = Pool(LocalWorker)
 
     def run(self, name: str, process: Process, items: Sequence, workers: Workers) -> Iterator:
         """Yields the results of a stage over items, in any order.
@@ -46,52 +47,63 @@ class LocalEngine:
         count = self.config.num_workers
         if gpus:
             count = max(1, min(count, int(len(gpus) / (resources.num_gpus or 1))))
-        runner = pickle.dumps(Runner(process, workers.load, logging.getLogger("mask2dit").getEffectiveLevel()))
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-        places = itertools.cycle([{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}])
-        start = lambda: LocalWorker(runner, {"OMP_NUM_THREADS": threads, **next(places)})  # noqa: E731
-        yield from share(name, batches, start, count)
+        places: list[Place] = [
+            (("OMP_NUM_THREADS", threads), *([("CUDA_VISIBLE_DEVICES", gpus[i % len(gpus)])] if gpus else []))
+            for i in range(count)
+        ]
+        runner = pickle.dumps(Runner(process, workers.load))
+        yield from share(name, batches, runner, self._pool, places)
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._pool.stop_others()
 
 
 class LocalWorker:
-    """A process of this machine that runs one stage.
+    """A process of this machine.
 
     Args:
-        runner: the pickled `Runner`.
-        environment: variables to set before libraries read them.
+        place: variables of its environment, which libraries read when they are imported.
     """
 
     lost = BrokenProcessPool
 
-    def __init__(self, runner: bytes, environment: dict[str, str]):
+    def __init__(self, place: Place):
         context = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
-        self._executor = ProcessPoolExecutor(1, context, _start, (runner, environment))
-        self._loaded: Future | None = None
+        self._executor = ProcessPoolExecutor(1, context, _start, (place,))
+        self._pid = self._executor.submit(os.getpid)
 
-    def load(self) -> Future:
-        self._loaded = self._executor.submit(_call, "load")
-        return self._loaded
+    def load(self, runner: bytes) -> Future:
+        return self._executor.submit(_load, runner)
 
     def run(self, batch: list) -> Future:
-        return self._executor.submit(_call, "run", batch)
+        return self._executor.submit(_run, batch)
 
     def stop(self) -> None:
-        if self._loaded is not None and self._loaded.done() and not self._loaded.exception():
-            pids, _ = self._loaded.result()
+        if self._pid.done() and not self._pid.exception():
             for child in multiprocessing.active_children():
-                if child.pid in pids:
+                if child.pid == self._pid.result():
                     child.terminate()  # raises SystemExit in it, so that it removes its unfinished files
         self._executor.shutdown(cancel_futures=True)
 
 
-def _start(runner: bytes, environment: dict[str, str]) -> None:
+def _start(place: Place) -> None:
     """Prepares a worker process."""
-    global _runner
-    os.environ |= environment
+    os.environ.update(place)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted driver stops its workers itself
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _load(runner: bytes) -> Outcome:
+    global _runner
     _runner = pickle.loads(runner)  # imports the stage's libraries
+    return _runner.load()
+
+
+def _run(batch: list) -> Outcome:
+    return _runner.run(batch)
 
 
 def _end_with_parent() -> None:
@@ -99,10 +111,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _call(method: str, *arguments: list) -> Outcome:
-    return getattr(_runner, method)(*arguments)
 
 
 def _visible_gpus() -> list[str]:

@@ -1,7 +1,7 @@
 """Opens the engine that a configuration names."""
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Protocol
 
 from mask2dit.engine.config import EngineConfig
@@ -16,6 +16,9 @@ class Engine(Protocol):
     def run(self, name: str, process: Process, items: Sequence, workers: Workers) -> Iterator:
         """Yields the results of a stage over items, in any order; see `LocalEngine.run`."""
 
+    def close(self) -> None:
+        """Ends the workers."""
+
 
 @contextmanager
 def open_engine(config: EngineConfig) -> Generator[Engine]:
@@ -26,7 +29,8 @@ def open_engine(config: EngineConfig) -> Generator[Engine]:
         ConnectionError: if there is no cluster at `ray.address`.
     """
     if config.engine == "local":
-        yield LocalEngine(config)
+        with closing(LocalEngine(config)) as engine:
+            yield engine
     else:
-        with cluster(config.ray.address):
-            yield RayEngine(config)
+        with cluster(config.ray.address), closing(RayEngine(config)) as engine:
+            yield engine

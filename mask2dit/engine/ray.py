@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from mask2dit.engine.config import EngineConfig, Resources
-from mask2dit.engine.share import Process, Runner, Workers, in_batches, share
+from mask2dit.engine.share import Outcome, Pool, Process, Runner, Workers, in_batches, share
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 class RayEngine:
     """Runs stages as actors of a Ray cluster to which this process is connected.
 
-    Actors are started anew for each stage, so that every stage has the whole cluster. Nodes that join later serve the next
-    stage.
+    Every stage has the whole cluster: actors that hold other resources than it needs are ended. Nodes that join later serve
+    the next stage.
 
     Args:
         config: the number of workers and their resources.
@@ -28,6 +28,7 @@ class RayEngine:
     def __init__(self, config: EngineConfig):
         self.config = config
         self.ray = import_ray()
+        self._pool = Pool(lambda place: RayWorker(self.ray, *place))
 
     def run(self, name: str, process: Process, items: Sequence, workers: Workers) -> Iterator:
         """Yields the results of a stage over items, in any order; see `LocalEngine.run`.
@@ -40,12 +41,12 @@ class RayEngine:
         needed = self._needed(resources, workers)
         count = self.config.num_workers or self._fitting(name, needed)
         logger.info("%s: %d items, up to %d workers", name, len(items), count)
-        runner = Runner(process, workers.load, logging.getLogger("mask2dit").getEffectiveLevel())
-        actor = self.ray.remote(_Actor).options(
-            num_cpus=needed["CPU"], num_gpus=needed["GPU"], max_restarts=0, max_task_retries=0
-        )
-        stored = self.ray.put(runner)  # once for all actors
-        yield from share(name, batches, lambda: RayWorker(self.ray, actor.remote(stored)), count)
+        runner = self.ray.put(Runner(process, workers.load))  # once for all workers
+        yield from share(name, batches, runner, self._pool, [(needed["CPU"], needed["GPU"])] * count)
+
+    def close(self) -> None:
+        """Ends the actors."""
+        self._pool.stop_others()
 
     def _needed(self, resources: Resources, workers: Workers) -> dict[str, float]:
         gpus = resources.num_gpus
@@ -69,28 +70,35 @@ class RayEngine:
 
 
 class _Actor:
-    """A `Runner` in a process of the cluster."""
+    """A process of the cluster."""
 
-    def __init__(self, runner: Runner):
+    def load(self, runner: Runner) -> Outcome:
         self.runner = runner
+        return runner.load()
 
-    def load(self):
-        return self.runner.load()
-
-    def run(self, batch: list):
+    def run(self, batch: list) -> Outcome:
         return self.runner.run(batch)
 
 
 class RayWorker:
-    """An actor that runs one stage."""
+    """An actor.
 
-    def __init__(self, ray: ModuleType, actor: Any):
-        self._ray, self._actor = ray, actor
+    Args:
+        ray: the module.
+        num_cpus: CPUs that it takes.
+        num_gpus: GPUs that it takes.
+    """
+
+    def __init__(self, ray: ModuleType, num_cpus: float, num_gpus: float):
         errors = ray.exceptions
         self.lost = (errors.RayActorError, errors.WorkerCrashedError, errors.OutOfMemoryError, errors.ObjectLostError)
+        self._ray = ray
+        # `share` repeats what is lost.
+        options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}
+        self._actor = ray.remote(_Actor).options(**options).remote()
 
-    def load(self) -> Future:
-        return self._actor.load.remote().future()
+    def load(self, runner: Any) -> Future:
+        return self._actor.load.remote(runner).future()
 
     def run(self, batch: list) -> Future:
         return self._actor.run.remote(batch).future()

@@ -5,7 +5,7 @@ import os
 import socket
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -39,16 +39,15 @@ class Runner:
     Args:
         process: the stage: takes items, and what `load` returned if there is a `load`, and yields results.
         load: see `Workers.load`.
-        level: the level of the package's log.
     """
 
-    def __init__(self, process: Process, load: Callable[[], Any] | None, level: int):
-        self.process, self._load, self.level = process, load, level
-        self.folder = os.getcwd()
+    def __init__(self, process: Process, load: Callable[[], Any] | None):
+        self.process, self._load = process, load
+        self.folder, self.level = os.getcwd(), logging.getLogger("mask2dit").getEffectiveLevel()
         self.loaded: tuple = ()
 
     def load(self) -> Outcome:
-        """Called once, in the worker, before the first batch. Its result is the worker's process id."""
+        """Called once, in the worker, before the first batch. Has no results."""
         logging.basicConfig(format="%(message)s")
         logging.getLogger("mask2dit").setLevel(self.level)
         try:
@@ -62,7 +61,7 @@ class Runner:
                 self.loaded = (self._load(),)
         except Exception as error:
             return [], _with_traceback(error)
-        return [os.getpid()], None
+        return [], None
 
     def run(self, batch: list) -> Outcome:
         """Runs the stage over a batch."""
@@ -76,21 +75,49 @@ class Runner:
 
 
 class Worker(Protocol):
-    """A process that runs one stage. Calls return futures with an `Outcome`, in order."""
+    """A process that runs one stage after another. Calls return futures with an `Outcome`, in order."""
 
     lost: type[Exception] | tuple[type[Exception], ...]
     """Raised by futures whose worker has died."""
 
-    def load(self) -> Future: ...
+    def load(self, runner: Any) -> Future:
+        """Begins a stage, by a `Runner` as the engine sends it."""
 
-    def run(self, batch: list) -> Future: ...
+    def run(self, batch: list) -> Future:
+        """Runs the stage over a batch."""
 
     def stop(self) -> None:
         """Ends the process, and the batch that it works on."""
 
 
-def share(name: str, batches: Sequence[list], start: Callable[[], Worker], count: int) -> Iterator:
-    """Yields the results of batches as they arrive, from up to `count` workers.
+class Pool:
+    """Workers that outlive their stage, since a process takes seconds to import its libraries.
+
+    Args:
+        start: starts a worker at a place: what it takes of the machine, as the engine describes it.
+    """
+
+    def __init__(self, start: Callable[[Hashable], Worker]):
+        self.start = start
+        self.idle: dict[Hashable, list[Worker]] = {}
+
+    def take(self, place: Hashable) -> Worker:
+        """An idle worker of that place, or a new one."""
+        idle = self.idle.get(place)
+        return idle.pop() if idle else self.start(place)
+
+    def give_back(self, place: Hashable, worker: Worker) -> None:
+        self.idle.setdefault(place, []).append(worker)
+
+    def stop_others(self, places: Iterable[Hashable] = ()) -> None:
+        """Stops idle workers of all places but these, whose resources others need."""
+        for place in self.idle.keys() - set(places):
+            for worker in self.idle.pop(place):
+                worker.stop()
+
+
+def share(name: str, batches: Sequence[list], runner: Any, pool: Pool, places: Sequence[Hashable]) -> Iterator:
+    """Yields the results of batches as they arrive, from one worker per place.
 
     A worker gets its next batch as soon as one is done, so that all are busy until the end; no more than `IN_FLIGHT` are with
     a worker. If a worker is lost, a new one takes its place, and its batches go to the first that is free.
@@ -99,15 +126,15 @@ def share(name: str, batches: Sequence[list], start: Callable[[], Worker], count
         OSError: if a batch loses `MAX_LOSSES` workers, after all others are done; or if workers are lost while they load.
         Exception: what the stage raises, after the results before it.
     """
-    sharing = _Sharing(name, batches, start)
+    pool.stop_others(places)
+    sharing = _Sharing(name, batches, runner, pool)
     try:
-        for _ in range(min(count, len(batches))):
-            sharing.start_worker()
+        for place in places[: len(batches)]:
+            sharing.start_worker(place)
         while sharing.is_unfinished():
             yield from sharing.step()
     finally:
-        for worker in sharing.workers:
-            worker.stop()
+        sharing.end()
     if sharing.given_up:
         items = ", ".join(_describe(batches[index]) for index in sharing.given_up)
         raise OSError(
@@ -118,11 +145,12 @@ def share(name: str, batches: Sequence[list], start: Callable[[], Worker], count
 
 
 class _Sharing:
-    def __init__(self, name: str, batches: Sequence[list], start: Callable[[], Worker]):
-        self.name, self.batches, self.start = name, batches, start
+    def __init__(self, name: str, batches: Sequence[list], runner: Any, pool: Pool):
+        self.name, self.batches, self.runner, self.pool = name, batches, runner, pool
         self.waiting = deque(range(len(batches)))
-        self.workers: dict[Worker, deque[int]] = {}
-        """The batches that are with each worker; it works on the first."""
+        self.places: dict[Worker, Hashable] = {}
+        self.in_work: dict[Worker, deque[int]] = {}
+        """The batches that are with each worker, which works on the first."""
         self.futures: dict[Future, tuple[Worker, int | None]] = {}
         """The worker and its batch, or None while it loads."""
         self.losses: Counter = Counter()
@@ -131,12 +159,12 @@ class _Sharing:
         self.given_up: list[int] = []
 
     def is_unfinished(self) -> bool:
-        return bool(self.waiting) or any(self.workers.values())
+        return bool(self.waiting) or any(self.in_work.values())
 
-    def start_worker(self) -> None:
-        worker = self.start()
-        self.workers[worker] = deque()
-        self.futures[worker.load()] = worker, None
+    def start_worker(self, place: Hashable) -> None:
+        worker = self.pool.take(place)
+        self.places[worker], self.in_work[worker] = place, deque()
+        self.futures[worker.load(self.runner)] = worker, None
 
     def step(self) -> Iterator:
         """Waits for something to finish, and yields its results."""
@@ -156,22 +184,31 @@ class _Sharing:
             if index is None:
                 self.has_started, self.losses_at_start = True, 0
             else:
-                self.workers[worker].remove(index)
+                self.in_work[worker].remove(index)
                 yield from results
             if error is not None:
                 raise error
             self._give(worker)
 
+    def end(self) -> None:
+        """Gives idle workers back and stops the others."""
+        busy = {worker for worker, _ in self.futures.values()}
+        for worker, place in self.places.items():
+            if worker in busy:
+                worker.stop()
+            else:
+                self.pool.give_back(place, worker)
+
     def _give(self, worker: Worker) -> None:
         # Towards the end, a batch waits for the first free worker rather than beside another batch.
-        limit = IN_FLIGHT if len(self.waiting) > len(self.workers) else 1
-        while self.waiting and len(self.workers[worker]) < limit:
+        limit = IN_FLIGHT if len(self.waiting) > len(self.places) else 1
+        while self.waiting and len(self.in_work[worker]) < limit:
             index = self.waiting.popleft()
-            self.workers[worker].append(index)
+            self.in_work[worker].append(index)
             self.futures[worker.run(self.batches[index])] = worker, index
 
     def _lose(self, worker: Worker, loss: Exception) -> None:
-        indices = self.workers.pop(worker)
+        place, indices = self.places.pop(worker), self.in_work.pop(worker)
         self.futures = {future: entry for future, entry in self.futures.items() if entry[0] is not worker}
         worker.stop()
         reason = str(loss).strip().splitlines()[0] if str(loss).strip() else type(loss).__name__
@@ -188,12 +225,12 @@ class _Sharing:
                     "give each more memory"
                 )
         self.waiting.extendleft(reversed(indices))
-        # Idle workers take what waits; without one, a new worker does.
-        for other, of_other in self.workers.items():
-            if not of_other and not any(entry == (other, None) for entry in self.futures.values()):
+        loading = {worker for worker, index in self.futures.values() if index is None}
+        for other, of_other in self.in_work.items():
+            if not of_other and other not in loading:
                 self._give(other)
         if self.waiting:
-            self.start_worker()
+            self.start_worker(place)
 
 
 def in_batches(items: Sequence, size: int) -> list[list]:
