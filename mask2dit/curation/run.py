@@ -185,12 +185,7 @@ def _make_manifests(
     redo = partial(has_attempts_left, config=config.caption)
     captions = kept(run("caption", Captions, groups, settings["caption"], process, redo))
 
-    features_of = {entry.id: entry for entry in features}
-    workers = Workers(load=partial(Embedder, config.embed.viclip, config.device), batch=16, uses_gpu=True)
-    captioned = with_features(captions, features_of)
-    verified = kept(
-        run("verify", Verified, captioned, settings["verify"], partial(verify, folder=folder), workers=workers)
-    )
+    verified = _verify(config, workspace, settings, captions, features)
     if workspace.num_shards > 1:
         logger.info("Part %s is done; run shard=0/1 after all parts, for the review page and the export", config.shard)
         return 0
@@ -220,6 +215,15 @@ def _make_manifests(
         logger.info("%s: %d rows%s", path, count, "" if count else f", so it is not written{stays}")
     has_all = rows["sft.json"] and (rows["pretrain.csv"] or not config.caption.singles)
     return 0 if has_all and not workspace.funnel["caption"]["not done"] else 1
+
+
+def _verify(
+    config: CurationConfig, workspace: Workspace, settings: dict, captions: list[Captions], features: list[Features]
+) -> list[Verified]:
+    captioned = with_features(captions, {entry.id: entry for entry in features})
+    workers = Workers(load=partial(Embedder, config.embed.viclip, config.device), batch=16, uses_gpu=True)
+    process = partial(verify, folder=workspace.folder)
+    return kept(workspace.run("verify", Verified, captioned, settings["verify"], process, workers=workers))
 
 
 def _caption(groups: Iterable[Group], clips: Mapping[str, Clip], folder: Path, config: CaptionConfig) -> Iterator:
