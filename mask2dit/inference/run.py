@@ -28,7 +28,7 @@ from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
-from mask2dit.pipelines.story import SceneStore, decode_scene, generate_story, plan_windows
+from mask2dit.pipelines.story import ContextRule, SceneStore, decode_scene, generate_story, plan_windows
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import software
 from mask2dit.storyworld.prompts import check_prompts
@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 SHEET_COLUMNS = 6
 SMALL = 256  # pixels; videos with a smaller shorter side are also written enlarged
-STORY_OPTIONS = ("negative_prompt", "window", "noise_context", "height", "width", "num_frames", "num_inference_steps",
-                 "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
+STORY_OPTIONS = ("negative_prompt", "window", "context", "anchors", "noise_context", "height", "width", "num_frames",
+                 "num_inference_steps", "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
 """Arguments of `generate_story` that are keys of the configuration."""
 
 
@@ -96,7 +96,7 @@ def generate(config: InferenceConfig) -> Path:
         title = "untrained weights: these pictures mean nothing" if untrained else None
         sheet = contact_sheet(sheet_rows, config.prompts, columns=SHEET_COLUMNS, title=title, given=range(len(given)))
         write_image(made.with_suffix(".png"), sheet)
-        record = _record(config, pipe, identity, given, scene_frames, device, time.time() - started)
+        record = _record(plan, pipe, identity, scene_frames, device, time.time() - started)
         write_text(made.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         output = _place(made, config)
     logger.info("Wrote %s, its contact sheet (.png) and its record (.json)", output)
@@ -129,6 +129,8 @@ class InferencePlan:
     """The model without its weights."""
     shape: VideoShape
     """Frames and latent frames of the whole story."""
+    windows: list[tuple[tuple[int, ...], range]]
+    """Windows, as `story_windows` returns them."""
     given: list[GivenScene]
     """The given scenes, decoded from the context videos."""
 
@@ -170,7 +172,8 @@ def plan_generation(
         check_lora(config.lora.path, skeleton.transformer)
     size = skeleton.fill_size(config.height, config.width, config.num_frames)
     config = dataclasses.replace(config, **dict(zip(("height", "width", "num_frames"), size)))
-    plan_windows(skeleton, len(config.prompts), len(config.context_videos), config.window, *size)
+    rule = ContextRule(config.context, tuple(config.anchors))
+    windows = plan_windows(skeleton, config.prompts, len(config.context_videos), config.window, *size, rule)
     if config.name is not None and (Path(config.save_path) / f"{config.name}.mp4").exists():
         raise FileExistsError(
             f"{config.name}.mp4 is in {config.save_path!r} already: choose another name, or leave name out"
@@ -178,7 +181,7 @@ def plan_generation(
     readers = [(video, open_video(video)) for video in config.context_videos]
     sources = [(video, reader, scene) for video, reader in readers for scene in _scenes_of(video, reader.num_frames)]
     if len(sources) > len(config.context_videos):
-        plan_windows(skeleton, len(config.prompts), len(sources), config.window, *size)
+        windows = plan_windows(skeleton, config.prompts, len(sources), config.window, *size, rule)
     shape = skeleton.video_shape(*size, len(config.prompts))
     generator = torch.Generator().manual_seed(config.seed)
     given = []
@@ -189,7 +192,7 @@ def plan_generation(
             GivenScene(video, indices, to_uint8(pixels.add(1).div(2).permute(0, 2, 3, 1).contiguous().numpy()))
         )
     check_writable(config.save_path)
-    return InferencePlan(config=config, skeleton=skeleton, shape=shape, given=given)
+    return InferencePlan(config=config, skeleton=skeleton, shape=shape, windows=windows, given=given)
 
 
 def _scenes_of(video: str, num_frames: int) -> list[range]:
@@ -294,9 +297,13 @@ def _next_number(folder: Path) -> str:
     return f"{max(taken, default=0) + 1:05d}"
 
 
-def _record(config, pipe, identity, given, scene_frames, device, seconds) -> dict:
+def _record(plan, pipe, identity, scene_frames, device, seconds) -> dict:
     """Builds a video's record: the resolved configuration, the scenes, the software versions and the device."""
+    config = plan.config
     stops = np.cumsum(scene_frames).tolist()
+    continues_from: list = [None] * len(plan.given)
+    for context, new in plan.windows:
+        continues_from += [[i + 1 for i in context]] * len(new)
     return {
         "config": dataclasses.asdict(config),
         "command": shlex.join(sys.argv),
@@ -309,8 +316,11 @@ def _record(config, pipe, identity, given, scene_frames, device, seconds) -> dic
                 "frames": [stop - count, stop],
                 "context": scene
                 and {"path": scene.path, "fingerprint": fingerprint(scene.path), "indices": scene.indices},
+                "continues_from": earlier,
             }
-            for prompt, count, stop, scene in zip_longest(config.prompts, scene_frames, stops, given)
+            for prompt, count, stop, earlier, scene in zip_longest(
+                config.prompts, scene_frames, stops, continues_from, plan.given
+            )
         ],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         **software(),

@@ -1,4 +1,4 @@
-"""Stories of any number of scenes: a window slides over them, and each new scene continues from the last ones.
+"""Stories of any number of scenes: a window slides over them, and each new scene continues from earlier ones.
 
 Latents are passed from window to window, without a pass through the VAE or a video file. An interrupted story continues
 from the scenes in its store, with the same result.
@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mask2dit.config import check_finite
+from mask2dit.config import CONTEXTS, check_choice, check_finite
 from mask2dit.files import atomic_path
 from mask2dit.hashing import digest
 from mask2dit.pipelines.mask2dit import (
@@ -27,6 +27,7 @@ from mask2dit.pipelines.mask2dit import (
     count_given_scenes,
     require_finite,
 )
+from mask2dit.stories import ACTOR
 from mask2dit.video.frames import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -34,20 +35,73 @@ logger = logging.getLogger(__name__)
 KEY_LENGTH = 64  # hexadecimal digits of a scene's key
 
 
-def story_windows(num_scenes: int, num_given: int = 0, window: int | None = None) -> list[tuple[range, range]]:
+@dataclass(frozen=True)
+class ContextRule:
+    """Which earlier scenes a window of a long story continues from, where not all of them fit.
+
+    The latest scene is always among them. `last` adds the latest others, `anchor` the anchors and then the latest others,
+    `cast` those that share most actors with the window's first new scene, of equals the latest.
+
+    Raises:
+        ValueError: for an unknown kind, or anchors that are not scene numbers.
+    """
+
+    kind: str = "last"
+    """last, anchor or cast."""
+    anchors: Sequence[int] = (1,)
+    """Numbers, from 1, of the scenes that `anchor` keeps."""
+
+    def __post_init__(self):
+        check_choice("context", self.kind, CONTEXTS)
+        if self.kind == "anchor" and not (self.anchors and all(type(i) is int and i > 0 for i in self.anchors)):
+            raise ValueError(f"anchors={list(self.anchors)} has to hold numbers of scenes, counted from 1")
+
+    def check_window(self, window: int) -> None:
+        """Raises `ValueError` if the anchors, the latest scene and a new one do not fit into a window."""
+        if self.kind == "anchor" and len(set(self.anchors)) + 2 > window:
+            raise ValueError(
+                f"anchors={list(self.anchors)} do not fit into window={window} with the latest scene and a new one: "
+                f"use window={len(set(self.anchors)) + 2} or more, fewer anchors, or context=last"
+            )
+
+    def choose(self, done: int, count: int, actors: Sequence[frozenset[str]]) -> tuple[int, ...]:
+        """Returns the indices of `count` of the scenes 0 to `done` - 1, in order of time.
+
+        Args:
+            done: number of existing scenes.
+            count: number of scenes to choose, at most `done`.
+            actors: names of the actors in each scene of the story, for `cast`.
+        """
+        others = list(range(done - 1))[::-1]
+        if self.kind == "anchor":
+            others.sort(key=lambda scene: scene + 1 not in self.anchors)
+        elif self.kind == "cast":
+            others.sort(key=lambda scene: -len(actors[scene] & actors[done]))
+        return tuple(sorted([done - 1, *others][:count]))
+
+
+def story_windows(
+    num_scenes: int,
+    num_given: int = 0,
+    window: int | None = None,
+    rule: ContextRule = ContextRule(),
+    actors: Sequence[frozenset[str]] = (),
+) -> list[tuple[tuple[int, ...], range]]:
     """Divides a story into windows.
 
     Args:
         num_scenes: number of scenes, given ones included.
         num_given: number of given scenes, which come first.
         window: number of scenes generated together. None: all of the story.
+        rule: how the context is chosen.
+        actors: names of the actors in each scene; only `cast` needs them.
 
     Returns:
-        (context, new) scenes of each window. The context is the last `window - 1` existing scenes, or fewer at the start;
-        new scenes fill the window.
+        (context, new) scenes of each window, in order of time. The context is `window - 1` existing scenes, or fewer at
+        the start; new scenes fill the window.
 
     Raises:
-        ValueError: if nothing is left to generate or the window is not positive.
+        ValueError: if nothing is left to generate, the window is not positive, or the anchors do not fit into it.
     """
     window = num_scenes if window is None else window
     if window < 1:
@@ -61,10 +115,12 @@ def story_windows(num_scenes: int, num_given: int = 0, window: int | None = None
         raise ValueError(
             "window=1 makes every scene by itself, but there are context scenes to go on from: use window=2 or more"
         )
+    if window < num_scenes:
+        rule.check_window(window)
     windows = []
     done = num_given
     while done < num_scenes:
-        context = range(max(0, done - (window - 1)), done)
+        context = rule.choose(done, min(done, window - 1), actors)
         new = range(done, min(done + window - len(context), num_scenes))
         windows.append((context, new))
         done = new.stop
@@ -114,23 +170,26 @@ class SceneStore:
 
 def plan_windows(
     pipe: Mask2DiTPipeline,
-    num_scenes: int,
+    prompts: Sequence[str],
     num_given: int,
     window: int | None,
     height: int | None,
     width: int | None,
     num_frames: int | Sequence[int] | None,
-) -> list[tuple[range, range]]:
+    rule: ContextRule = ContextRule(),
+) -> list[tuple[tuple[int, ...], range]]:
     """Returns the windows of a story, as `story_windows`, after checking each. Needs no weights.
 
     Raises:
         ValueError: if the model does not support one of them.
     """
-    windows = story_windows(num_scenes, num_given, window)
+    actors = [frozenset(ACTOR.findall(prompt)) for prompt in prompts]
+    windows = story_windows(len(prompts), num_given, window, rule, actors)
     height, width, num_frames = pipe.fill_size(height, width, num_frames)
-    frames = pipe.video_shape(height, width, num_frames, num_scenes).frames
+    frames = pipe.video_shape(height, width, num_frames, len(prompts)).frames
     for context, new in windows:
-        pipe.video_shape(height, width, frames[context.start : new.stop], new.stop - context.start)
+        scenes = (*context, *new)
+        pipe.video_shape(height, width, [frames[i] for i in scenes], len(scenes))
     return windows
 
 
@@ -140,6 +199,8 @@ def generate_story(
     *,
     negative_prompt: str | Sequence[str] | None = None,
     window: int | None = None,
+    context: str = "last",
+    anchors: Sequence[int] = (1,),
     context_latents: torch.Tensor | None = None,
     noise_context: bool = False,
     height: int | None = None,
@@ -158,6 +219,7 @@ def generate_story(
         prompts: one prompt per scene, given ones included.
         negative_prompt: one negative prompt for all scenes, or one per scene.
         window: number of scenes generated together, 3 for the published model. None: all of them.
+        context, anchors: which earlier scenes a window continues from, as in `ContextRule`.
         context_latents: scaled latents of the given first scenes, (1, given*F, C, h, w), as from `pipe.encode_context`.
         noise_context, height, width, num_frames, num_inference_steps, guidance_scale, use_dynamic_cfg: as for the
             pipeline.
@@ -189,7 +251,9 @@ def generate_story(
         negative_prompts=negative_prompt,
         shape=shape,
         given=given,
-        windows=plan_windows(pipe, num_scenes, len(given), window, height, width, num_frames),
+        windows=plan_windows(
+            pipe, prompts, len(given), window, height, width, num_frames, ContextRule(context, tuple(anchors))
+        ),
         settings={
             "height": height,
             "width": width,
@@ -212,7 +276,7 @@ class StoryPlan:
     shape: VideoShape
     given: list[torch.Tensor]
     """Latents of the first scenes, (1, F, C, h, w) each."""
-    windows: list[tuple[range, range]]
+    windows: list[tuple[tuple[int, ...], range]]
     """Windows, as `story_windows` returns them."""
     settings: dict
     """Arguments of the pipeline that all windows share."""
@@ -237,10 +301,10 @@ def _scenes(pipe: Mask2DiTPipeline, plan: StoryPlan, store: SceneStore | None) -
     keys = [digest([scene.float().numpy().tobytes().hex()], KEY_LENGTH) for scene in plan.given]
     yield from plan.given
     for context, new in plan.windows:
-        part = slice(context.start, new.stop)
-        texts = [plan.prompts[part], plan.negative_prompts[part]]
-        context_keys = [keys[i] for i in context]
-        made_from = [model, plan.settings, texts, plan.shape.frames[part], context_keys, plan.seed, new.start]
+        scenes = (*context, *new)
+        texts = [[plan.prompts[i] for i in scenes], [plan.negative_prompts[i] for i in scenes]]
+        frames = [plan.shape.frames[i] for i in scenes]
+        made_from = [model, plan.settings, texts, frames, [keys[i] for i in context], plan.seed, new.start]
         new_keys = [store.key(made_from, scene) if store else "" for scene in new]
         shapes = [(1, plan.shape.latent_frames[i], *plan.shape.latent_size) for i in new]
         latents = [store.load(key, shape) if store else None for key, shape in zip(new_keys, shapes)]
@@ -257,18 +321,18 @@ def _scenes(pipe: Mask2DiTPipeline, plan: StoryPlan, store: SceneStore | None) -
 
 
 def _generate_window(
-    pipe: Mask2DiTPipeline, plan: StoryPlan, context: range, new: range, made: list[torch.Tensor]
+    pipe: Mask2DiTPipeline, plan: StoryPlan, context: Sequence[int], new: range, made: list[torch.Tensor]
 ) -> list[torch.Tensor]:
     """Generates the latents of a window's new scenes from those of all scenes before them."""
-    part = slice(context.start, new.stop)
+    scenes = (*context, *new)
     num_scenes = len(plan.prompts)
     progress_bar = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(**{**progress_bar, "desc": f"{_name(new)} of {num_scenes}"})
     try:
         latents = pipe(
-            plan.prompts[part],
-            negative_prompt=plan.negative_prompts[part],
-            num_frames=plan.shape.frames[part],
+            [plan.prompts[i] for i in scenes],
+            negative_prompt=[plan.negative_prompts[i] for i in scenes],
+            num_frames=[plan.shape.frames[i] for i in scenes],
             context_latents=torch.cat([made[i] for i in context], dim=1) if context else None,
             generator=torch.Generator().manual_seed(_window_seed(plan.seed, new.start)),
             output_type="latent",
@@ -276,10 +340,10 @@ def _generate_window(
         ).frames
     finally:
         pipe.set_progress_bar_config(**progress_bar)
-    scenes = [latents.cpu() for latents in latents.split(plan.shape.latent_frames[part], dim=1)[len(context) :]]
-    for number, scene in zip(new, scenes):
-        require_finite(f"the latents of scene {number + 1} of {num_scenes}", scene, SAMPLING_REMEDY)
-    return scenes
+    parts = latents.split([plan.shape.latent_frames[i] for i in scenes], dim=1)[len(context) :]
+    for number, part in zip(new, parts):
+        require_finite(f"the latents of scene {number + 1} of {num_scenes}", part, SAMPLING_REMEDY)
+    return [part.cpu() for part in parts]
 
 
 def decode_scene(pipe: Mask2DiTPipeline, latents: torch.Tensor, device: torch.device | None = None) -> np.ndarray:
