@@ -28,7 +28,15 @@ from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
-from mask2dit.pipelines.story import ContextRule, SceneStore, decode_scene, generate_story, plan_windows
+from mask2dit.pipelines.story import (
+    ContextRule,
+    SceneStore,
+    Window,
+    check_continues,
+    decode_scene,
+    generate_story,
+    plan_windows,
+)
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import software
 from mask2dit.storyworld.prompts import check_prompts
@@ -129,7 +137,7 @@ class InferencePlan:
     """The model without its weights."""
     shape: VideoShape
     """Frames and latent frames of the whole story."""
-    windows: list[tuple[tuple[int, ...], range]]
+    windows: list[Window]
     """Windows, as `story_windows` returns them."""
     given: list[GivenScene]
     """The given scenes, decoded from the context videos."""
@@ -172,8 +180,10 @@ def plan_generation(
         check_lora(config.lora.path, skeleton.transformer)
     size = skeleton.fill_size(config.height, config.width, config.num_frames)
     config = dataclasses.replace(config, **dict(zip(("height", "width", "num_frames"), size)))
+    if config.context_videos:
+        check_continues(config.window)
     rule = ContextRule(config.context, tuple(config.anchors))
-    windows = plan_windows(skeleton, config.prompts, len(config.context_videos), config.window, *size, rule)
+    windows = plan_windows(skeleton, config.prompts, range(len(config.context_videos)), config.window, *size, rule)
     if config.name is not None and (Path(config.save_path) / f"{config.name}.mp4").exists():
         raise FileExistsError(
             f"{config.name}.mp4 is in {config.save_path!r} already: choose another name, or leave name out"
@@ -181,7 +191,7 @@ def plan_generation(
     readers = [(video, open_video(video)) for video in config.context_videos]
     sources = [(video, reader, scene) for video, reader in readers for scene in _scenes_of(video, reader.num_frames)]
     if len(sources) > len(config.context_videos):
-        windows = plan_windows(skeleton, config.prompts, len(sources), config.window, *size, rule)
+        windows = plan_windows(skeleton, config.prompts, range(len(sources)), config.window, *size, rule)
     shape = skeleton.video_shape(*size, len(config.prompts))
     generator = torch.Generator().manual_seed(config.seed)
     given = []
@@ -301,9 +311,7 @@ def _record(plan, pipe, identity, scene_frames, device, seconds) -> dict:
     """Builds a video's record: the resolved configuration, the scenes, the software versions and the device."""
     config = plan.config
     stops = np.cumsum(scene_frames).tolist()
-    continues_from: list = [None] * len(plan.given)
-    for context, new in plan.windows:
-        continues_from += [[i + 1 for i in context]] * len(new)
+    continues_from = {scene: [i + 1 for i in window.context] for window in plan.windows for scene in window.new}
     return {
         "config": dataclasses.asdict(config),
         "command": shlex.join(sys.argv),
@@ -316,10 +324,10 @@ def _record(plan, pipe, identity, scene_frames, device, seconds) -> dict:
                 "frames": [stop - count, stop],
                 "context": scene
                 and {"path": scene.path, "fingerprint": fingerprint(scene.path), "indices": scene.indices},
-                "continues_from": earlier,
+                "continues_from": continues_from.get(i),
             }
-            for prompt, count, stop, earlier, scene in zip_longest(
-                config.prompts, scene_frames, stops, continues_from, plan.given
+            for i, (prompt, count, stop, scene) in enumerate(
+                zip_longest(config.prompts, scene_frames, stops, plan.given)
             )
         ],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

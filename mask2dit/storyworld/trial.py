@@ -203,8 +203,7 @@ def windows(config: TrialConfig, story: Story) -> tuple[tuple[tuple[int, ...], t
     from mask2dit.pipelines.story import ContextRule, story_windows
 
     actors = [frozenset(map(str, scene.present)) for scene in story.scenes]
-    calls = story_windows(task.num_scenes, len(task.given), WINDOW, ContextRule(config.context), actors)
-    return tuple(((*context, *new), tuple(new)) for context, new in calls)
+    return tuple(story_windows(task.num_scenes, task.given, WINDOW, ContextRule(config.context), actors))
 
 
 def story_of(config: TrialConfig, seed: int) -> Story:
