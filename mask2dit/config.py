@@ -29,6 +29,8 @@ NULL, STRING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"  # YAML's tags
 def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """Reads a YAML file and `key=value` overrides into a dataclass.
 
+    A field with the metadata {"record_for": key} is set to the path of a JSON record if it is read and the key is overridden.
+
     Texts are taken literally: `${x}` is not interpolated, and a key that holds a text takes `007` or `yes` as it is
     written. An override is also a text, unless it begins with a bracket, or its key does not hold a text and it is a
     number, a boolean or null. Quotes around the whole value are removed.
@@ -51,6 +53,10 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
             f"the configuration file {str(path)!r} {kind}: name a .yaml, or the .json record of a run; settings are "
             "written key=value"
         )
+    if path is not None and Path(path).suffix.lower() == ".json":
+        overridden = {override.partition("=")[0] for override in overrides}
+        records = [entry.name for entry in fields(schema) if entry.metadata.get("record_for") in overridden]
+        overrides = [*(f"{name}={path}" for name in records), *overrides]
     try:
         if path is not None:
             config = OmegaConf.merge(config, _read(schema, Path(path)))

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -134,6 +137,30 @@ def random_inputs():
         )
 
     return make
+
+
+@pytest.fixture
+def run_checks(tmp_path):
+    """Runs checks of `processes.py`, all but the slow ones if none is named, on several processes. Returns the largest
+    difference of each, or the traceback of its error."""
+
+    def run(num_processes: int, *names: str) -> dict[str, float | str]:
+        script = Path(__file__).with_name("processes.py")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, script, str(tmp_path), str(rank), str(num_processes), *names],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(num_processes)
+        ]
+        errors = [process.communicate()[1] for process in processes]
+        assert not any(process.returncode for process in processes), "\n".join(errors)
+        return json.loads((tmp_path / "results.json").read_text())
+
+    return run
 
 
 @pytest.fixture(scope="session")

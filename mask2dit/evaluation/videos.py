@@ -36,9 +36,10 @@ logger = logging.getLogger(__name__)
 
 # Keys of `InferenceConfig` on which a video does not depend. A change of any other key makes videos stale.
 NAMED_BY_WEIGHTS = {"model", "build_untrained", "lora", "memory", "vae_tiling", "attention_backend"}
-WITHOUT_EFFECT = {"compile", "device", "save_path", "name"}
+WITHOUT_EFFECT = {"compile", "device", "save_path", "name", "count", "preview_every"}
 OF_CONTEXT_VIDEOS = {"context_videos", "context_start", "sample_context", "noise_context"}  # evaluation has none
-HARMLESS = NAMED_BY_WEIGHTS | WITHOUT_EFFECT | OF_CONTEXT_VIDEOS
+OF_RECORDS = {"redo", "following", "record"}  # evaluation makes whole stories
+HARMLESS = NAMED_BY_WEIGHTS | WITHOUT_EFFECT | OF_CONTEXT_VIDEOS | OF_RECORDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,4 +259,4 @@ class Generator:
             return inference.story_latents(self.pipe, config, store)
         beginning = replace(config, prompts=config.prompts[:initial], num_frames=config.num_frames[:initial])
         first = list(inference.story_latents(self.pipe, beginning, store))
-        return inference.story_latents(self.pipe, config, store, torch.cat(first, dim=1))
+        return inference.story_latents(self.pipe, config, store, given=dict(enumerate(first)))

@@ -109,9 +109,20 @@ class InferenceConfig(SamplingConfig):
     noise_context: bool = False
     """Add noise to the context at timestep 0, as the published pipeline does; in training, the context is clean."""
 
+    # One scene anew
+    redo: list[int] = field(default_factory=list)
+    """Scenes to make again, counted from 1, of the run whose record (.json) is the configuration file. All others are kept
+    as they are and given, as far as the window reaches. Scenes that were added at the end are made too."""
+    following: bool = False
+    """Also make the scenes again that follow those in redo."""
+    record: str | None = field(default=None, metadata={"record_for": "redo"})
+    """Record from which scenes are kept; null: the configuration file, where redo is on the command line."""
+
     # Sampling
     seed: int = 42
     """Seed of the noise."""
+    count: int = 1
+    """Number of videos, made with the seeds seed, seed + 1, …; a sheet compares them."""
 
     # The machine
     device: str = "auto"
@@ -122,6 +133,8 @@ class InferenceConfig(SamplingConfig):
     """Folder for the video, the contact sheet, the record and finished scenes, which the next run reuses."""
     name: str | None = None
     """File name of the video without suffix; null: the next free number."""
+    preview_every: int = 0
+    """Steps between previews of scenes, which are written beside the finished scenes; 0: none."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -143,6 +156,14 @@ class InferenceConfig(SamplingConfig):
         counts = self.num_frames if isinstance(self.num_frames, list) else [self.num_frames]
         if self.num_frames is not None and not all(type(count) is int for count in counts):
             raise ValueError(f"num_frames has to be a number or a list of numbers, but is {self.num_frames!r}")
+        check_at_least("preview_every", self.preview_every, 0)
+        check_at_least("count", self.count, 1)
+        if self.count > 1 and self.name is not None:
+            raise ValueError(f"count={self.count} videos cannot all be named {self.name!r}: leave name out")
+        if wrong := [number for number in self.redo if number < 1]:
+            raise ValueError(f"redo counts scenes from 1, but names {wrong[0]}")
+        if (self.redo or self.following) and self.record is None:
+            raise ValueError("redo needs an earlier run: pass its record (.json) as the configuration file")
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed={self.seed} has to fit into 64 bits, as torch's generators need it")
         if self.name is not None:

@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import nn
 
 from mask2dit.models.attention import Mask2DiTAttnProcessor
+from mask2dit.models.parallel import ShardedLayout, shard_layout
 from mask2dit.models.positions import grid_positions, rotary_table, sincos_table
 from mask2dit.scenes import SceneLayout
 
@@ -89,6 +90,8 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
     _repeated_blocks = ["Mask2DiTBlock"]
     gradient_checkpointing_interval = 1
     """With gradient checkpointing, every n-th block is recomputed in the backward pass; 1: all blocks."""
+    ulysses_group = None
+    """The processes that share each forward pass, from `mask2dit.models.parallel.apply_ulysses`; None: only this one."""
 
     @register_to_config
     def __init__(
@@ -302,6 +305,9 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
 
         temb = self._time_embeddings(timestep, timestep_cond, ofs, num_scenes, hidden_states)
         text, video = self._embed(hidden_states, encoder_hidden_states, layout)
+        if self.ulysses_group is not None:
+            layout = shard_layout(layout, self.ulysses_group)
+            text, video = layout.share(text, video)
         for i, block in enumerate(self.transformer_blocks):
             if (
                 torch.is_grad_enabled()
@@ -325,8 +331,11 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         video = self.norm_final(video)
         shift, scale = self.norm_out.linear(self.norm_out.silu(temb)).chunk(2, dim=-1)
         video = _shift_and_scale(self.norm_out.norm(video), shift, scale, layout.video_lengths)
+        patches = self.proj_out(video)
+        if isinstance(layout, ShardedLayout):
+            patches = layout.gather_video(patches)
         output = rearrange(
-            self.proj_out(video),
+            patches,
             "b (f h w) (c t p q) -> b (f t) c (h p) (w q)",
             h=height // self.config.patch_size,
             w=width // self.config.patch_size,
