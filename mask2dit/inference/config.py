@@ -27,7 +27,12 @@ class SamplingConfig:
 
     # The model
     model: str = "models/Mask2DiT"
-    """Model folder in diffusers' layout: trained here, released by the authors, or plain CogVideoX."""
+    """Model folder in diffusers' layout, or a name on the Hugging Face Hub, such as qth/Mask2DiT: trained here, released by
+    the authors, or plain CogVideoX."""
+    revision: str | None = None
+    """Branch, tag or commit of a model of the Hugging Face Hub; null: its main branch."""
+    variant: str | None = None
+    """Variant of the weights, such as fp16, where the model has several; null: the plain ones."""
     build_untrained: bool = False
     """Build a small model with random weights if the model folder does not exist. Its name has to begin with "untrained".
     Its videos are noise."""

@@ -26,6 +26,7 @@ from mask2dit.inference.sources import (
     read_kept_scenes,
 )
 from mask2dit.models.attention import check_attention_backend
+from mask2dit.models.hub import local_model, recorded
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.events import Event, Observer, PreviewMade, SceneFinished, ignore
@@ -166,11 +167,13 @@ def _write_scene(
     return files.add_scene(decode_scene(model.pipe, latents, model.device), latents), "generated"
 
 
-def load_skeleton(model: str, small_config: str = "fixed_scene_small.yaml") -> Mask2DiTPipeline:
+def load_skeleton(
+    model: str, small_config: str = "fixed_scene_small.yaml", variant: str | None = None
+) -> Mask2DiTPipeline:
     """Builds the model without weights. Raises `FileNotFoundError`, naming a small model to use, if it is missing."""
     if not (Path(model) / "transformer").is_dir():
         raise FileNotFoundError(missing_model(model, f"configs/inference/{small_config}"))
-    return Mask2DiTPipeline.skeleton(model)
+    return Mask2DiTPipeline.skeleton(model, variant=variant)
 
 
 def plan_generation(
@@ -187,11 +190,12 @@ def plan_generation(
         ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, with a remedy.
     """
     check_memory_mode(config.memory, device)
+    config = local_model(config)
     if config.mask_variant is not None:
         cross_scene(config.mask_variant)
     if skeleton is None:
         skeleton = load_skeleton(
-            config.model, "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml"
+            config.model, "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml", config.variant
         )
     if config.attention_backend is not None:
         check_attention_backend(config.attention_backend, device)
@@ -228,7 +232,10 @@ def _given_scenes(config: InferenceConfig, skeleton: Mask2DiTPipeline, size: tup
 def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipeline:
     """Loads the pipeline of a configuration onto its device."""
     pipe = Mask2DiTPipeline.from_pretrained(
-        config.model, mask_variant=config.mask_variant, torch_dtype=getattr(torch, config.dtype)
+        config.model,
+        mask_variant=config.mask_variant,
+        torch_dtype=getattr(torch, config.dtype),
+        variant=config.variant,
     )
     pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
     if config.lora.path:
@@ -278,6 +285,8 @@ def _latents_of(i: int, plan: InferencePlan, model: LoadedModel, store: SceneSto
 def weights_identity(config: InferenceConfig) -> str:
     """Identifies the inputs of a scene that `generate_story` does not know: the weights and how they are computed with."""
     parts = [fingerprint(config.model), f"attention {config.attention_backend}", f"tiling {config.vae_tiling}"]
+    if config.variant:
+        parts.append(f"variant {config.variant}")
     if config.memory == "fp8":
         parts.append("fp8")
     if config.lora.path:
@@ -305,7 +314,7 @@ def _record(config: InferenceConfig, model: LoadedModel) -> dict:
     """Builds a video's record: the resolved configuration, the software versions and the device."""
     pipe = model.pipe
     return {
-        "config": dataclasses.asdict(config),
+        "config": recorded(config),
         "command": shlex.join(sys.argv),
         "weights": model.identity,
         "mask_variant": pipe.transformer.config.mask_variant,

@@ -77,7 +77,11 @@ class TrialConfig:
     """The model and the stories of a trial."""
 
     model: str = "models/storyworld"
-    """Model folder in diffusers' layout."""
+    """Model folder in diffusers' layout, or a name on the Hugging Face Hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a model of the Hugging Face Hub; null: its main branch."""
+    variant: str | None = None
+    """Variant of the weights, such as fp16, where the model has several; null: the plain ones."""
     mask_variant: str | None = None
     """Mask variant: v1, v2, v3, v4 or v5; null: the model's own."""
     task: str = "fixed"
@@ -132,10 +136,12 @@ def run_trial(config: TrialConfig) -> None:
     """
     import diffusers
 
+    from mask2dit.models.hub import local_model
     from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
+    config = local_model(config)
     task, folder = TASKS[config.task], Path(config.output_dir)
-    skeleton = Mask2DiTPipeline.skeleton(config.model)
+    skeleton = Mask2DiTPipeline.skeleton(config.model, variant=config.variant)
     skeleton.video_shape(config.height, config.width, config.num_frames, task.num_scenes)
     check_writable(folder)
     _record(config, folder)
@@ -144,7 +150,10 @@ def run_trial(config: TrialConfig) -> None:
         logger.info("all %d stories are in %s", config.num_stories, folder)
         return
     pipe = Mask2DiTPipeline.from_pretrained(
-        config.model, mask_variant=config.mask_variant, torch_dtype=getattr(torch, config.dtype)
+        config.model,
+        mask_variant=config.mask_variant,
+        torch_dtype=getattr(torch, config.dtype),
+        variant=config.variant,
     )
     pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -256,13 +265,15 @@ def read_record(folder: Path) -> TrialConfig:
 
 def _record(config: TrialConfig, folder: Path) -> None:
     """Writes the configuration of the trial, after checking that it agrees with the one in the folder, if any."""
+    from mask2dit.models.hub import recorded
+
     if (folder / RECORD).is_file():
         free = ("output_dir", "num_stories", "batch_size")
         then = dataclasses.asdict(read_record(folder))
-        if changes := describe_changes(then, dataclasses.asdict(config), ignore=free):
+        if changes := describe_changes(then, recorded(config), ignore=free):
             raise FileExistsError(f"{str(folder)!r} holds another trial: {changes}; choose another output_dir")
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"config": dataclasses.asdict(config), **software()}
+    record = {"config": recorded(config), **software()}
     write_text(folder / RECORD, json.dumps(record, indent=2))
 
 
