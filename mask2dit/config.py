@@ -20,6 +20,7 @@ from mask2dit.texts import parse_json, read_text
 
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
+CONTEXTS = ("last", "anchor", "cast")  # choices of earlier scenes, see mask2dit.pipelines.story.ContextRule
 SAMPLERS = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}  # by name, diffusers' classes
 REPOSITORY = Path(__file__).parents[1]  # if the package runs from a checkout
 NULL, STRING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"  # YAML's tags

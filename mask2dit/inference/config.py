@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from mask2dit.config import DTYPES, SAMPLERS, check_at_least, check_choice, check_file_name, check_finite
+from mask2dit.config import CONTEXTS, DTYPES, SAMPLERS, check_at_least, check_choice, check_file_name, check_finite
 
 CONTEXT_STARTS = ("center", "random")
 
@@ -27,7 +27,12 @@ class SamplingConfig:
 
     # The model
     model: str = "models/Mask2DiT"
-    """Model folder in diffusers' layout: trained here, released by the authors, or plain CogVideoX."""
+    """Model folder in diffusers' layout, or a name on the Hugging Face Hub, such as qth/Mask2DiT: trained here, released by
+    the authors, or plain CogVideoX."""
+    revision: str | None = None
+    """Branch, tag or commit of a model of the Hugging Face Hub; null: its main branch."""
+    variant: str | None = None
+    """Variant of the weights, such as fp16, where the model has several; null: the plain ones."""
     build_untrained: bool = False
     """Build a small model with random weights if the model folder does not exist. Its name has to begin with "untrained".
     Its videos are noise."""
@@ -40,6 +45,11 @@ class SamplingConfig:
     """One negative prompt for all scenes, or a list with one per scene."""
     window: int | None = None
     """Number of scenes generated together; in a longer story, this window slides over the scenes. null: all at once."""
+    context: str = "last"
+    """Earlier scenes that a sliding window continues from, besides the latest: last (the ones before it), anchor (the
+    `anchors`) or cast (those that share most actors with the new scene)."""
+    anchors: list[int] = field(default_factory=lambda: [1])
+    """Numbers of the scenes, from 1, that context=anchor keeps in every window."""
     height: int | None = None
     """Height in pixels; null: the model's height, 480 for Mask²DiT-5B."""
     width: int | None = None
@@ -75,6 +85,7 @@ class SamplingConfig:
     """Frames per second of the video."""
 
     def __post_init__(self):
+        check_choice("context", self.context, CONTEXTS)
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("dtype", self.dtype, DTYPES)
         if self.compile and self.memory in ("group_offload", "sequential_offload", "fp8"):

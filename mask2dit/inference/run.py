@@ -26,12 +26,21 @@ from mask2dit.inference.sources import (
     read_kept_scenes,
 )
 from mask2dit.models.attention import check_attention_backend
+from mask2dit.models.hub import local_model, recorded
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.events import Event, Observer, PreviewMade, SceneFinished, ignore
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
-from mask2dit.pipelines.story import SceneStore, check_continues, decode_scene, generate_story, plan_windows
+from mask2dit.pipelines.story import (
+    ContextRule,
+    SceneStore,
+    Window,
+    check_continues,
+    decode_scene,
+    generate_story,
+    plan_windows,
+)
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import software
 from mask2dit.randomness import generator_for
@@ -39,8 +48,8 @@ from mask2dit.storyworld.prompts import check_prompts
 
 logger = logging.getLogger(__name__)
 
-STORY_OPTIONS = ("negative_prompt", "window", "noise_context", "height", "width", "num_frames", "num_inference_steps",
-                 "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
+STORY_OPTIONS = ("negative_prompt", "window", "context", "anchors", "noise_context", "height", "width", "num_frames",
+                 "num_inference_steps", "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
 """Arguments of `generate_story` that are keys of the configuration."""
 
 
@@ -81,6 +90,8 @@ class InferencePlan:
     """The model without its weights."""
     shape: VideoShape
     """Frames and latent frames of the whole story."""
+    windows: list[Window]
+    """Windows, as `story_windows` returns them."""
     sources: Mapping[int, GivenScene | KeptScene]
     """The scenes, by index, that are not generated."""
 
@@ -156,11 +167,13 @@ def _write_scene(
     return files.add_scene(decode_scene(model.pipe, latents, model.device), latents), "generated"
 
 
-def load_skeleton(model: str, small_config: str = "fixed_scene_small.yaml") -> Mask2DiTPipeline:
+def load_skeleton(
+    model: str, small_config: str = "fixed_scene_small.yaml", variant: str | None = None
+) -> Mask2DiTPipeline:
     """Builds the model without weights. Raises `FileNotFoundError`, naming a small model to use, if it is missing."""
     if not (Path(model) / "transformer").is_dir():
         raise FileNotFoundError(missing_model(model, f"configs/inference/{small_config}"))
-    return Mask2DiTPipeline.skeleton(model)
+    return Mask2DiTPipeline.skeleton(model, variant=variant)
 
 
 def plan_generation(
@@ -177,11 +190,12 @@ def plan_generation(
         ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, with a remedy.
     """
     check_memory_mode(config.memory, device)
+    config = local_model(config)
     if config.mask_variant is not None:
         cross_scene(config.mask_variant)
     if skeleton is None:
         skeleton = load_skeleton(
-            config.model, "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml"
+            config.model, "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml", config.variant
         )
     if config.attention_backend is not None:
         check_attention_backend(config.attention_backend, device)
@@ -196,9 +210,10 @@ def plan_generation(
     check_name(config)
     shape = skeleton.video_shape(*size, len(config.prompts))
     sources = read_kept_scenes(config) if config.record else _given_scenes(config, skeleton, size)
-    plan_windows(skeleton, len(config.prompts), sources, config.window, *size)
+    rule = ContextRule(config.context, tuple(config.anchors))
+    windows = plan_windows(skeleton, config.prompts, sources, config.window, *size, rule)
     check_writable(config.save_path)
-    return InferencePlan(config=config, skeleton=skeleton, shape=shape, sources=sources)
+    return InferencePlan(config=config, skeleton=skeleton, shape=shape, windows=windows, sources=sources)
 
 
 def _given_scenes(config: InferenceConfig, skeleton: Mask2DiTPipeline, size: tuple) -> dict[int, GivenScene]:
@@ -206,19 +221,21 @@ def _given_scenes(config: InferenceConfig, skeleton: Mask2DiTPipeline, size: tup
     if not config.context_videos:
         return {}
     check_continues(config.window)
-    num_scenes = len(config.prompts)
-    plan_windows(skeleton, num_scenes, range(len(config.context_videos)), config.window, *size)
+    plan_windows(skeleton, config.prompts, range(len(config.context_videos)), config.window, *size)
     scenes = open_context_videos(config.context_videos)
-    plan_windows(skeleton, num_scenes, range(len(scenes)), config.window, *size)
+    plan_windows(skeleton, config.prompts, range(len(scenes)), config.window, *size)
     generator = torch.Generator().manual_seed(config.seed)
-    frames = skeleton.video_shape(*size, num_scenes).frames
+    frames = skeleton.video_shape(*size, len(config.prompts)).frames
     return {i: read_given_scene(scene, frames[i], config, generator) for i, scene in enumerate(scenes)}
 
 
 def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipeline:
     """Loads the pipeline of a configuration onto its device."""
     pipe = Mask2DiTPipeline.from_pretrained(
-        config.model, mask_variant=config.mask_variant, torch_dtype=getattr(torch, config.dtype)
+        config.model,
+        mask_variant=config.mask_variant,
+        torch_dtype=getattr(torch, config.dtype),
+        variant=config.variant,
     )
     pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
     if config.lora.path:
@@ -268,6 +285,8 @@ def _latents_of(i: int, plan: InferencePlan, model: LoadedModel, store: SceneSto
 def weights_identity(config: InferenceConfig) -> str:
     """Identifies the inputs of a scene that `generate_story` does not know: the weights and how they are computed with."""
     parts = [fingerprint(config.model), f"attention {config.attention_backend}", f"tiling {config.vae_tiling}"]
+    if config.variant:
+        parts.append(f"variant {config.variant}")
     if config.memory == "fp8":
         parts.append("fp8")
     if config.lora.path:
@@ -285,6 +304,7 @@ def _scene_record(i: int, plan: InferencePlan, files: StoryFiles, source: str) -
         "frames": [stop - files.frame_counts[i], stop],
         "context": scene and scene.context,
         "source": source,
+        "continues_from": next(([k + 1 for k in window.context] for window in plan.windows if i in window.new), None),
         "seed": kept.get("seed", config.seed),
         **({"kept_from": str(scene.clip)} if isinstance(scene, KeptScene) else {}),
     }
@@ -294,7 +314,7 @@ def _record(config: InferenceConfig, model: LoadedModel) -> dict:
     """Builds a video's record: the resolved configuration, the software versions and the device."""
     pipe = model.pipe
     return {
-        "config": dataclasses.asdict(config),
+        "config": recorded(config),
         "command": shlex.join(sys.argv),
         "weights": model.identity,
         "mask_variant": pipe.transformer.config.mask_variant,
