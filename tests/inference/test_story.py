@@ -7,7 +7,8 @@ import pytest
 
 from mask2dit.config import load_config
 from mask2dit.inference.config import InferenceConfig
-from mask2dit.inference.run import generate, load_skeleton, resolve_story
+from mask2dit.inference.from_story import resolve_story
+from mask2dit.inference.run import generate, load_skeleton
 from mask2dit.stories import Scene, Story, write_story
 from mask2dit.video.writing import write_video
 

@@ -2,17 +2,20 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mask2dit.pipelines.events import Cancelled, PreviewMade, SceneStarted, StepFinished
 from mask2dit.pipelines.story import (
+    ContextRule,
     SceneStore,
+    _window_seed,
     generate_story,
     nearest_num_frames,
     plan_windows,
-    scene_noise,
     story_windows,
 )
 
@@ -25,40 +28,82 @@ def tell(pipe, prompts=PROMPTS, **options):
 
 
 @pytest.mark.parametrize(
-    "mask, window, expected",
+    "num_scenes, given, window, expected",
     [
-        ("111", None, ["111"]),
-        ("001", None, ["001"]),
-        ("011", 3, ["011"]),
-        ("11111", 3, ["111..", ".001.", "..001"]),
-        ("000011", 3, ["..001.", "...001"]),
-        ("11", 3, ["11"]),
-        ("111", 1, ["1..", ".1.", "..1"]),
-        # given scenes anywhere
-        ("101", None, ["101"]),
-        ("10110", 3, ["101..", "..010"]),
-        ("000010000", 3, ["...010..."]),
-        ("00001000", 5, ["..00100."]),
-        ("0100", 2, ["01.."]),
-        ("1000", 3, ["100."]),
+        (3, [], None, [((0, 3), [0, 1, 2])]),
+        (3, [0, 1], None, [((0, 3), [2])]),
+        (3, [0], 3, [((0, 3), [1, 2])]),
+        (5, [], 3, [((0, 3), [0, 1, 2]), ((1, 4), [3]), ((2, 5), [4])]),
+        (6, [0, 1, 2, 3], 3, [((2, 5), [4]), ((3, 6), [5])]),
+        (2, [], 3, [((0, 2), [0, 1])]),
+        (3, [], 1, [((0, 1), [0]), ((1, 2), [1]), ((2, 3), [2])]),
     ],
 )
-def test_each_window_holds_the_scenes_before_its_missing_ones_and_given_ones_after_them(mask, window, expected):
-    windows = story_windows([mark == "1" for mark in mask], window)
-    shown = []
-    for part in windows:
-        marks = ["."] * len(mask)
-        for scene, new in zip(part.scenes, part.scene_mask, strict=True):
-            marks[scene] = "01"[new]
-        shown.append("".join(marks))
-    assert shown == expected
+def test_each_window_continues_from_the_last_scenes_that_fit(num_scenes, given, window, expected):
+    windows = story_windows(num_scenes, given, window)
+    assert windows == [(tuple(range(*scenes)), tuple(new)) for scenes, new in expected]
+
+
+@pytest.mark.parametrize(
+    "num_scenes, missing, window, expected",
+    [
+        (3, {1}, None, [((0, 3), [1])]),
+        (3, {0, 2}, None, [((0, 3), [0, 2])]),
+        (9, {2}, 3, [((1, 4), [2])]),
+        (9, {0}, 3, [((0, 3), [0])]),
+        (9, {8}, 3, [((6, 9), [8])]),
+        (9, {2, 3}, 3, [((0, 3), [2]), ((2, 5), [3])]),
+        (9, {2, 6}, 3, [((1, 4), [2]), ((5, 8), [6])]),
+        (3, {1}, 1, [((1, 2), [1])]),
+    ],
+)
+def test_a_scene_between_given_ones_sees_those_on_both_sides(num_scenes, missing, window, expected):
+    windows = story_windows(num_scenes, set(range(num_scenes)) - missing, window)
+    assert windows == [(tuple(range(*scenes)), tuple(new)) for scenes, new in expected]
+
+
+def test_anchors_stay_in_every_window_and_the_latest_scenes_fill_it():
+    windows = story_windows(6, (), 4, ContextRule("anchor", (2,)))
+    assert windows == [((0, 1, 2, 3), (0, 1, 2, 3)), ((1, 2, 3, 4), (4,)), ((1, 3, 4, 5), (5,))]
+
+
+def test_the_cast_rule_takes_the_scenes_that_share_most_actors_and_the_latest_one():
+    actors = [frozenset(names) for names in ("ab", "a", "c", "c", "ab", "d")]
+    windows = story_windows(6, (), 3, ContextRule("cast"), actors)
+    assert [window.context for window in windows] == [[], [1, 2], [0, 3], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"context": "first"}, "context.*last, anchor, cast"),
+        ({"context": "anchor", "anchors": []}, r"anchors=\[\]"),
+        ({"context": "anchor", "anchors": [0]}, r"anchors=\[0\]"),
+        ({"context": "anchor", "anchors": [1, 2]}, r"anchors=\[1, 2\].*window=4"),
+    ],
+)
+def test_contexts_that_do_not_exist_or_fit_are_refused(small_pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate_story(small_pipeline, PROMPTS, window=3, **SMALL, **options)
+
+
+def test_scenes_depend_on_their_context_and_not_on_the_rule_that_found_it(small_pipeline, tmp_path):
+    cast = ["Actor1 and Actor2", "Actor1", "a lake", "Actor1 and Actor2"]
+    store = SceneStore(tmp_path, "weights")
+    by_cast = tell(small_pipeline, cast, context="cast", store=store)
+    made = {path.name for path in tmp_path.iterdir()}
+    by_anchor = tell(small_pipeline, cast, context="anchor", store=store)
+    assert {path.name for path in tmp_path.iterdir()} == made
+    assert torch.equal(by_cast[3], by_anchor[3])
+    assert torch.equal(by_cast[3], tell(small_pipeline, cast, context="anchor")[3])
+    assert not torch.equal(by_cast[3], tell(small_pipeline, cast, context="last")[3])
 
 
 def test_impossible_windows_are_refused():
     with pytest.raises(ValueError, match="window=0"):
-        story_windows([True] * 3, 0)
+        story_windows(3, (), 0)
     with pytest.raises(ValueError, match="3 context scenes leave nothing"):
-        story_windows([False] * 3, 3)
+        story_windows(3, (0, 1, 2), 3)
 
 
 def test_a_story_that_fits_the_window_is_one_call_of_the_pipeline(small_pipeline, monkeypatch):
@@ -217,48 +262,58 @@ def test_given_scenes_come_first_and_unchanged(small_pipeline):
     assert len(scenes) == 3
 
 
-def test_given_scenes_may_stand_anywhere(small_pipeline, monkeypatch):
-    calls = []
+def test_given_scenes_may_be_anywhere_and_stay_unchanged(small_pipeline):
+    first = tell(small_pipeline)
+    given = {i: scene for i, scene in enumerate(first) if i != 2}
+    again = tell(small_pipeline, given=given, seed=1)
+    assert [torch.equal(a, b) for a, b in zip(first, again)] == [True, True, False, True, True]
+    others = tell(small_pipeline, given={**given, 3: first[0]}, seed=1)
+    assert not torch.equal(others[2], again[2])  # it sees the scene that follows
+    with pytest.raises(ValueError, match=r"given\[3\].*\(1, 3, 16, 8, 12\)"):
+        tell(small_pipeline, given={3: first[0][:, :2]})
+    with pytest.raises(ValueError, match="scene 5 is given"):
+        tell(small_pipeline, given={5: first[0]})
+
+
+def test_a_scene_with_its_own_seed_keeps_its_noise_whatever_the_storys_seed(small_pipeline, monkeypatch):
+    noises = []
     call = type(small_pipeline).__call__
     monkeypatch.setattr(
-        type(small_pipeline), "__call__", lambda *args, **kwargs: calls.append(kwargs) or call(*args, **kwargs)
+        type(small_pipeline), "__call__", lambda self, *a, **kw: noises.append(kw["latents"]) or call(self, *a, **kw)
     )
-    context = torch.randn(1, 5, 16, 8, 12, generator=torch.Generator().manual_seed(0))
-    options = {"num_frames": [9, 5, 9, 9], "scene_mask": [True, False, True, False], "context_latents": context}
-    scenes = tell(small_pipeline, PROMPTS[:4], **options)
-    assert torch.equal(scenes[1], context[:, :2]) and torch.equal(scenes[3], context[:, 2:])
-    assert [scene.shape[1] for scene in scenes] == [3, 2, 3, 3]
-    assert calls[0]["scene_mask"] == [True, False, True]
-    assert torch.equal(calls[0]["context_latents"], context[:, :2])
+    for seed in (1, 2):
+        tell(small_pipeline, PROMPTS[:2], seed=seed, seeds=[None, 5])
+    tell(small_pipeline, PROMPTS[:2], seed=1, seeds=[None, 6])
+    tell(small_pipeline, PROMPTS[:2], seed=1)
+    (first, second), (other, same), (kept, _) = (noise.chunk(2, dim=1) for noise in noises[:3])
+    assert torch.equal(first, kept) and noises[3] is None
+    default = torch.randn(1, 6, *first.shape[2:], generator=torch.Generator().manual_seed(_window_seed(1, 0)))
+    assert torch.equal(first, default[:, :3])  # a seed of one scene leaves the noise of the others as it was
+    assert torch.equal(second, same) and not torch.equal(first, other)
+    assert torch.equal(second, torch.randn(second.shape, generator=torch.Generator().manual_seed(5)))
 
 
-def test_a_scenes_own_seed_decides_its_initial_noise_and_no_others(small_pipeline, monkeypatch):
-    noise = []
-    denoise = type(small_pipeline)._denoise
-
-    def watch(self, plan, state, *args):
-        noise.append(state.latents.clone())
-        return denoise(self, plan, state, *args)
-
-    monkeypatch.setattr(type(small_pipeline), "_denoise", watch)
-    plain, seeded, moved = (
-        tell(small_pipeline, PROMPTS[:3], window=None, scene_seeds=seeds)
-        for seeds in (None, [None, 12, None], [12, None, None])
-    )
-    plain, seeded, moved = noise
-    assert torch.equal(seeded[:, :3], plain[:, :3]) and torch.equal(seeded[:, 6:], plain[:, 6:])
-    assert not torch.equal(seeded[:, 3:6], plain[:, 3:6])
-    assert torch.equal(moved[:, :3], seeded[:, 3:6]) and torch.equal(moved[:, :3], scene_noise(12, (1, 3, 16, 8, 12)))
+def test_an_observer_sees_every_scene_and_step_with_previews(small_pipeline):
+    events = []
+    prompts, steps = PROMPTS[:3], {"window": 2, "num_inference_steps": 4}
+    scenes = tell(small_pipeline, prompts, **steps, observer=events.append, preview_every=2)
+    assert all(torch.equal(a, b) for a, b in zip(scenes, tell(small_pipeline, prompts, **steps)))
+    assert [event.scene for event in events if isinstance(event, SceneStarted)] == [0, 1, 2]
+    done = [(event.scenes, event.step, event.num_steps) for event in events if isinstance(event, StepFinished)]
+    assert done == [((0, 1), step, 4) for step in (1, 2, 3, 4)] + [((2,), step, 4) for step in (1, 2, 3, 4)]
+    previews = [event for event in events if isinstance(event, PreviewMade)]
+    assert [(event.scene, event.step) for event in previews] == [(0, 2), (1, 2), (2, 2)]
+    assert all(event.image.shape == (64, 96, 3) and event.image.dtype == np.uint8 for event in previews)
 
 
-def test_a_scenes_own_seed_makes_it_and_what_follows_from_it_anew(small_pipeline, tmp_path, caplog):
-    caplog.set_level("INFO", "mask2dit")
-    store = SceneStore(tmp_path, "weights")
-    first = tell(small_pipeline, PROMPTS[:4], window=2, store=store)
-    caplog.clear()
-    second = tell(small_pipeline, PROMPTS[:4], window=2, store=store, scene_seeds=[None, None, 5, None])
-    assert [torch.equal(a, b) for a, b in zip(first, second)] == [True, True, False, False]
-    assert "scenes 1 to 2: made before" in caplog.text and "scene 3: " not in caplog.text
+def test_an_observer_stops_the_story_and_finished_windows_stay(small_pipeline, tmp_path):
+    def stop(event):
+        if isinstance(event, SceneStarted) and event.scene == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        tell(small_pipeline, observer=stop, store=SceneStore(tmp_path, "weights"))
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize("wanted, carried", [(1, 1), (2, 5), (4, 5), (48, 49), (49, 49), (50, 49), (51, 53), (0.1, 1)])
@@ -284,15 +339,13 @@ def test_each_scene_keeps_its_own_length_and_negative_prompt(small_pipeline):
         ({"height": 72}, "height=72"),
         ({"num_frames": [9, 9]}, "2 entries for 5 scenes"),
         ({"negative_prompt": ["a", "b"]}, "2 entries for 5 scenes"),
+        ({"seeds": [1, 2]}, "seeds has 2 entries for 5 scenes"),
         ({"window": 0}, "window=0"),
         ({"context_latents": torch.zeros(1, 4, 16, 8, 12)}, "no whole number of scenes"),
         ({"context_latents": torch.zeros(2, 6, 16, 8, 12)}, r"\(1, 6, 16, 8, 12\).*\(2, 6, 16, 8, 12\)"),
         ({"context_latents": torch.zeros(1, 6, 16, 8, 12), "window": 1}, "use window=2"),
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
-        ({"scene_seeds": [1]}, "scene_seeds has 1 entries for 5 scenes"),
-        ({"scene_mask": [True]}, "scene_mask has 1 entries for 5 scenes"),
-        ({"scene_mask": [True, False, True, True, True]}, "marks 1 scenes as given"),
     ],
 )
 def test_bad_input_is_refused_at_the_call_and_not_at_the_first_scene(small_pipeline, options, message):
@@ -308,4 +361,4 @@ def test_prompts_that_are_one_text_are_refused(small_pipeline):
 def test_a_window_that_the_positions_cannot_carry_is_refused(make_pipeline):
     pipe = make_pipeline(use_rotary_positional_embeddings=False)  # sin-cos: at most 3 latent frames a scene
     with pytest.raises(ValueError, match="sin-cos positions"):
-        plan_windows(pipe, [True] * 5, 3, 64, 96, 13)
+        plan_windows(pipe, PROMPTS, (), 3, 64, 96, 13)
