@@ -84,7 +84,7 @@ def find_fault(
 ) -> tuple[str, str] | None:
     """The rule that keeps clips from being a group, with the reason; None if they are one."""
     for number, (before, after) in enumerate(pairwise(clips), start=1):
-        gap = (after.start - before.stop) / before.fps
+        gap = (after.start - after.transition - before.stop) / before.fps
         if gap > config.max_gap:
             return "gap", f"{gap:.2f} s between clips {number} and {number + 1}"
     for i, j in combinations(range(len(clips)), 2):

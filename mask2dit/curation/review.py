@@ -17,7 +17,6 @@ from mask2dit.files import atomic_path, write_text
 from mask2dit.hashing import digest
 from mask2dit.reporting.pages import render
 from mask2dit.texts import parse_json, read_text
-from mask2dit.video.reading import open_video
 
 DECISIONS = "decisions.json"
 POSTER_SIZE = (480, 320)
@@ -125,7 +124,7 @@ def _poster(folder: Path, clip: Clip) -> str:
     """Saves the middle frame of a clip. Returns its path relative to the output folder."""
     path = folder / "posters" / f"{digest(clip.key)}.jpg"
     if not path.exists():
-        reader = open_video(folder / clip.path)
+        reader = clip.open(folder)
         image = Image.fromarray(reader.read([reader.num_frames // 2])[0].numpy())
         image.thumbnail(POSTER_SIZE)
         with atomic_path(path) as temporary:

@@ -34,7 +34,7 @@ from mask2dit.hashing import digest
 logger = logging.getLogger(__name__)
 
 # Packages of the extra, by the stage that imports them.
-PACKAGES = {"split": "scenedetect", "score": "cv2", "caption": "openai"}
+PACKAGES = {"score": "cv2", "caption": "openai"}
 
 
 def curate(config: CurationConfig) -> int:
@@ -114,7 +114,9 @@ def _make_clips(
         for warning in film.warnings:
             logger.warning("%s: %s", film.id, warning)
 
-    process = partial(split, folder=folder_of_films, config=config.split, min_frames=_min_frames(config))
+    process = partial(
+        split, folder=folder_of_films, config=config.split, min_frames=_min_frames(config), device=device
+    )
     scenes = run("split", Scene, kept(films), settings["split"], process)
 
     process = partial(write, films=folder_of_films, folder=folder, config=config.write, settings=settings["write"])

@@ -15,7 +15,7 @@ from mask2dit.curation.write import Clip
 from mask2dit.encoders.frames import FrameEncoder, load_aesthetic_head
 from mask2dit.hashing import fingerprint
 from mask2dit.video.frames import middle_frames
-from mask2dit.video.reading import VideoReader, open_video
+from mask2dit.video.reading import VideoReader
 
 NUM_POSITIONS = 8  # sampled positions per clip
 FLOW_WIDTH = 160  # pixels
@@ -56,7 +56,7 @@ def score(clips: Iterable[Clip], folder: Path, config: ScoreConfig, device: torc
     aesthetic = Aesthetic(config, device) if config.clip else None
     text = TextDetector(config.text_detector) if config.text_detector else None
     for clip in clips:
-        reader = open_video(folder / clip.path)
+        reader = clip.open(folder)
         motion, shake = motion_and_shake(reader) if config.motion else (None, None)
         frames = None
         if aesthetic or text:

@@ -15,6 +15,9 @@ from mask2dit.texts import find_encoding_fault, parse_json, read_text
 # Names of a clip's path and length in each format.
 PATH_FIELD = {".csv": "path", ".json": "url"}
 LENGTH_FIELD = {".csv": "num_frame", ".json": "duration"}
+# Names of the part of a file that a clip shows, in both formats: frames start … end - 1, and top, left, height and width in
+# pixels.
+RANGE_FIELDS = ("start", "end", "crop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ def _parse_csv(text: str, root: Path) -> tuple[list[list[Clip]], list[Problem]]:
     for name in ("path", "caption"):
         if name not in header:
             raise ValueError(f"it has no column {name!r}: its first line has to name the columns, but is {header}")
-    for name in ("path", "caption", "fps", "width", "height", "num_frame"):
+    for name in ("path", "caption", "fps", "width", "height", "num_frame", *RANGE_FIELDS):
         if header.count(name) > 1:
             raise ValueError(f"it has the column {name!r} {header.count(name)} times: leave one of them")
     rows: list[list[Clip]] = []
@@ -172,7 +175,8 @@ def _clip(record: dict, suffix: str, root: Path, row: int, scene: int | None, pr
             fault(field, wrong)
         return value
 
-    def number(field: str, whole: bool = False) -> float | int | None:
+    def number(field: str, whole: bool = False, least: int | None = None) -> float | int | None:
+        """A positive number, or one of at least `least`; None if it is missing or faulty."""
         value = record.get(field)
         if value is None:
             return None
@@ -182,28 +186,59 @@ def _clip(record: dict, suffix: str, root: Path, row: int, scene: int | None, pr
             result = float(value) if is_number or suffix == ".csv" else math.nan
         except (ValueError, OverflowError):  # OverflowError: an integer beyond the range of floats
             result = math.nan
-        if not (math.isfinite(result) and result > 0 and (result.is_integer() or not whole)):
-            fault(field, f"has to be a positive {'whole ' if whole else ''}number, but is {value!r}")
+        is_enough = result > 0 if least is None else result >= least
+        if not (math.isfinite(result) and is_enough and (result.is_integer() or not whole)):
+            kind = f"{'whole ' if whole else ''}number"
+            kind = f"positive {kind}" if least is None else f"{kind} of at least {least}"
+            fault(field, f"has to be a {kind}, but is {value!r}")
             return None
         return int(result) if whole else result
+
+    def part() -> tuple[int, int, int, int] | None:
+        value = record.get("crop")
+        if value is None:
+            return None
+        values = value.split() if suffix == ".csv" else value
+        try:
+            top, left, high, wide = (int(v) for v in values if suffix == ".csv" or type(v) is int)
+        except (ValueError, TypeError):
+            top = -1
+        if top < 0 or left < 0 or high < 1 or wide < 1 or len(values) != 4:
+            form = "four numbers, such as 16 0 128 192" if suffix == ".csv" else "a list, such as [16, 0, 128, 192]"
+            fault("crop", f"has to be top, left, height and width in pixels as {form}, but is {value!r}")
+            return None
+        return top, left, high, wide
 
     name, caption = text(PATH_FIELD[suffix]), text("caption")
     fps, width, height = number("fps"), number("width", whole=True), number("height", whole=True)
     length = number(LENGTH_FIELD[suffix], whole=suffix == ".csv")
+    start, end, crop = number("start", whole=True, least=0), number("end", whole=True), part()
+    if start is not None and end is not None and end <= start:
+        fault("end", f"has to be above start={start}, but is {end}: a clip shows frames start to end - 1")
     if suffix == ".json":  # seconds
         length = None if length is None or fps is None else length * fps
         if length is not None and not math.isfinite(length):
             fault("duration", f"is too long: {record['duration']!r} s at {fps!r} fps")
+        elif length is not None:
+            length = round(length)
+    if len(problems) == before and end is not None:
+        in_range = end - (start or 0)
+        # A duration is rounded.
+        if length is not None and abs(length - in_range) > (1 if suffix == ".json" else 0):
+            message = f"is {length} frames, but start and end hold {in_range}: leave it out, or correct them"
+            fault(LENGTH_FIELD[suffix], message)
+        length = in_range
     if len(problems) > before:
         return None
-    if suffix == ".json":
-        length = None if length is None else round(length)
     return Clip(
         root=root,
-        name=name,
+        file=name,
         caption=caption,
         row=row,
         scene=scene,
+        start=start,
+        end=end,
+        crop=crop,
         num_frames=length,
         fps=fps,
         width=width,

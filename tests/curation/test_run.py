@@ -45,6 +45,7 @@ def done(films, tiny_viclip, tmp_path_factory):
         films=str(films),
         output=str(folder / "out"),
         num_frames=17,
+        split=SplitConfig(detectors=["content"]),
         embed=EmbedConfig(viclip=ViCLIPConfig(weights=str(tiny_viclip))),
         group=GroupConfig(threshold=0.7, ceiling=0.9999),
         caption=CaptionConfig(backend="stand_in"),
@@ -139,7 +140,7 @@ def test_other_settings_of_a_stage_redo_only_what_comes_out_otherwise(copied, mo
 
     for stage in ("write", "score", "embed", "group", "caption", "verify"):
         monkeypatch.setattr(run_module, stage, never)
-    base = copied(split=SplitConfig(content_threshold=26.0))
+    base = copied(split=SplitConfig(detectors=["content"], content_threshold=26.0))
     assert curate(base) == 0
     assert len(lines(base, "split")) == 4
 
