@@ -97,8 +97,8 @@ def find_fault(
     return None
 
 
-def adjacent_cosines(windows: Iterable[Group | Dropped]) -> list[float]:
-    """The cosine of each pair of neighbouring clips, counted once, in windows without a gap."""
+def adjacent_pairs(windows: Iterable[Group | Dropped]) -> dict[tuple[str, str], float]:
+    """The cosine of each pair of neighbouring clips, by their ids, in windows without a gap."""
     found = {}
     for window in windows:
         if isinstance(window, Dropped):
@@ -108,4 +108,4 @@ def adjacent_cosines(windows: Iterable[Group | Dropped]) -> list[float]:
         else:
             clips, similarity = window.clips, window.similarity
         found |= {pair: similarity[i][i + 1] for i, pair in enumerate(pairwise(clips))}
-    return list(found.values())
+    return found

@@ -13,9 +13,10 @@ import torch
 from mask2dit.curation.caption import Captions, caption, caption_settings, has_attempts_left
 from mask2dit.curation.captioners import Captioner, OpenAICaptioner, TransformersCaptioner
 from mask2dit.curation.config import STAGES, CaptionConfig, CurationConfig
+from mask2dit.curation.doubts import doubtful_cuts
 from mask2dit.curation.embed import Features, embed, embed_settings
 from mask2dit.curation.export import export
-from mask2dit.curation.group import Group, adjacent_cosines, by_film, group, single
+from mask2dit.curation.group import Group, adjacent_pairs, by_film, group, single
 from mask2dit.curation.optional import import_optional
 from mask2dit.curation.probe import Film, find_films, probe
 from mask2dit.curation.report import funnel_table, similarity_plot, write_card
@@ -149,7 +150,7 @@ def _make_manifests(
     windows = run(
         "group", Group, by_film(features, clips), settings["group"], partial(group, folder=folder, config=config.group)
     )
-    cosines = adjacent_cosines(windows)
+    cosines = list(adjacent_pairs(windows).values())
     if cosines and workspace.num_shards == 1:
         plot = similarity_plot(cosines, config.group.threshold, config.group.ceiling)
         write_text(folder / "similarity.svg", plot)
@@ -185,7 +186,8 @@ def _make_manifests(
     decisions = read_decisions(folder / DECISIONS, captions, config.caption.max_words)
     of_id = {entry.id: entry for entry in groups}
     cosines_of = {entry.id: entry.cosines for entry in verified}
-    page = write_review(folder, of_id, clips, captions, cosines_of, decisions, config.verify.flag_below)
+    doubts = doubtful_cuts(windows, clips, config.group.ceiling)
+    page = write_review(folder, of_id, clips, captions, cosines_of, decisions, config.verify.flag_below, doubts)
     num_decided = sum(entry.key in decisions for entry in captions)
     logger.info("%s shows %d captions; decisions: %d", page, len(captions), num_decided)
     if "export" not in config.stages:

@@ -4,7 +4,7 @@ from safetensors.numpy import save_file
 
 from mask2dit.curation.config import GroupConfig
 from mask2dit.curation.embed import Embedder, Features, read_features
-from mask2dit.curation.group import Group, adjacent_cosines, by_film, group, single
+from mask2dit.curation.group import Group, adjacent_pairs, by_film, group, single
 from mask2dit.curation.store import Dropped
 from mask2dit.curation.write import Clip
 from mask2dit.data.config import DataConfig
@@ -86,7 +86,7 @@ def test_clips_of_two_films_are_never_grouped(windows):
 
 
 def test_each_neighbouring_pair_is_counted_once(windows):
-    cosines = adjacent_cosines(windows([0, 30, 60, 90]))
+    cosines = list(adjacent_pairs(windows([0, 30, 60, 90])).values())
     assert cosines == pytest.approx([np.cos(np.pi / 6)] * 3, abs=1e-3)
 
 
