@@ -11,6 +11,7 @@ from mask2dit.curation.config import SplitConfig
 from mask2dit.curation.optional import import_optional
 from mask2dit.curation.probe import Film
 from mask2dit.curation.store import Dropped, Entry
+from mask2dit.device import choose_device
 from mask2dit.video.cuts import Transition, TransNet, detect_cuts, merge_transitions, run_detector
 from mask2dit.video.reading import FileReader, VideoReader
 
@@ -34,15 +35,13 @@ class Scene(Entry):
 Detector = Callable[[VideoReader], Sequence[Transition | int]]
 
 
-def split(
-    films: Iterable[Film], folder: Path, config: SplitConfig, min_frames: int, device: str | torch.device = "cpu"
-) -> Iterator:
+def split(films: Iterable[Film], folder: Path, config: SplitConfig, min_frames: int, device: str = "cpu") -> Iterator:
     """Cuts films into scenes and drops those of fewer than `min_frames` frames.
 
     Raises:
         ValueError: if a detector cannot be loaded, or returns a cut outside the film.
     """
-    detectors = [load_detector(name, config, device) for name in config.detectors]
+    detectors = [load_detector(name, config, choose_device(device)) for name in config.detectors]
     for film in films:
         try:
             reader = FileReader(folder / film.id)  # its warnings were printed after probing

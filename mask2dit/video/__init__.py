@@ -13,7 +13,7 @@ from mask2dit.video.reading import (
     open_video,
     read_scene,
 )
-from mask2dit.video.writing import contact_sheet, write_clips, write_image, write_video
+from mask2dit.video.writing import contact_sheet, join_videos, write_clips, write_image, write_video
 
 __all__ = [
     "ArrayReader",
@@ -24,6 +24,7 @@ __all__ = [
     "choose_scene",
     "contact_sheet",
     "frame_stride",
+    "join_videos",
     "open_video",
     "read_scene",
     "resize_and_crop",
