@@ -26,6 +26,8 @@ from mask2dit.training import checkpoints
 from mask2dit.training.callbacks import Logging, Validation
 from mask2dit.training.config import LoRATrainingConfig, ValidationConfig
 from mask2dit.training.engine import SampleGroup
+from mask2dit.training.memory import estimate_memory
+from mask2dit.training.run import plan_training
 from mask2dit.training.trainer import learning_rate, scene_mask
 
 pytestmark = pytest.mark.slow
@@ -154,11 +156,12 @@ def test_processes_that_share_samples_take_the_steps_of_one_and_resume_without_s
     config, run, launch, metrics, tmp_path, deepspeed
 ):
     draws = {"text_dropout": 0.5, "conditional_probability": 0.5}
-    one = config(output_dir=str(tmp_path / "one"), **draws)
+    one = config(output_dir=str(tmp_path / "one"), max_steps=2 if deepspeed else 3, **draws)
     run(one)
     path = deepspeed and str(ROOT / f"configs/deepspeed/{deepspeed}.json")
-    two = config(output_dir=str(tmp_path / "two"), deepspeed=path, sequence_parallel=2, max_steps=2, **draws)
-    for part in (two, replace(two, sequence_parallel=1, max_steps=4, resume="latest")):
+    two = replace(one, output_dir=str(tmp_path / "two"), deepspeed=path, sequence_parallel=2, max_steps=2)
+    resumed = replace(two, sequence_parallel=1, max_steps=3, resume="latest")
+    for part in (two,) if deepspeed else (two, resumed):
         result = launch(part, processes=2)
         assert result.returncode == 0, result.stderr
     expected, found = metrics(one), metrics(two)
@@ -435,6 +438,18 @@ def test_a_dry_run_reads_no_weights_and_prints_what_is_needed(config, run, capsy
         assert words in printed
 
 
+def test_a_dry_run_knows_that_processes_share_samples(config, small_model, monkeypatch):
+    skeleton = Mask2DiTPipeline.skeleton(small_model, configs_only=True)
+    alone, shared = (estimate_memory(config(sequence_parallel=n), skeleton, 2) for n in (1, 2))
+    assert (shared.tokens, shared.own_tokens) == (alone.tokens, alone.tokens / 2)
+    assert shared.activations == alone.activations / 2
+    assert f"({shared.own_tokens:,} per process)" in str(shared)
+    heads = skeleton.transformer.config.num_attention_heads
+    monkeypatch.setenv("WORLD_SIZE", str(heads + 1))
+    with pytest.raises(ValueError, match=f"sequence_parallel={heads + 1} .* {heads} attention heads"):
+        plan_training(config(sequence_parallel=heads + 1))
+
+
 def test_a_dry_run_needs_configurations_only(config, run, small_model, capsys, tmp_path):
     configs = tmp_path / "configs"
     shutil.copytree(small_model, configs, ignore=shutil.ignore_patterns("*.safetensors", "*.model", "tokenizer"))
@@ -458,6 +473,7 @@ BAD = {
     "bad frames": ({"data__num_frames": 10}, "num_frames=10 .* 9 or 13"),
     "bad height": ({"data__height": 70}, "height=70 .* 64 or 80"),
     "a batch that does not divide": ({"batch_size": 3, "micro_batch_size": 2}, "batch_size=3 does not divide .* 2 and 4"),
+    "too few processes to share samples": ({"sequence_parallel": 2}, "sequence_parallel=2 does not divide the 1 process"),
     "nothing to resume": ({"resume": "latest"}, "no checkpoint in .* to resume"),
     "an unknown checkpoint": ({"resume": "nowhere"}, "'nowhere' is not a checkpoint"),
     "no DeepSpeed file": ({"deepspeed": "nowhere.json"}, "no DeepSpeed configuration 'nowhere.json'"),
