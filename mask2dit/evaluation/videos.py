@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mask2dit.device import choose_device
-from mask2dit.evaluation.config import EvaluationConfig
+from mask2dit.evaluation.config import CutConfig, EvaluationConfig
 from mask2dit.files import write_text
 from mask2dit.hashing import fingerprint
 from mask2dit.inference import run as inference
@@ -29,7 +29,7 @@ from mask2dit.scenes import spans
 from mask2dit.stories import Story
 from mask2dit.storyworld.prompts import check_prompts
 from mask2dit.texts import parse_json, read_text
-from mask2dit.video.cuts import detect_cuts
+from mask2dit.video.cuts import TransNet, detect_cuts
 from mask2dit.video.files import is_video
 from mask2dit.video.reading import VideoReader, open_video
 from mask2dit.video.writing import write_video
@@ -111,11 +111,21 @@ def find_video(config: EvaluationConfig, story: Story) -> StoryVideo:
     if config.boundaries == "given":
         boundaries = _given_boundaries(path.with_suffix(".json"))
     elif config.boundaries == "detected":
-        cuts = config.cuts
-        boundaries = detect_cuts(open_video(path), cuts.threshold, cuts.min_scene_frames)
+        boundaries = story_cuts(open_video(path), config.cuts)
     else:
         boundaries = equal_boundaries(open_video(path).num_frames, len(story.prompts))
     return StoryVideo(story=story, path=path, boundaries=tuple(boundaries))
+
+
+def story_cuts(reader: VideoReader, config: CutConfig) -> list[int]:
+    """The cuts of a story's video.
+
+    Raises:
+        ModuleNotFoundError: if the detector's package is not installed.
+    """
+    if config.detector == "transnet":
+        return [transition.cut for transition in TransNet(config.transnet_threshold)(reader)]
+    return detect_cuts(reader, config.threshold, config.min_scene_frames)
 
 
 def equal_boundaries(num_frames: int, num_scenes: int) -> list[int]:
