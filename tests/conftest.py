@@ -287,5 +287,18 @@ def chat_server():
 
 
 @pytest.fixture(scope="session")
+def ray_cluster():
+    """A real Ray cluster of this machine with two CPUs, to which the tests' process is connected. Takes seconds to start."""
+    ray = pytest.importorskip("ray", reason="pip install mask2dit[cluster]")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+        yield ray
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
 def tiny_viclip(tmp_path_factory) -> Path:
     return build_untrained_viclip(tmp_path_factory.mktemp("viclip") / "untrained.safetensors")

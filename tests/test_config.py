@@ -59,7 +59,7 @@ def test_overrides_win_and_take_their_keys_type(tmp_path):
     "text, overrides, message",
     [
         ("prompts: [a]\nsede: 1", [], "config.yaml: there is no key 'sede'; did you mean 'seed'?"),
-        ("prompts: [a]\nqqq: 1", [], "known keys are model, build_untrained"),
+        ("prompts: [a]\nqqq: 1", [], "known keys are model, revision, variant"),
         ("prompts: [a]\nlora: {size: 1}", [], "there is no key 'lora.size'"),
         ("prompts: [a]\nseed: many", [], "seed: Value 'many' of type 'str' could not be converted to Integer"),
         ("prompts: [a", [], "config.yaml: "),
@@ -67,7 +67,7 @@ def test_overrides_win_and_take_their_keys_type(tmp_path):
         ("prompts: [a]", ["seed"], "'seed' has to be of the form key=value"),
         ("prompts: a", [], "config.yaml: prompts has to be a list, such as prompts=[…]"),
         ("prompts: [a]", ["lora=x"], "lora=x: this is a group of keys"),
-        ("prompts: [a]", ["seed="], "seed=: seed needs a value"),
+        ("prompts: [a]", ["fps="], "fps=: fps needs a value"),
         ("- a", [], "config.yaml: it has to hold keys and values"),
         ("prompts: [a]", ["lora.pth=x"], "there is no key 'lora.pth'; did you mean 'lora.path'?"),
         ("prompts: ['a: b', {then: c}]", [], "prompts has to hold texts, but one is {'then': 'c'}"),

@@ -18,6 +18,7 @@ from mask2dit.device import choose_device
 from mask2dit.files import check_writable
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
+from mask2dit.inference.from_story import resolve_story, seed_of
 from mask2dit.inference.output import STORE, StoryFiles, check_name, claim_output, comparison_sheet
 from mask2dit.inference.sources import (
     GivenScene,
@@ -25,23 +26,34 @@ from mask2dit.inference.sources import (
     open_context_videos,
     read_given_scene,
     read_kept_scenes,
+    without_old_seeds,
 )
 from mask2dit.models.attention import check_attention_backend
+from mask2dit.models.hub import local_model, recorded
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.events import Event, Observer, PreviewMade, SceneFinished, ignore
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
-from mask2dit.pipelines.story import SceneStore, check_continues, decode_scene, generate_story, plan_windows
+from mask2dit.pipelines.story import (
+    ContextRule,
+    SceneStore,
+    Window,
+    check_continues,
+    decode_scene,
+    generate_story,
+    plan_windows,
+)
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import software
 from mask2dit.randomness import generator_for
+from mask2dit.stories import Story
 from mask2dit.storyworld.prompts import check_prompts
 
 logger = logging.getLogger(__name__)
 
-STORY_OPTIONS = ("negative_prompt", "window", "noise_context", "height", "width", "num_frames", "num_inference_steps",
-                 "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
+STORY_OPTIONS = ("negative_prompt", "window", "context", "anchors", "noise_context", "height", "width", "num_frames",
+                 "num_inference_steps", "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
 """Arguments of `generate_story` that are keys of the configuration."""
 
 
@@ -65,7 +77,8 @@ def generate(config: InferenceConfig, observer: Observer = ignore) -> Path:
     for i, prompt in enumerate(plan.config.prompts):
         logger.info("Scene %d%s: %s", i + 1, f" ({plan.sources[i]})" if i in plan.sources else "", prompt)
     model = load_model(plan.config, device)
-    seeds = range(config.seed, config.seed + config.count)
+    first = seed_of(plan.config)
+    seeds = range(first, first + config.count)
     outputs = [render(plan.with_seed(seed), model, observer) for seed in seeds]
     if len(outputs) > 1:
         logger.info("Wrote %s, which compares the seeds", comparison_sheet(outputs, seeds))
@@ -77,11 +90,15 @@ class InferencePlan:
     """A checked configuration with the objects that its checks built."""
 
     config: InferenceConfig
-    """The resolved configuration, with the model's size in place of null."""
+    """The resolved configuration, with the model's size in place of null, and a story's prompts in place of its file."""
+    story: Story | None
+    """The story of `config.story`."""
     skeleton: Mask2DiTPipeline
     """The model without its weights."""
     shape: VideoShape
     """Frames and latent frames of the whole story."""
+    windows: list[Window]
+    """Windows, as `story_windows` returns them."""
     sources: Mapping[int, GivenScene | KeptScene]
     """The scenes, by index, that are not generated."""
 
@@ -139,7 +156,7 @@ def render(plan: InferencePlan, model: LoadedModel, observer: Observer = ignore)
         untrained = is_untrained(config.model)
         title = "untrained weights: these pictures mean nothing" if untrained else None
         marked = [i for i, entry in enumerate(entries) if entry["context"]]
-        record = {**describe_run(config, model), "scenes": entries, "seconds": round(time.time() - started, 1)}
+        record = {**describe_run(plan, model), "scenes": entries, "seconds": round(time.time() - started, 1)}
         files.finish(marked, title, record)
     logger.info("Wrote %s, its scenes, its contact sheet (.png) and its record (.json)", files.output)
     if files.enlarged:
@@ -160,16 +177,12 @@ class MadeScene:
 
     @property
     def origin(self) -> str:
-        """ "generated", "given" or "kept"."""
+        """How it was made: "generated", "given" or "kept"."""
         return {GivenScene: "given", KeptScene: "kept"}.get(type(self.source), "generated")
 
 
 def make_scenes(
-    plan: InferencePlan,
-    model: LoadedModel,
-    store: SceneStore,
-    observer: Observer = ignore,
-    seeds: Sequence[int | None] | None = None,
+    plan: InferencePlan, model: LoadedModel, store: SceneStore, observer: Observer = ignore
 ) -> Iterator[MadeScene]:
     """Makes the scenes of a plan, in order, each as soon as it is done.
 
@@ -178,7 +191,6 @@ def make_scenes(
         model: the model that it was made for.
         store: keeps the latents of given scenes, and those of finished ones for an interrupted run.
         observer: called with the events of `mask2dit.pipelines.events`, but for `SceneFinished`.
-        seeds: as for `generate_story`.
 
     Raises:
         FloatingPointError: for a scene that is not finite.
@@ -188,7 +200,7 @@ def make_scenes(
     if len(given) == len(config.prompts):
         of_scenes = (given[i] for i in sorted(given))
     else:
-        options = {"given": given, "observer": observer, "preview_every": config.preview_every, "seeds": seeds}
+        options = {"given": given, "observer": observer, "preview_every": config.preview_every}
         of_scenes = story_latents(model.pipe, config, store, **options)
     for i, latents in enumerate(of_scenes):
         source = plan.sources.get(i)
@@ -200,11 +212,13 @@ def make_scenes(
         yield MadeScene(source, latents, frames)
 
 
-def load_skeleton(model: str, small_config: str = "fixed_scene_small.yaml") -> Mask2DiTPipeline:
+def load_skeleton(
+    model: str, small_config: str = "fixed_scene_small.yaml", variant: str | None = None
+) -> Mask2DiTPipeline:
     """Builds the model without weights. Raises `FileNotFoundError`, naming a small model to use, if it is missing."""
     if not (Path(model) / "transformer").is_dir():
         raise FileNotFoundError(missing_model(model, f"configs/inference/{small_config}"))
-    return Mask2DiTPipeline.skeleton(model)
+    return Mask2DiTPipeline.skeleton(model, variant=variant)
 
 
 def plan_generation(
@@ -225,12 +239,14 @@ def plan_generation(
         ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, with a remedy.
     """
     check_memory_mode(config.memory, device)
+    config = local_model(config)
     if config.mask_variant is not None:
         cross_scene(config.mask_variant)
     if skeleton is None:
         skeleton = load_skeleton(
-            config.model, "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml"
+            config.model, "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml", config.variant
         )
+    config, story = resolve_story(config, skeleton)
     if config.attention_backend is not None:
         check_attention_backend(config.attention_backend, device)
     check_prompts(config.model, config.prompts, config.window)
@@ -243,12 +259,15 @@ def plan_generation(
     config = dataclasses.replace(config, **dict(zip(("height", "width", "num_frames"), size)))
     check_name(config)
     shape = skeleton.video_shape(*size, len(config.prompts))
-    if sources is None:
-        sources = read_kept_scenes(config) if config.record else _given_scenes(config, skeleton, size)
-    if config.record or len(sources) < len(config.prompts):
-        plan_windows(skeleton, len(config.prompts), sources, config.window, *size)
+    if sources is None and config.record:
+        sources, config = read_kept_scenes(config), without_old_seeds(config)
+    elif sources is None:
+        sources = _given_scenes(config, skeleton, size)
+    rule = ContextRule(config.context, tuple(config.anchors))
+    is_whole = not config.record and len(sources) == len(config.prompts)
+    windows = [] if is_whole else plan_windows(skeleton, config.prompts, sources, config.window, *size, rule)
     check_writable(config.save_path)
-    return InferencePlan(config=config, skeleton=skeleton, shape=shape, sources=sources)
+    return InferencePlan(config=config, story=story, skeleton=skeleton, shape=shape, windows=windows, sources=sources)
 
 
 def _given_scenes(config: InferenceConfig, skeleton: Mask2DiTPipeline, size: tuple) -> dict[int, GivenScene]:
@@ -256,19 +275,35 @@ def _given_scenes(config: InferenceConfig, skeleton: Mask2DiTPipeline, size: tup
     if not config.context_videos:
         return {}
     check_continues(config.window)
-    num_scenes = len(config.prompts)
-    plan_windows(skeleton, num_scenes, range(len(config.context_videos)), config.window, *size)
+    plan_windows(skeleton, config.prompts, _given_indices(config, len(config.context_videos)), config.window, *size)
     scenes = open_context_videos(config.context_videos)
-    plan_windows(skeleton, num_scenes, range(len(scenes)), config.window, *size)
-    generator = torch.Generator().manual_seed(config.seed)
-    frames = skeleton.video_shape(*size, num_scenes).frames
-    return {i: read_given_scene(scene, frames[i], config, generator) for i, scene in enumerate(scenes)}
+    given = _given_indices(config, len(scenes))
+    plan_windows(skeleton, config.prompts, given, config.window, *size)
+    generator = torch.Generator().manual_seed(seed_of(config))
+    frames = skeleton.video_shape(*size, len(config.prompts)).frames
+    return {i: read_given_scene(scene, frames[i], config, generator) for i, scene in zip(given, scenes)}
+
+
+def _given_indices(config: InferenceConfig, num_given: int) -> Sequence[int]:
+    """Returns the indices of the given scenes. Raises `ValueError` unless the mask gives as many as there are."""
+    if config.scene_mask is None:
+        return range(num_given)
+    given = [i for i, new in enumerate(config.scene_mask) if not new]
+    if len(given) != num_given:
+        raise ValueError(
+            f"{len(given)} scenes are marked as given, but the context videos hold {num_given}: name one file per scene, "
+            "and a generated video with its record (.json) beside it holds all scenes of the record"
+        )
+    return given
 
 
 def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipeline:
     """Loads the pipeline of a configuration onto its device."""
     pipe = Mask2DiTPipeline.from_pretrained(
-        config.model, mask_variant=config.mask_variant, torch_dtype=getattr(torch, config.dtype)
+        config.model,
+        mask_variant=config.mask_variant,
+        torch_dtype=getattr(torch, config.dtype),
+        variant=config.variant,
     )
     pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
     if config.lora.path:
@@ -289,7 +324,7 @@ def story_latents(
     pipe: Mask2DiTPipeline, config: InferenceConfig, store: SceneStore, **options
 ) -> Iterator[torch.Tensor]:
     """Generates the story of a configuration by `generate_story`, to which the options are passed on."""
-    of_config = {name: getattr(config, name) for name in STORY_OPTIONS}
+    of_config = {name: getattr(config, name) for name in STORY_OPTIONS} | {"seeds": config.scene_seeds}
     return generate_story(pipe, config.prompts, store=store, **of_config, **options)
 
 
@@ -300,7 +335,9 @@ def _latents_of(i: int, plan: InferencePlan, model: LoadedModel, store: SceneSto
     shape = (1, plan.shape.latent_frames[i], *plan.shape.latent_size)
     if isinstance(scene, KeptScene):
         return scene.load_latents(shape)
-    key = store.key(hashlib.sha256(scene.frames).hexdigest(), shape, config.sample_context, config.seed, config.dtype)
+    key = store.key(
+        hashlib.sha256(scene.frames).hexdigest(), shape, config.sample_context, seed_of(config), config.dtype
+    )
     latents = store.load(key, shape)
     if latents is None:
         latents = model.pipe.encode_context(
@@ -309,7 +346,7 @@ def _latents_of(i: int, plan: InferencePlan, model: LoadedModel, store: SceneSto
             config.height,
             config.width,
             sample_posterior=config.sample_context,
-            generator=generator_for(config.seed, "context", i),
+            generator=generator_for(seed_of(config), "context", i),
         ).cpu()
         store.save(key, latents)
     return latents
@@ -318,6 +355,8 @@ def _latents_of(i: int, plan: InferencePlan, model: LoadedModel, store: SceneSto
 def weights_identity(config: InferenceConfig) -> str:
     """Identifies the inputs of a scene that `generate_story` does not know: the weights and how they are computed with."""
     parts = [fingerprint(config.model), f"attention {config.attention_backend}", f"tiling {config.vae_tiling}"]
+    if config.variant:
+        parts.append(f"variant {config.variant}")
     if config.memory == "fp8":
         parts.append("fp8")
     if config.lora.path:
@@ -330,21 +369,24 @@ def _scene_record(i: int, plan: InferencePlan, files: StoryFiles, scene: MadeSce
     config, source = plan.config, scene.source
     stop = sum(files.frame_counts)
     kept = source.record if isinstance(source, KeptScene) else {}
+    own_seed = config.scene_seeds[i] if config.scene_seeds else None
     return {
         "prompt": config.prompts[i],
         "frames": [stop - files.frame_counts[i], stop],
         "context": source and source.context,
         "source": scene.origin,
-        "seed": kept.get("seed", config.seed),
+        "continues_from": next(([k + 1 for k in window.context] for window in plan.windows if i in window.new), None),
+        "seed": kept.get("seed", config.seed if own_seed is None else own_seed),
         **({"kept_from": str(source.clip)} if isinstance(source, KeptScene) else {}),
     }
 
 
-def describe_run(config: InferenceConfig, model: LoadedModel) -> dict:
-    """Describes a run for its record: the resolved configuration, the software versions and the device."""
+def describe_run(plan: InferencePlan, model: LoadedModel) -> dict:
+    """Describes a run for its record: the resolved configuration, the story, the software versions and the device."""
     pipe = model.pipe
     return {
-        "config": dataclasses.asdict(config),
+        "config": recorded(plan.config),
+        "story": plan.story and plan.story.record(),
         "command": shlex.join(sys.argv),
         "weights": model.identity,
         "mask_variant": pipe.transformer.config.mask_variant,

@@ -14,6 +14,7 @@ from PIL import Image
 from mask2dit.device import choose_device
 from mask2dit.inference import run as inference
 from mask2dit.inference.config import InferenceConfig
+from mask2dit.inference.from_story import scene_frames
 from mask2dit.inference.run import InferencePlan, LoadedModel
 from mask2dit.inference.sources import GivenScene, KeptScene, open_context_videos, read_given_scene
 from mask2dit.pipelines.events import Event, Observer, PreviewMade, SceneFinished, SceneStarted, StepFinished
@@ -143,10 +144,11 @@ class Engine:
             elif scene.video is not None:
                 source = open_context_videos([str(project.folder / CLIPS / scene.video)])[0]
                 sources[i] = read_given_scene(source, shape.frames[i], config, torch.Generator().manual_seed(0))
-        plan = inference.plan_generation(config, choose_device(self.device), skeleton, sources)
         scenes = tuple(draft.scenes[place] for place in places)
         own = [scene.seed if scene.seed is not None else _new_seed() for scene in scenes]
         seeds = tuple(seed if place in wanted else None for place, seed in zip(places, own))
+        config = replace(config, scene_seeds=list(seeds))
+        plan = inference.plan_generation(config, choose_device(self.device), skeleton, sources)
         return StudioPlan(project, plan, tuple(places), scenes, seeds)
 
     def run(self, planned: StudioPlan, observer: Observer) -> None:
@@ -178,7 +180,7 @@ class Engine:
             model = self._load(plan.config)
             store = SceneStore(project.folder / LATENTS, model.identity)
             clock.lap()
-            for i, made in enumerate(inference.make_scenes(plan, model, store, observe, planned.seeds)):
+            for i, made in enumerate(inference.make_scenes(plan, model, store, observe)):
                 if planned.seeds[i] is not None:
                     version = self._add_version(planned, i, made, model, clock.lap())
                     self._remove_preview(project, planned.scenes[i])
@@ -216,7 +218,7 @@ class Engine:
             part = replace(part, cast=(), scenes=tuple(replace(scene, prompt="A scene.") for scene in part.scenes))
         story = part.story()
         height, width, num_frames = skeleton.fill_size(settings["height"], settings["width"], settings["num_frames"])
-        num_frames = inference.scene_frames(skeleton, story, settings["fps"], num_frames)
+        num_frames = scene_frames(skeleton, story, settings["fps"], num_frames)
         config = InferenceConfig(
             **{
                 **settings,
@@ -260,7 +262,7 @@ class Engine:
             "context": made.source and made.source.context,
             "seconds": round(seconds, 1),
             "finished": time.time(),
-            "run": inference.describe_run(config, model),
+            "run": inference.describe_run(planned.plan, model),
         }
         return planned.project.add_version(scene.id, made.frames, made.latents, config.fps, record)
 

@@ -113,6 +113,7 @@ def test_a_story_continues_from_videos_and_records_them(config, clip, monkeypatc
     assert open_video(video_path).num_frames == 36
     record = json.loads(video_path.with_suffix(".json").read_text())
     assert [scene["context"] and scene["context"]["path"] for scene in record["scenes"]] == [clip, clip, None, None]
+    assert [scene["continues_from"] for scene in record["scenes"]] == [None, None, [1, 2], [2, 3]]
 
     monkeypatch.setattr(run.Mask2DiTPipeline, "__call__", lambda *a, **k: pytest.fail("made a scene again"))
     monkeypatch.setattr(run.Mask2DiTPipeline, "encode_context", lambda *a, **k: pytest.fail("encoded again"))
