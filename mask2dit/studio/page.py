@@ -379,7 +379,7 @@ class Handlers:
         """Draws the job and the scenes."""
         versions = next((scene.versions for scene in view.scenes if scene.scene.id == selected), [])
         chosen = next((scene.chosen for scene in view.scenes if scene.scene.id == selected), None)
-        choices = [(f"{version.number} ({version.record['prompt'][:40]}…)", version.number) for version in versions]
+        choices = [(views.version_label(version), version.number) for version in versions]
         is_open = view.job is not None and view.job.is_open
         return {
             self.parts["status"]: views.status(view),

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from mask2dit.storyworld import world
 from mask2dit.studio.actions import ProjectView, SceneView
 from mask2dit.studio.jobs import CANCELLED, DONE, FAILED, INTERRUPTED, RUNNING, WAITING
+from mask2dit.studio.project import Version
 
 FILES = "/gradio_api/file="
 SMALL = 256  # pixels; smaller clips are shown with visible pixels
@@ -126,6 +127,13 @@ def vocabulary() -> str:
     }
     lines = "".join(f"<tr><th scope='row'>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
     return f'<table class="studio-words">{lines}</table>'
+
+
+def version_label(version: Version) -> str:
+    """Names a version in a choice."""
+    text, seed = version.record["text"], version.record["seed"]
+    shown = text if len(text) <= 50 else f"{text[:48]}…"
+    return f"Version {version.number}: {shown}" + (f" (seed {seed})" if seed is not None else "")
 
 
 def file_url(path: Path) -> str:
