@@ -140,7 +140,7 @@ class JobQueue:
                 self._end(job, DONE)
             except Cancelled:
                 self._end(job, CANCELLED)
-            except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+            except Exception as error:  # whatever it is, the next job has to run
                 logger.exception("Job %s of project %s failed", job.id, job.project)
                 self._end(job, FAILED, explain(error))
 
