@@ -1,9 +1,10 @@
 import csv
 import dataclasses
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -93,31 +94,91 @@ def run():
 
 @pytest.fixture
 def command(tmp_path):
-    """What `subprocess` takes to train in other processes, by the launcher where there are several."""
+    """What `subprocess` takes to train in other processes as a user would, by the launcher where there are several. Each
+    process takes seconds to import what it needs: `start` and `launch` avoid that."""
 
     def of(config: TrainConfig, processes: int = 1) -> dict:
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps({"config": dataclasses.asdict(config)}))
         launcher = []
-        if processes > 1 or config.deepspeed:
-            with socket.create_server(("localhost", 0)) as free:  # other tests may run at the same time
-                port = free.getsockname()[1]
-            options = [f"--nproc_per_node={processes}", f"--master_port={port}"]
+        if processes > 1:
+            options = [f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
             launcher = ["-m", "mask2dit.training.launch", *options]
         return {
-            "args": [sys.executable, *launcher, "-m", "mask2dit.training", str(path)],
+            "args": [sys.executable, *launcher, "-m", "mask2dit.training", write_config(config, tmp_path)],
             "cwd": ROOT,
-            "env": {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(tmp_path / "compiled")},
+            "env": {**os.environ, "OMP_NUM_THREADS": "1"},
             "text": True,
         }
 
     return of
 
 
+def write_config(config: TrainConfig, folder: Path) -> str:
+    path = folder / "config.json"
+    path.write_text(json.dumps({"config": dataclasses.asdict(config)}))
+    return str(path)
+
+
+def free_port() -> int:
+    with socket.create_server(("localhost", 0)) as free:  # other tests may run at the same time
+        return free.getsockname()[1]
+
+
+# What a forked process runs: it becomes what torchrun or a shell would have started.
+PROGRAM = """
+import os, runpy, sys, torch
+torch.set_num_threads(1)
+os.environ.update(environment)
+os.chdir(folder)
+os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+exec(before)
+sys.argv = ["mask2dit.training", path]
+runpy.run_module("mask2dit.training", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.fixture
-def launch(command):
-    """Trains in other processes. Returns the finished process."""
-    return lambda config, processes=1: subprocess.run(**command(config, processes), capture_output=True, check=False)
+def start(tmp_path):
+    """Starts to train in forked processes that have imported everything. `before` is code that each runs first.
+
+    Returns the processes, and the files that get what they write to stderr.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mask2dit.training.run", "mask2dit.training.callbacks", "deepspeed"])
+    started = []
+
+    def begin(config: TrainConfig, processes: int = 1, before: str = "") -> tuple[list, list[Path]]:
+        shared = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "compiled")}
+        if processes > 1 or config.deepspeed:
+            size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+            shared |= {**size, "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+        values = {"path": write_config(config, tmp_path), "folder": str(ROOT), "before": before}
+        logs = []
+        for rank in range(processes):
+            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if "WORLD_SIZE" in shared else {}
+            logs.append(tmp_path / f"stderr-{len(started)}")
+            values = {**values, "environment": {**shared, **ranks}, "errors": str(logs[-1])}
+            started.append(context.Process(target=exec, args=(PROGRAM, values)))
+            started[-1].start()
+        return started[-processes:], logs
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def launch(start):
+    """Trains in other processes. Returns the first status that is not 0, if any, and what they wrote to stderr."""
+
+    def until_one_fails(config: TrainConfig, processes: int = 1, before: str = "") -> tuple[int, str]:
+        running, logs = start(config, processes, before)
+        while not any(process.exitcode for process in running) and (alive := [p for p in running if p.is_alive()]):
+            multiprocessing.connection.wait([process.sentinel for process in alive])
+        status = next((process.exitcode for process in running if process.exitcode), 0)
+        return status, "".join(log.read_text() for log in logs if log.exists())
+
+    return until_one_fails
 
 
 @pytest.fixture

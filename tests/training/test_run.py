@@ -6,7 +6,6 @@ import subprocess
 import time
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,8 +137,8 @@ def test_two_processes_stopped_and_resumed_take_the_same_steps_as_one(
     path = deepspeed and str(ROOT / f"configs/deepspeed/{deepspeed}.json")
     two = config(output_dir=str(tmp_path / "two"), deepspeed=path, micro_batch_size=1)
     for part in (replace(two, max_steps=2), replace(two, resume="latest")):
-        result = launch(part, processes=2)
-        assert result.returncode == 0, result.stderr
+        status, errors = launch(part, processes=2)
+        assert status == 0, errors
     expected, found = metrics(one), metrics(two)
     assert losses(found) == pytest.approx(losses(expected), rel=1e-4)
     assert [line["grad_norm"] for line in found] == pytest.approx([line["grad_norm"] for line in expected], rel=1e-3)
@@ -156,8 +155,8 @@ def test_clipping_bounds_the_step(config, launch, tmp_path, deepspeed):
     clipped = config(
         output_dir=str(tmp_path / "clipped"), max_steps=1, checkpoint_every=1, max_grad_norm=bound, deepspeed=path
     )
-    result = launch(clipped)
-    assert result.returncode == 0, result.stderr
+    status, errors = launch(clipped)
+    assert status == 0, errors
     folder = Path(clipped.output_dir) / "checkpoint-00000001"
     if deepspeed:
         (file,) = folder.rglob("*_optim_states.pt")
@@ -172,46 +171,59 @@ def test_clipping_bounds_the_step(config, launch, tmp_path, deepspeed):
 
 
 def test_deepspeed_compiles_nothing_on_a_cpu(config, launch, tmp_path):
-    result = launch(config(max_steps=1, deepspeed=str(ROOT / "configs/deepspeed/zero2.json")))
-    assert result.returncode == 0, result.stderr
+    status, errors = launch(config(max_steps=1, deepspeed=str(ROOT / "configs/deepspeed/zero2.json")))
+    assert status == 0, errors
     assert not (tmp_path / "compiled").exists()
 
 
-@pytest.mark.parametrize("processes, number", [(1, signal.SIGTERM), (1, signal.SIGHUP), (2, signal.SIGTERM)])
-def test_a_signal_to_stop_saves_and_ends_with_its_own_status(config, command, run, metrics, processes, number):
-    long = config(max_steps=1000, checkpoint_every=1000)
-    # A run under nohup, as these tests may be, ignores SIGHUP.
-    heed = partial(signal.signal, number, signal.SIG_DFL)
-    process = subprocess.Popen(**command(long, processes), stderr=subprocess.PIPE, preexec_fn=heed)
-    log = Path(long.output_dir) / "metrics.jsonl"
-    while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 2):
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 75, errors
+# A run under nohup, as these tests may be, ignores SIGHUP.
+HEED = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+
+
+def wait_for_steps(config, is_alive):
+    log = Path(config.output_dir) / "metrics.jsonl"
+    while is_alive() and not (log.is_file() and log.read_text().count("\n") >= 2):
+        time.sleep(0.05)
+
+
+def assert_stopped(config, status, errors, number):
+    """Asserts that a run saved and said so. Returns the step."""
+    assert status == 75, errors
     assert errors.count(f"stopped by {number.name}") == 1
     assert "exitcode" not in errors and "Traceback" not in errors
-    (checkpoint,) = checkpoints.checkpoints(long.output_dir)
-    step = int(checkpoint.name.removeprefix("checkpoint-"))
-    if processes == 1:
-        resumed = config(max_steps=step + 1, checkpoint_every=1000, resume="latest")
-        assert run(resumed) == 0
-        assert [line["step"] for line in metrics(resumed)] == list(range(1, step + 2))
+    (checkpoint,) = checkpoints.checkpoints(config.output_dir)
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, run, command, metrics):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_stop_saves_and_ends_with_its_own_status(config, start, run, metrics, number):
+    long = config(max_steps=1000, checkpoint_every=1000)
+    (process,), (log,) = start(long, before=HEED)
+    wait_for_steps(long, process.is_alive)
+    os.kill(process.pid, number)
+    process.join(timeout=120)
+    step = assert_stopped(long, process.exitcode, log.read_text(), number)
+    resumed = config(max_steps=step + 1, checkpoint_every=1000, resume="latest")
+    assert run(resumed) == 0
+    assert [line["step"] for line in metrics(resumed)] == list(range(1, step + 2))
+
+
+def test_a_signal_to_the_launcher_saves_and_ends_with_its_own_status(config, command):
+    long = config(max_steps=1000, checkpoint_every=1000)
+    process = subprocess.Popen(**command(long, 2), stderr=subprocess.PIPE)
+    wait_for_steps(long, lambda: process.poll() is None)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert_stopped(long, process.returncode, errors, signal.SIGTERM)
+
+
+def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, run, launch, metrics):
     killed = config(max_steps=4)
     run(replace(killed, max_steps=2))
     # accelerate saves the weights with safetensors and then the optimizer with torch.save: the kill falls between the two.
-    program = (
-        "import os, runpy, signal, torch\n"
-        "torch.save = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "runpy.run_module('mask2dit.training', run_name='__main__', alter_sys=True)"
-    )
-    training = command(replace(killed, resume="latest"))
-    training["args"][1:3] = ["-c", program]  # in place of -m mask2dit.training
-    process = subprocess.run(**training, check=False)
-    assert process.returncode == -signal.SIGKILL
+    kill = "import signal; torch.save = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)"
+    status, errors = launch(replace(killed, resume="latest"), before=kill)
+    assert status == -signal.SIGKILL, errors
     (partial,) = Path(killed.output_dir).glob(".checkpoint-00000004.partial")
     assert [path.name for path in partial.iterdir()] == ["model.safetensors"]
     assert [path.name for path in checkpoints.checkpoints(killed.output_dir)] == ["checkpoint-00000002"]
@@ -221,8 +233,10 @@ def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, r
 
 
 @pytest.mark.parametrize("changes, status", [({"max_steps": 1}, 0), ({"model": "nowhere"}, 1)])
-def test_threads_that_abort_while_python_ends_do_not_change_the_status(config, command, tmp_path, changes, status):
-    """As gloo's do when they release a tensor then, after everything was saved."""
+def test_the_launcher_ends_with_the_status_of_its_processes_whatever_their_threads_do_as_they_end(
+    config, command, tmp_path, changes, status
+):
+    """As gloo's, which abort when they release a tensor while Python ends, after everything was saved."""
     (tmp_path / "sitecustomize.py").write_text(
         "import atexit, os\nif 'RANK' in os.environ: atexit.register(os.abort)\n"
     )
@@ -230,12 +244,8 @@ def test_threads_that_abort_while_python_ends_do_not_change_the_status(config, c
     training["env"]["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     result = subprocess.run(**training, capture_output=True, check=False)
     assert result.returncode == status, result.stderr
-
-
-def test_the_launcher_ends_with_the_status_of_what_it_launched(config, launch):
-    result = launch(config(model="nowhere"), processes=2)
-    assert result.returncode == 1
-    assert "error: there is no model in" in result.stderr and "Traceback" not in result.stderr
+    assert "Traceback" not in result.stderr
+    assert ("error: there is no model in" in result.stderr) == (status == 1)
 
 
 def test_only_so_many_checkpoints_are_kept(config, run):
@@ -358,8 +368,8 @@ def test_two_processes_share_the_stories_that_validation_draws(config, launch):
     validation = ValidationConfig(every=1, stories=stories, num_inference_steps=1)
     path = str(ROOT / "configs/deepspeed/zero3.json")  # where no process may be a forward pass behind
     validated = config(max_steps=1, validation=validation, deepspeed=path, trackers=["tensorboard"])
-    result = launch(validated, processes=2)
-    assert result.returncode == 0, result.stderr
+    status, errors = launch(validated, processes=2)
+    assert status == 0, errors
     events = EventAccumulator(str(Path(validated.output_dir) / "mask2dit")).Reload()
     assert len(events.Tags()["images"]) == 6
     assert len(list((Path(validated.output_dir) / "samples").glob("*.mp4"))) == 6
