@@ -5,6 +5,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def config(clips, small_model, tmp_path):
                 "checkpoint_every": 2,
                 **changes,
                 "data": DataConfig(
-                    **{"manifest": str(clips / "pretrain.csv"), "num_frames": 9, "height": 64, "width": 96, **data}
+                    **{"manifest": str(clips / "pretrain.csv"), "num_frames": 9, "height": 32, "width": 48, **data}
                 ),
             }
         )
@@ -93,23 +94,21 @@ def run():
 
 
 @pytest.fixture
-def command(tmp_path):
-    """What `subprocess` takes to train in other processes as a user would, by the launcher where there are several. Each
-    process takes seconds to import what it needs: `start` and `launch` avoid that."""
+def launcher(tmp_path):
+    """Starts the launcher with two processes, as a user would. Each takes seconds to import what it needs, which `start`
+    and `launch` avoid."""
 
-    def of(config: TrainConfig, processes: int = 1) -> dict:
-        launcher = []
-        if processes > 1:
-            options = [f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
-            launcher = ["-m", "mask2dit.training.launch", *options]
-        return {
-            "args": [sys.executable, *launcher, "-m", "mask2dit.training", write_config(config, tmp_path)],
-            "cwd": ROOT,
-            "env": {**os.environ, "OMP_NUM_THREADS": "1"},
-            "text": True,
-        }
+    def start(config: TrainConfig, **environment: str) -> subprocess.Popen:
+        launcher = ["-m", "mask2dit.training.launch", "--nproc_per_node=2", f"--master_port={free_port()}"]
+        return subprocess.Popen(
+            [sys.executable, *launcher, "-m", "mask2dit.training", write_config(config, tmp_path)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
-    return of
+    return start
 
 
 def write_config(config: TrainConfig, folder: Path) -> str:

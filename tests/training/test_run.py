@@ -2,7 +2,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -24,6 +23,7 @@ from mask2dit.hashing import fingerprint
 from mask2dit.training import checkpoints
 from mask2dit.training.callbacks import Logging, Validation
 from mask2dit.training.config import LoRATrainingConfig, ValidationConfig
+from mask2dit.training.launch import launch as launch_processes
 from mask2dit.training.trainer import learning_rate, scene_mask
 
 pytestmark = pytest.mark.slow
@@ -208,13 +208,36 @@ def test_a_signal_to_stop_saves_and_ends_with_its_own_status(config, start, run,
     assert [line["step"] for line in metrics(resumed)] == list(range(1, step + 2))
 
 
-def test_a_signal_to_the_launcher_saves_and_ends_with_its_own_status(config, command):
+def test_a_signal_to_the_launcher_saves_and_ends_with_its_own_status(config, launcher, tmp_path):
+    """Even if threads abort while Python ends, as gloo's do that release a tensor then, after everything was saved."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os\nif 'RANK' in os.environ: atexit.register(os.abort)\n"
+    )
     long = config(max_steps=1000, checkpoint_every=1000)
-    process = subprocess.Popen(**command(long, 2), stderr=subprocess.PIPE)
+    process = launcher(long, PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     wait_for_steps(long, lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert_stopped(long, process.returncode, errors, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("end, status", [("pass", 0), ("exit(3)", 3), ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
+def test_the_launcher_ends_with_the_status_of_what_it_launched(tmp_path, capfd, end, status):
+    program = tmp_path / "program.py"
+    program.write_text(f"import os, signal\nif os.environ['RANK'] == '1': {end}\n")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        assert launch_processes(["--nproc_per_node=2", "--standalone", str(program)]) == status
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_expected_error_of_two_processes_has_no_traceback(config, launch):
+    status, errors = launch(config(model="nowhere"), processes=2)
+    assert status == 1
+    assert "error: there is no model in" in errors and "Traceback" not in errors
 
 
 def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, run, launch, metrics):
@@ -230,22 +253,6 @@ def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, r
     assert run(replace(killed, resume="latest")) == 0
     assert [line["step"] for line in metrics(killed)] == [1, 2, 3, 4]
     assert not list(Path(killed.output_dir).glob(".*"))
-
-
-@pytest.mark.parametrize("changes, status", [({"max_steps": 1}, 0), ({"model": "nowhere"}, 1)])
-def test_the_launcher_ends_with_the_status_of_its_processes_whatever_their_threads_do_as_they_end(
-    config, command, tmp_path, changes, status
-):
-    """As gloo's, which abort when they release a tensor while Python ends, after everything was saved."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import atexit, os\nif 'RANK' in os.environ: atexit.register(os.abort)\n"
-    )
-    training = command(config(**changes), 2)
-    training["env"]["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    result = subprocess.run(**training, capture_output=True, check=False)
-    assert result.returncode == status, result.stderr
-    assert "Traceback" not in result.stderr
-    assert ("error: there is no model in" in result.stderr) == (status == 1)
 
 
 def test_only_so_many_checkpoints_are_kept(config, run):
