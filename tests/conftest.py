@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -136,6 +137,62 @@ def random_inputs():
     return make
 
 
+# What a forked process runs, to become what a shell or torchrun would have started.
+PROGRAM = """
+import os, runpy, sys, torch
+torch.set_num_threads(1)
+os.environ.update(environment)
+os.chdir(root)
+os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+exec(before)
+sys.argv = command
+run = runpy.run_path if command[0].endswith(".py") else runpy.run_module
+run(command[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def fork(tmp_path):
+    """Starts a module or script in a process that has imported what takes seconds to import, with its arguments and changes
+    of the environment. `before` is code that runs first. Returns the process, whose `errors` reads its stderr."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mask2dit.training.run", "deepspeed"])
+    started = []
+
+    def start(command: list[str], environment: dict[str, str], before: str = "") -> multiprocessing.Process:
+        log = tmp_path / f"stderr-{len(started)}"
+        log.touch()
+        values = {"command": command, "environment": environment, "before": before, "log": str(log)}
+        root = str(Path(__file__).parents[1])
+        process = context.Process(target=exec, args=(PROGRAM, {**values, "root": root}))
+        process.start()
+        process.errors = log.read_text
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def run_checks(fork, tmp_path):
+    """Runs checks of `processes.py`, all but the slow ones if none is named, on several processes. Returns the largest
+    difference of each, or the traceback of its error."""
+
+    def run(num_processes: int, *names: str) -> dict[str, float | str]:
+        script = str(Path(__file__).with_name("processes.py"))
+        ranks = [[script, str(tmp_path), str(rank), str(num_processes), *names] for rank in range(num_processes)]
+        processes = [fork(command, {}) for command in ranks]
+        for process in processes:
+            process.join()
+        assert not any(process.exitcode for process in processes), "\n".join(p.errors() for p in processes)
+        return json.loads((tmp_path / "results.json").read_text())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory) -> Path:
     """The complete small folder that the repository builds."""
@@ -257,6 +314,19 @@ def chat_server():
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A real Ray cluster of this machine with two CPUs, to which the tests' process is connected. Takes seconds to start."""
+    ray = pytest.importorskip("ray", reason="pip install mask2dit[cluster]")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+        yield ray
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -36,13 +36,15 @@ from diffusers.video_processor import VideoProcessor
 from transformers import T5EncoderModel, T5Tokenizer
 
 from mask2dit.config import check_between, check_finite
+from mask2dit.models.hub import PARTS, fetch_model
 from mask2dit.models.loading import (
+    COMPONENT_NAMES,
     check_dtype,
     check_links,
     check_text_encoder,
     check_weights,
     empty_model,
-    has_variant,
+    folder_variants,
     load_model,
     load_scheduler,
     load_text_encoder,
@@ -76,7 +78,7 @@ VAE_REMEDY = "the VAE overflows, or its weights are damaged; use dtype bfloat16 
 SAMPLING_REMEDY = (
     "use dtype bfloat16 or float32 and a smaller guidance_scale, and look for NaN in the weights and the LoRA"
 )
-MODEL_NAMES = ("text_encoder", "vae", "transformer")  # components with weights
+MODEL_NAMES = tuple(COMPONENT_NAMES)  # components with weights
 QUOTED = 300  # maximum number of characters that a warning quotes from a prompt
 CUTS_WARNED_OF: set[str] = set()  # per process, since training embeds the same captions repeatedly
 
@@ -139,6 +141,9 @@ class DenoisingState:
     """Embeddings of the negative prompts, of the same shape."""
     guidance_scale: float
     """Guidance scale before the variation by `use_dynamic_cfg`."""
+    denoised: torch.Tensor | None = None
+    """Clean latents as the last step predicts them, (B, S*F, C, h, w), from schedulers that return them; otherwise the
+    latents. Callbacks may read them."""
 
     @property
     def guided(self) -> bool:
@@ -175,7 +180,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds", "denoised"]
 
     def __init__(
         self,
@@ -200,24 +205,31 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         mask_variant: str | None = None,
         torch_dtype: torch.dtype | dict[str, torch.dtype] = torch.float32,
         variant: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
         **components,
     ) -> "Mask2DiTPipeline":
-        """Reads a folder in diffusers' layout: trained here, released by the authors, or plain CogVideoX.
+        """Reads a folder in diffusers' layout, or a model of the Hugging Face Hub: trained here, released by the authors, or
+        plain CogVideoX.
 
         Its `model_index.json` is not needed, since the classes are known.
 
         Args:
             pretrained_model_name_or_path: a local folder with `tokenizer/`, `text_encoder/`, `vae/`, `transformer/` and
-                `scheduler/`.
+                `scheduler/`; else a name on the hub, such as "qth/Mask2DiT".
             mask_variant: as for `Mask2DiTTransformer3DModel.from_pretrained`.
             torch_dtype: the dtype of all weights, or of each component, as in `{"transformer": torch.bfloat16, "default":
                 torch.float32}`; unnamed components take "default" or, without it, float32.
             variant: the variant to load if a component has several, such as "fp16" for
                 `diffusion_pytorch_model.fp16.safetensors`. Components without this variant load their plain weights.
+            revision, token, cache_dir, local_files_only: as for `mask2dit.models.hub.fetch_model`; of no effect for a folder.
             **components: loaded components by name, instead of those in the folder.
 
         Raises:
             FileNotFoundError: if the folder or a part of it is missing, or no component has the variant.
+            PermissionError, ConnectionError: as `mask2dit.models.hub.fetch_model`.
             ValueError: if a file is corrupt, weights do not fit, or `torch_dtype` does not name dtypes of components.
             TypeError: for a keyword that is not a component.
         """
@@ -227,9 +239,17 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 raise TypeError(
                     f"{name!r} is no component of {cls.__name__}: its components are {', '.join(COMPONENTS)}"
                 )
-        folder = Path(pretrained_model_name_or_path)
+        folder = fetch_model(
+            pretrained_model_name_or_path,
+            parts=[part for part in PARTS if part not in components],
+            revision=revision,
+            variant=variant,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
         check_links(folder, set(COMPONENTS) - components.keys())
-        variants = _component_variants(folder, variant, components)
+        variants = folder_variants(folder, variant, [name for name in MODEL_NAMES if name not in components])
         loaders = {
             "tokenizer": lambda: load_tokenizer(folder / "tokenizer"),
             "scheduler": lambda: load_scheduler(folder / "scheduler"),
@@ -256,11 +276,14 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         return pipeline
 
     @classmethod
-    def skeleton(cls, folder: str | os.PathLike, configs_only: bool = False) -> "Mask2DiTPipeline":
+    def skeleton(
+        cls, folder: str | os.PathLike, configs_only: bool = False, variant: str | None = None
+    ) -> "Mask2DiTPipeline":
         """Builds a pipeline without weights or text encoder, which is fast, suffices for `video_shape` and checks the folder.
 
         Args:
-            folder: as for `from_pretrained`.
+            folder: a local folder, as for `from_pretrained`.
+            variant: as for `from_pretrained`.
             configs_only: True reads only configurations: weights are not checked, and there is no tokenizer.
 
         Raises:
@@ -269,14 +292,15 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         """
         folder = Path(folder)
         check_links(folder, COMPONENTS)
+        variants = {} if configs_only else folder_variants(folder, variant)
         empty = {}
         for name, model_class in (("transformer", Mask2DiTTransformer3DModel), ("vae", AutoencoderKLCogVideoX)):
             path = model_folder(folder, name)
             empty[name] = empty_model(model_class, path)
             if not configs_only:
-                check_weights(empty[name], path, weight_files(path))
+                check_weights(empty[name], path, weight_files(path, variants[name]))
         if not configs_only:
-            check_text_encoder(folder / "text_encoder")
+            check_text_encoder(folder / "text_encoder", variants["text_encoder"])
         return cls(
             **empty,
             tokenizer=None if configs_only else load_tokenizer(folder / "tokenizer"),
@@ -368,7 +392,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             callback_on_step_end: as in diffusers. Its "latents" are those of all scenes; given scenes are restored after it.
                 Embeddings are (B, S, L, D), with negative ones separate. It may change `_guidance_scale`, as
                 `SDCFGCutoffCallback` does; the change takes effect at the next step.
-            callback_on_step_end_tensor_inputs: a selection of "latents", "prompt_embeds" and "negative_prompt_embeds".
+            callback_on_step_end_tensor_inputs: a selection of "latents", "prompt_embeds", "negative_prompt_embeds" and
+                "denoised", the clean latents that the step predicts, which a callback cannot change.
 
         Returns:
             `CogVideoXPipelineOutput` whose `frames` hold all S scenes, given ones included: "np" (B, S*frames, H, W, 3) in
@@ -553,12 +578,13 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
                 if isinstance(self.scheduler, CogVideoXDPMScheduler):
                     previous_t = timesteps[i - 1] if i > 0 else None
-                    latents, old_pred_original_sample = self.scheduler.step(
+                    stepped = self.scheduler.step(
                         noise_pred, old_pred_original_sample, t, previous_t, state.latents, **step_kwargs
                     )
+                    old_pred_original_sample = stepped[1]
                 else:
-                    latents = self.scheduler.step(noise_pred, t, state.latents, **step_kwargs)[0]
-                state.latents = latents.to(self.transformer.dtype)
+                    stepped = self.scheduler.step(noise_pred, t, state.latents, **step_kwargs)
+                state.latents, state.denoised = stepped[0].to(self.transformer.dtype), stepped[-1]
                 state.restore_context()
                 if callback is not None:
                     self._call_back(callback, callback_tensors, i, t, state)
@@ -572,6 +598,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         tensors = {name: getattr(state, name) for name in self._callback_tensor_inputs}
         text_shape = state.prompt_embeds.shape
         shapes = {"latents": state.latents.shape, "prompt_embeds": text_shape, "negative_prompt_embeds": text_shape}
+        shapes["denoised"] = state.latents.shape
         guidance_before, was_guided = self._guidance_scale, state.guided
         changed = callback(self, step, t, {name: tensors[name] for name in names})
         if self._guidance_scale != guidance_before:
@@ -932,16 +959,6 @@ def _component_dtypes(torch_dtype: torch.dtype | dict[str, torch.dtype]) -> dict
         check_dtype(dtype)
     default = torch_dtype.get("default") or torch.float32
     return {name: torch_dtype.get(name) or default for name in MODEL_NAMES}
-
-
-def _component_variants(folder: Path, variant: str | None, components: dict) -> dict[str, str | None]:
-    """Returns the variant to load for each component. Raises `FileNotFoundError` if no component has the variant."""
-    if variant is None:
-        return dict.fromkeys(MODEL_NAMES)
-    variants = {name: variant if has_variant(folder / name, variant) else None for name in MODEL_NAMES}
-    if not any(variants[name] for name in MODEL_NAMES if name not in components):
-        raise FileNotFoundError(f"no component in {str(folder)!r} has weights of the variant {variant!r}")
-    return variants
 
 
 def count_given_scenes(context_latents: torch.Tensor, latent_frames: Sequence[int]) -> int:

@@ -64,7 +64,12 @@ class TrainConfig:
 
     # The model
     model: str = BASE_MODEL
-    """Model folder to start from: CogVideoX for pre-training, the pre-trained model for fine-tuning."""
+    """Model folder, or name on the Hugging Face Hub, to start from: CogVideoX for pre-training, the pre-trained model for
+    fine-tuning."""
+    revision: str | None = None
+    """Branch, tag or commit of a model of the Hugging Face Hub; null: its main branch."""
+    variant: str | None = None
+    """Variant of the weights, such as fp16, where the model has several; null: the plain ones."""
     mask_variant: str | None = None
     """Mask variant: v1, v2, v3, v4 or v5; null: the model's own, v2 for CogVideoX."""
     output_dir: str = "outputs/pretrain"
@@ -90,7 +95,8 @@ class TrainConfig:
     batch_size: int = 8
     """Samples per optimization step, over all processes."""
     micro_batch_size: int = 1
-    """Samples per forward pass of one process; gradients are accumulated until the batch is complete."""
+    """Samples per forward pass of one process, or of `sequence_parallel` processes together; gradients are accumulated until
+    the batch is complete."""
     optimizer: str = "adamw"
     """Optimizer: adamw, adamw8bit (needs bitsandbytes and a GPU), or muon (matrices of the blocks; AdamW trains the
     rest)."""
@@ -125,6 +131,9 @@ class TrainConfig:
     """Compile the transformer's blocks, for faster steps after a slow first step; not with ZeRO stage 3."""
     attention_backend: str | None = None
     """Attention backend of diffusers with a backward pass: native, _native_math, flash, …; null: torch's own choice."""
+    sequence_parallel: int = 1
+    """Processes that share each sample, for samples that do not fit one GPU. It has to divide the number of processes and
+    the model's attention heads."""
     deepspeed: str | None = None
     """DeepSpeed configuration, such as a file in configs/deepspeed; null: plain data parallelism."""
     resume: str | None = None
@@ -155,6 +164,7 @@ class TrainConfig:
             "max_steps",
             "batch_size",
             "micro_batch_size",
+            "sequence_parallel",
             "checkpoint_every",
             "keep_checkpoints",
             "log_every",

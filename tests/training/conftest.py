@@ -1,7 +1,6 @@
 import csv
 import dataclasses
 import json
-import multiprocessing
 import multiprocessing.connection
 import os
 import socket
@@ -122,60 +121,35 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-# What a forked process runs: it becomes what torchrun or a shell would have started.
-PROGRAM = """
-import os, runpy, sys, torch
-torch.set_num_threads(1)
-os.environ.update(environment)
-os.chdir(folder)
-os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
-exec(before)
-sys.argv = ["mask2dit.training", path]
-runpy.run_module("mask2dit.training", run_name="__main__", alter_sys=True)
-"""
-
-
 @pytest.fixture
-def start(tmp_path):
-    """Starts to train in forked processes that have imported everything. `before` is code that each runs first.
+def start(fork, tmp_path):
+    """Starts to train in forked processes. `before` is code that each runs first. Returns the processes."""
 
-    Returns the processes, and the files that get what they write to stderr.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mask2dit.training.run", "mask2dit.training.callbacks", "deepspeed"])
-    started = []
-
-    def begin(config: TrainConfig, processes: int = 1, before: str = "") -> tuple[list, list[Path]]:
-        shared = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "compiled")}
-        if processes > 1 or config.deepspeed:
+    def begin(config: TrainConfig, processes: int = 1, before: str = "") -> list:
+        environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "compiled")}
+        if processes > 1 or config.deepspeed:  # as torchrun sets it
             size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-            shared |= {**size, "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-        values = {"path": write_config(config, tmp_path), "folder": str(ROOT), "before": before}
-        logs = []
-        for rank in range(processes):
-            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if "WORLD_SIZE" in shared else {}
-            logs.append(tmp_path / f"stderr-{len(started)}")
-            values = {**values, "environment": {**shared, **ranks}, "errors": str(logs[-1])}
-            started.append(context.Process(target=exec, args=(PROGRAM, values)))
-            started[-1].start()
-        return started[-processes:], logs
+            environment |= {**size, "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+        command = ["mask2dit.training", write_config(config, tmp_path)]
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+        return [
+            fork(command, environment | (ranks[k] if "WORLD_SIZE" in environment else {}), before)
+            for k in range(processes)
+        ]
 
-    yield begin
-    for process in started:
-        process.kill()
-        process.join()
+    return begin
 
 
 @pytest.fixture
 def launch(start):
     """Trains in other processes. Returns the first status that is not 0, if any, and what they wrote to stderr."""
 
-    def until_one_fails(config: TrainConfig, processes: int = 1, before: str = "") -> tuple[int, str]:
-        running, logs = start(config, processes, before)
+    def until_one_fails(config: TrainConfig, processes: int = 1, before: str = "") -> subprocess.CompletedProcess:
+        running = start(config, processes, before)
         while not any(process.exitcode for process in running) and (alive := [p for p in running if p.is_alive()]):
             multiprocessing.connection.wait([process.sentinel for process in alive])
         status = next((process.exitcode for process in running if process.exitcode), 0)
-        return status, "".join(log.read_text() for log in logs if log.exists())
+        return subprocess.CompletedProcess([], status, stderr="".join(process.errors() for process in running))
 
     return until_one_fails
 

@@ -23,7 +23,10 @@ from mask2dit.hashing import fingerprint
 from mask2dit.training import checkpoints
 from mask2dit.training.callbacks import Logging, Validation
 from mask2dit.training.config import LoRATrainingConfig, ValidationConfig
+from mask2dit.training.engine import SampleGroup
 from mask2dit.training.launch import launch as launch_processes
+from mask2dit.training.memory import estimate_memory
+from mask2dit.training.run import plan_training
 from mask2dit.training.trainer import learning_rate, scene_mask
 
 pytestmark = pytest.mark.slow
@@ -137,12 +140,32 @@ def test_two_processes_stopped_and_resumed_take_the_same_steps_as_one(
     path = deepspeed and str(ROOT / f"configs/deepspeed/{deepspeed}.json")
     two = config(output_dir=str(tmp_path / "two"), deepspeed=path, micro_batch_size=1)
     for part in (replace(two, max_steps=2), replace(two, resume="latest")):
-        status, errors = launch(part, processes=2)
-        assert status == 0, errors
+        result = launch(part, processes=2)
+        assert result.returncode == 0, result.stderr
     expected, found = metrics(one), metrics(two)
     assert losses(found) == pytest.approx(losses(expected), rel=1e-4)
     assert [line["grad_norm"] for line in found] == pytest.approx([line["grad_norm"] for line in expected], rel=1e-3)
     assert [line["learning_rate"] for line in found] == [line["learning_rate"] for line in expected]
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], weight, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("deepspeed", [None, "zero2"])
+def test_processes_that_share_samples_take_the_steps_of_one_and_resume_without_sharing(
+    config, run, launch, metrics, tmp_path, deepspeed
+):
+    draws = {"text_dropout": 0.5, "conditional_probability": 0.5}
+    one = config(output_dir=str(tmp_path / "one"), max_steps=2 if deepspeed else 3, **draws)
+    run(one)
+    path = deepspeed and str(ROOT / f"configs/deepspeed/{deepspeed}.json")
+    two = replace(one, output_dir=str(tmp_path / "two"), deepspeed=path, sequence_parallel=2, max_steps=2)
+    resumed = replace(two, sequence_parallel=1, max_steps=3, resume="latest")
+    for part in (two,) if deepspeed else (two, resumed):
+        result = launch(part, processes=2)
+        assert result.returncode == 0, result.stderr
+    expected, found = metrics(one), metrics(two)
+    assert losses(found) == pytest.approx(losses(expected), rel=1e-4)
+    assert [line["grad_norm"] for line in found] == pytest.approx([line["grad_norm"] for line in expected], rel=1e-3)
     for name, weight in weights(one).items():
         torch.testing.assert_close(weights(two)[name], weight, atol=1e-4, rtol=1e-3)
 
@@ -155,8 +178,8 @@ def test_clipping_bounds_the_step(config, launch, tmp_path, deepspeed):
     clipped = config(
         output_dir=str(tmp_path / "clipped"), max_steps=1, checkpoint_every=1, max_grad_norm=bound, deepspeed=path
     )
-    status, errors = launch(clipped)
-    assert status == 0, errors
+    result = launch(clipped)
+    assert result.returncode == 0, result.stderr
     folder = Path(clipped.output_dir) / "checkpoint-00000001"
     if deepspeed:
         (file,) = folder.rglob("*_optim_states.pt")
@@ -171,8 +194,8 @@ def test_clipping_bounds_the_step(config, launch, tmp_path, deepspeed):
 
 
 def test_deepspeed_compiles_nothing_on_a_cpu(config, launch, tmp_path):
-    status, errors = launch(config(max_steps=1, deepspeed=str(ROOT / "configs/deepspeed/zero2.json")))
-    assert status == 0, errors
+    result = launch(config(max_steps=1, deepspeed=str(ROOT / "configs/deepspeed/zero2.json")))
+    assert result.returncode == 0, result.stderr
     assert not (tmp_path / "compiled").exists()
 
 
@@ -198,11 +221,11 @@ def assert_stopped(config, status, errors, number):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_stop_saves_and_ends_with_its_own_status(config, start, run, metrics, number):
     long = config(max_steps=1000, checkpoint_every=1000)
-    (process,), (log,) = start(long, before=HEED)
+    (process,) = start(long, before=HEED)
     wait_for_steps(long, process.is_alive)
     os.kill(process.pid, number)
     process.join(timeout=120)
-    step = assert_stopped(long, process.exitcode, log.read_text(), number)
+    step = assert_stopped(long, process.exitcode, process.errors(), number)
     resumed = config(max_steps=step + 1, checkpoint_every=1000, resume="latest")
     assert run(resumed) == 0
     assert [line["step"] for line in metrics(resumed)] == list(range(1, step + 2))
@@ -235,9 +258,9 @@ def test_the_launcher_ends_with_the_status_of_what_it_launched(tmp_path, capfd, 
 
 
 def test_an_expected_error_of_two_processes_has_no_traceback(config, launch):
-    status, errors = launch(config(model="nowhere"), processes=2)
-    assert status == 1
-    assert "error: there is no model in" in errors and "Traceback" not in errors
+    result = launch(config(model="nowhere"), processes=2)
+    assert result.returncode == 1
+    assert "error: there is no model in" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, run, launch, metrics):
@@ -245,8 +268,8 @@ def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, r
     run(replace(killed, max_steps=2))
     # accelerate saves the weights with safetensors and then the optimizer with torch.save: the kill falls between the two.
     kill = "import signal; torch.save = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)"
-    status, errors = launch(replace(killed, resume="latest"), before=kill)
-    assert status == -signal.SIGKILL, errors
+    result = launch(replace(killed, resume="latest"), before=kill)
+    assert result.returncode == -signal.SIGKILL, result.stderr
     (partial,) = Path(killed.output_dir).glob(".checkpoint-00000004.partial")
     assert [path.name for path in partial.iterdir()] == ["model.safetensors"]
     assert [path.name for path in checkpoints.checkpoints(killed.output_dir)] == ["checkpoint-00000002"]
@@ -347,16 +370,11 @@ def test_validation_counts_every_sample_once_however_many_processes_share_them(
 
     def losses(rank, num_processes):
         forward_passes.clear()
-        accelerator = SimpleNamespace(
-            num_processes=num_processes,
-            process_index=rank,
-            device="cpu",
-            autocast=nullcontext,
-            reduce=lambda sums, how: sums,
-        )
+        accelerator = SimpleNamespace(device="cpu", autocast=nullcontext, reduce=lambda sums, how: sums)
         trainer = SimpleNamespace(
             config=config(validation=ValidationConfig(num_samples=num_samples, timesteps=[100])),
             accelerator=accelerator,
+            group=SampleGroup(rank, num_processes),
             transformer=None,
             pipe=SimpleNamespace(scheduler=None),
             inputs=lambda sample: {"latents": sample},
@@ -375,8 +393,8 @@ def test_two_processes_share_the_stories_that_validation_draws(config, launch):
     validation = ValidationConfig(every=1, stories=stories, num_inference_steps=1)
     path = str(ROOT / "configs/deepspeed/zero3.json")  # where no process may be a forward pass behind
     validated = config(max_steps=1, validation=validation, deepspeed=path, trackers=["tensorboard"])
-    status, errors = launch(validated, processes=2)
-    assert status == 0, errors
+    result = launch(validated, processes=2)
+    assert result.returncode == 0, result.stderr
     events = EventAccumulator(str(Path(validated.output_dir) / "mask2dit")).Reload()
     assert len(events.Tags()["images"]) == 6
     assert len(list((Path(validated.output_dir) / "samples").glob("*.mp4"))) == 6
@@ -433,8 +451,20 @@ def test_a_dry_run_reads_no_weights_and_prints_what_is_needed(config, run, capsy
     monkeypatch.setattr("mask2dit.training.run.load_pipeline", lambda *args: pytest.fail("weights were read"))
     assert run(config(dry_run=True)) == 0
     printed = capsys.readouterr().out
-    for words in ("parameters", "tokens a sample", "weights", "gradients", "optimizer", "activations"):
+    for words in ("parameters", "tokens per sample", "weights", "gradients", "optimizer", "activations"):
         assert words in printed
+
+
+def test_a_dry_run_knows_that_processes_share_samples(config, small_model, monkeypatch):
+    skeleton = Mask2DiTPipeline.skeleton(small_model, configs_only=True)
+    alone, shared = (estimate_memory(config(sequence_parallel=n), skeleton, 2) for n in (1, 2))
+    assert (shared.tokens, shared.own_tokens) == (alone.tokens, alone.tokens / 2)
+    assert shared.activations == alone.activations / 2
+    assert f"({shared.own_tokens:,} per process)" in str(shared)
+    heads = skeleton.transformer.config.num_attention_heads
+    monkeypatch.setenv("WORLD_SIZE", str(heads + 1))
+    with pytest.raises(ValueError, match=f"sequence_parallel={heads + 1} .* {heads} attention heads"):
+        plan_training(config(sequence_parallel=heads + 1))
 
 
 def test_a_dry_run_needs_configurations_only(config, run, small_model, capsys, tmp_path):
@@ -460,6 +490,7 @@ BAD = {
     "bad frames": ({"data__num_frames": 10}, "num_frames=10 .* 9 or 13"),
     "bad height": ({"data__height": 70}, "height=70 .* 64 or 80"),
     "a batch that does not divide": ({"batch_size": 3, "micro_batch_size": 2}, "batch_size=3 does not divide .* 2 and 4"),
+    "too few processes to share samples": ({"sequence_parallel": 2}, "sequence_parallel=2 does not divide the 1 process"),
     "nothing to resume": ({"resume": "latest"}, "no checkpoint in .* to resume"),
     "an unknown checkpoint": ({"resume": "nowhere"}, "'nowhere' is not a checkpoint"),
     "no DeepSpeed file": ({"deepspeed": "nowhere.json"}, "no DeepSpeed configuration 'nowhere.json'"),
