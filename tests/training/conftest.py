@@ -126,16 +126,14 @@ def start(fork, tmp_path):
     """Starts to train in forked processes. `before` is code that each runs first. Returns the processes."""
 
     def begin(config: TrainConfig, processes: int = 1, before: str = "") -> list:
-        environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "compiled")}
-        if processes > 1 or config.deepspeed:  # as torchrun sets it
-            size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-            environment |= {**size, "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
         command = ["mask2dit.training", write_config(config, tmp_path)]
+        environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "compiled")}
+        if processes == 1 and not config.deepspeed:
+            return [fork(command, environment, before)]
+        environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}  # as torchrun sets them
+        environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-        return [
-            fork(command, environment | (ranks[k] if "WORLD_SIZE" in environment else {}), before)
-            for k in range(processes)
-        ]
+        return [fork(command, environment | rank, before) for rank in ranks]
 
     return begin
 
