@@ -28,7 +28,7 @@ from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
-from mask2dit.pipelines.story import SceneStore, decode_scene, generate_story, plan_windows
+from mask2dit.pipelines.story import SceneStore, check_continues, decode_scene, generate_story, plan_windows
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import software
 from mask2dit.storyworld.prompts import check_prompts
@@ -170,7 +170,9 @@ def plan_generation(
         check_lora(config.lora.path, skeleton.transformer)
     size = skeleton.fill_size(config.height, config.width, config.num_frames)
     config = dataclasses.replace(config, **dict(zip(("height", "width", "num_frames"), size)))
-    plan_windows(skeleton, len(config.prompts), len(config.context_videos), config.window, *size)
+    if config.context_videos:
+        check_continues(config.window)
+    plan_windows(skeleton, len(config.prompts), range(len(config.context_videos)), config.window, *size)
     if config.name is not None and (Path(config.save_path) / f"{config.name}.mp4").exists():
         raise FileExistsError(
             f"{config.name}.mp4 is in {config.save_path!r} already: choose another name, or leave name out"
@@ -178,7 +180,7 @@ def plan_generation(
     readers = [(video, open_video(video)) for video in config.context_videos]
     sources = [(video, reader, scene) for video, reader in readers for scene in _scenes_of(video, reader.num_frames)]
     if len(sources) > len(config.context_videos):
-        plan_windows(skeleton, len(config.prompts), len(sources), config.window, *size)
+        plan_windows(skeleton, len(config.prompts), range(len(sources)), config.window, *size)
     shape = skeleton.video_shape(*size, len(config.prompts))
     generator = torch.Generator().manual_seed(config.seed)
     given = []

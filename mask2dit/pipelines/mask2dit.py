@@ -140,6 +140,9 @@ class DenoisingState:
     """Embeddings of the negative prompts, of the same shape."""
     guidance_scale: float
     """Guidance scale before the variation by `use_dynamic_cfg`."""
+    denoised: torch.Tensor | None = None
+    """Clean latents as the last step predicts them, (B, S*F, C, h, w), from schedulers that return them; otherwise the
+    latents. Callbacks may read them."""
 
     @property
     def guided(self) -> bool:
@@ -184,7 +187,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds", "denoised"]
 
     def __init__(
         self,
@@ -380,7 +383,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             callback_on_step_end: as in diffusers. Its "latents" are those of all scenes; given scenes are restored after it.
                 Embeddings are (B, S, L, D), with negative ones separate. It may change `_guidance_scale`, as
                 `SDCFGCutoffCallback` does; the change takes effect at the next step.
-            callback_on_step_end_tensor_inputs: a selection of "latents", "prompt_embeds" and "negative_prompt_embeds".
+            callback_on_step_end_tensor_inputs: a selection of "latents", "prompt_embeds", "negative_prompt_embeds" and
+                "denoised", the clean latents that the step predicts, which a callback cannot change.
             context_refresh: compute the given scenes at the first and every k-th step alone. At the steps between them,
                 generated scenes attend to the given scenes' kept keys and values. 1: at every step, which is exact.
             context_cache_device: where keys and values are kept: "model" (the transformer's device) or "cpu".
@@ -579,12 +583,13 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
                 if isinstance(self.scheduler, CogVideoXDPMScheduler):
                     previous_t = timesteps[i - 1] if i > 0 else None
-                    latents, old_pred_original_sample = self.scheduler.step(
+                    stepped = self.scheduler.step(
                         noise_pred, old_pred_original_sample, t, previous_t, state.latents, **step_kwargs
                     )
+                    old_pred_original_sample = stepped[1]
                 else:
-                    latents = self.scheduler.step(noise_pred, t, state.latents, **step_kwargs)[0]
-                state.latents = latents.to(self.transformer.dtype)
+                    stepped = self.scheduler.step(noise_pred, t, state.latents, **step_kwargs)
+                state.latents, state.denoised = stepped[0].to(self.transformer.dtype), stepped[-1]
                 state.restore_context()
                 if callback is not None:
                     self._call_back(callback, callback_tensors, i, t, state, cache)
@@ -605,6 +610,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         tensors = {name: getattr(state, name) for name in self._callback_tensor_inputs}
         text_shape = state.prompt_embeds.shape
         shapes = {"latents": state.latents.shape, "prompt_embeds": text_shape, "negative_prompt_embeds": text_shape}
+        shapes["denoised"] = state.latents.shape
         guidance_before, was_guided = self._guidance_scale, state.guided
         changed = callback(self, step, t, {name: tensors[name] for name in names})
         if self._guidance_scale != guidance_before:

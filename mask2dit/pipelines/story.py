@@ -6,9 +6,10 @@ from the scenes in its store, with the same result.
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from mask2dit.config import check_finite
 from mask2dit.files import atomic_path
 from mask2dit.hashing import digest
+from mask2dit.pipelines.events import Observer, PreviewMade, SceneStarted, StepFinished, ignore
 from mask2dit.pipelines.mask2dit import (
     SAMPLING_REMEDY,
     Mask2DiTPipeline,
@@ -34,17 +36,29 @@ logger = logging.getLogger(__name__)
 KEY_LENGTH = 64  # hexadecimal digits of a scene's key
 
 
-def story_windows(num_scenes: int, num_given: int = 0, window: int | None = None) -> list[tuple[range, range]]:
-    """Divides a story into windows.
+class Window(NamedTuple):
+    """Scenes that are generated together."""
+
+    scenes: range
+    """All scenes of the window."""
+    new: tuple[int, ...]
+    """Those that are generated. The others are context."""
+
+    @property
+    def context(self) -> list[int]:
+        return [scene for scene in self.scenes if scene not in self.new]
+
+
+def story_windows(num_scenes: int, given: Collection[int] = (), window: int | None = None) -> list[Window]:
+    """Divides a story into windows, in the order in which they are generated.
+
+    Where nothing follows, a window holds the last `window - 1` existing scenes, or fewer at the start, and is filled with
+    new ones. New scenes between given ones see given scenes on both sides, as far as the window reaches.
 
     Args:
         num_scenes: number of scenes, given ones included.
-        num_given: number of given scenes, which come first.
+        given: indices of the given scenes.
         window: number of scenes generated together. None: all of the story.
-
-    Returns:
-        (context, new) scenes of each window. The context is the last `window - 1` existing scenes, or fewer at the start;
-        new scenes fill the window.
 
     Raises:
         ValueError: if nothing is left to generate or the window is not positive.
@@ -52,22 +66,22 @@ def story_windows(num_scenes: int, num_given: int = 0, window: int | None = None
     window = num_scenes if window is None else window
     if window < 1:
         raise ValueError(f"window={window} has to be at least 1 scene")
-    if num_given >= num_scenes:
+    missing = [scene for scene in range(num_scenes) if scene not in given]
+    if not missing:
         raise ValueError(
-            f"{num_given} context scenes leave nothing to generate with {num_scenes} prompts: every scene needs a prompt, "
+            f"{len(given)} context scenes leave nothing to generate with {num_scenes} prompts: every scene needs a prompt, "
             "given or generated"
         )
-    if num_given and window == 1:
-        raise ValueError(
-            "window=1 makes every scene by itself, but there are context scenes to go on from: use window=2 or more"
-        )
     windows = []
-    done = num_given
-    while done < num_scenes:
-        context = range(max(0, done - (window - 1)), done)
-        new = range(done, min(done + window - len(context), num_scenes))
-        windows.append((context, new))
-        done = new.stop
+    while missing:
+        first = missing[0]
+        run = next(n for n in range(1, num_scenes + 1) if first + n not in missing)
+        is_between = first + run < num_scenes and run <= window - 2
+        before = (window - run + 1) // 2 if is_between else window - 1
+        start = max(0, min(first - before, num_scenes - window))
+        scenes = range(start, min(start + window, num_scenes))
+        windows.append(Window(scenes, tuple(scene for scene in scenes if scene in missing)))
+        missing = [scene for scene in missing if scene not in scenes]
     return windows
 
 
@@ -115,22 +129,22 @@ class SceneStore:
 def plan_windows(
     pipe: Mask2DiTPipeline,
     num_scenes: int,
-    num_given: int,
+    given: Collection[int],
     window: int | None,
     height: int | None,
     width: int | None,
     num_frames: int | Sequence[int] | None,
-) -> list[tuple[range, range]]:
+) -> list[Window]:
     """Returns the windows of a story, as `story_windows`, after checking each. Needs no weights.
 
     Raises:
         ValueError: if the model does not support one of them.
     """
-    windows = story_windows(num_scenes, num_given, window)
+    windows = story_windows(num_scenes, given, window)
     height, width, num_frames = pipe.fill_size(height, width, num_frames)
     frames = pipe.video_shape(height, width, num_frames, num_scenes).frames
-    for context, new in windows:
-        pipe.video_shape(height, width, frames[context.start : new.stop], new.stop - context.start)
+    for scenes, _ in windows:
+        pipe.video_shape(height, width, frames[scenes.start : scenes.stop], len(scenes))
     return windows
 
 
@@ -141,6 +155,7 @@ def generate_story(
     negative_prompt: str | Sequence[str] | None = None,
     window: int | None = None,
     context_latents: torch.Tensor | None = None,
+    given: Mapping[int, torch.Tensor] | None = None,
     noise_context: bool = False,
     height: int | None = None,
     width: int | None = None,
@@ -149,7 +164,10 @@ def generate_story(
     guidance_scale: float = 6.0,
     use_dynamic_cfg: bool = False,
     seed: int = 0,
+    seeds: Sequence[int | None] | None = None,
     store: SceneStore | None = None,
+    observer: Observer = ignore,
+    preview_every: int = 0,
 ) -> Iterator[torch.Tensor]:
     """Generates a story window by window, with one scene per prompt.
 
@@ -159,13 +177,19 @@ def generate_story(
         negative_prompt: one negative prompt for all scenes, or one per scene.
         window: number of scenes generated together, 3 for the published model. None: all of them.
         context_latents: scaled latents of the given first scenes, (1, given*F, C, h, w), as from `pipe.encode_context`.
+        given: scaled latents (1, F, C, h, w) of given scenes anywhere in the story, by the scene's index, instead of
+            `context_latents`.
         noise_context, height, width, num_frames, num_inference_steps, guidance_scale, use_dynamic_cfg: as for the
             pipeline.
         seed: seed of the noise, combined with the number of a window's first new scene.
+        seeds: seed of each scene's initial noise. None: derived from `seed`, for all scenes or for one.
         store: keeps finished scenes, so that an interrupted story continues from them.
+        observer: called with the events of `mask2dit.pipelines.events`.
+        preview_every: number of steps between previews. 0: none.
 
     Returns:
-        An iterator over the scaled latents (1, F, C, h, w) of every scene in order, given ones included, on the CPU.
+        An iterator over the scaled latents (1, F, C, h, w) of every scene in order, given ones included, on the CPU. Each
+        comes as soon as it is done.
 
     Raises:
         ValueError: at the call, for invalid arguments.
@@ -179,17 +203,19 @@ def generate_story(
     num_scenes = len(prompts)
     height, width, num_frames = pipe.fill_size(height, width, num_frames)
     shape = pipe.video_shape(height, width, num_frames, num_scenes)
-    given = [] if context_latents is None else _given_scenes(context_latents, shape)
+    scenes = _given_scenes(context_latents, given, shape, window)
     if negative_prompt is None or isinstance(negative_prompt, str):
         negative_prompt = [negative_prompt or ""] * num_scenes
-    elif len(negative_prompt) != num_scenes:
-        raise ValueError(f"negative_prompt has {len(negative_prompt)} entries for {num_scenes} scenes")
+    seeds = [None] * num_scenes if seeds is None else seeds
+    for name, values in (("negative_prompt", negative_prompt), ("seeds", seeds)):
+        if len(values) != num_scenes:
+            raise ValueError(f"{name} has {len(values)} entries for {num_scenes} scenes")
     plan = StoryPlan(
         prompts=prompts,
         negative_prompts=negative_prompt,
         shape=shape,
-        given=given,
-        windows=plan_windows(pipe, num_scenes, len(given), window, height, width, num_frames),
+        given=scenes,
+        windows=plan_windows(pipe, num_scenes, scenes, window, height, width, num_frames),
         settings={
             "height": height,
             "width": width,
@@ -199,8 +225,9 @@ def generate_story(
             "noise_context": noise_context,
         },
         seed=seed,
+        seeds=seeds,
     )
-    return _scenes(pipe, plan, store)
+    return _scenes(pipe, plan, store, _Watch(observer, preview_every))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,76 +237,166 @@ class StoryPlan:
     prompts: Sequence[str]
     negative_prompts: Sequence[str]
     shape: VideoShape
-    given: list[torch.Tensor]
-    """Latents of the first scenes, (1, F, C, h, w) each."""
-    windows: list[tuple[range, range]]
+    given: Mapping[int, torch.Tensor]
+    """Latents of the given scenes by index, (1, F, C, h, w) each."""
+    windows: list[Window]
     """Windows, as `story_windows` returns them."""
     settings: dict
     """Arguments of the pipeline that all windows share."""
     seed: int
+    seeds: Sequence[int | None]
+    """Seeds of the scenes that have their own."""
 
 
-def _given_scenes(context_latents: torch.Tensor, shape: VideoShape) -> list[torch.Tensor]:
-    expected = (1, len(context_latents[0]), *shape.latent_size)
-    check_shape("context_latents", context_latents, expected, "stories, frames, channels, h, w")
+def check_continues(window: int | None) -> None:
+    """Raises `ValueError` for a window that is too short to continue from given scenes."""
+    if window == 1:
+        raise ValueError(
+            "window=1 makes every scene by itself, but there are context scenes to go on from: use window=2 or more"
+        )
+
+
+def _given_scenes(
+    context_latents: torch.Tensor | None,
+    given: Mapping[int, torch.Tensor] | None,
+    shape: VideoShape,
+    window: int | None,
+) -> dict[int, torch.Tensor]:
+    meaning = "stories, frames, channels, h, w"
+    if context_latents is None:
+        for scene, latents in (given or {}).items():
+            if not 0 <= scene < len(shape.frames):
+                raise ValueError(f"scene {scene} is given, but scenes are counted from 0 to {len(shape.frames) - 1}")
+            check_shape(f"given[{scene}]", latents, (1, shape.latent_frames[scene], *shape.latent_size), meaning)
+        return {scene: latents.cpu() for scene, latents in (given or {}).items()}
+    if given is not None:
+        raise ValueError("give the context either as context_latents or as given, not both")
+    check_shape("context_latents", context_latents, (1, len(context_latents[0]), *shape.latent_size), meaning)
     num_given = count_given_scenes(context_latents, shape.latent_frames)
-    return [scene.cpu() for scene in context_latents.split(shape.latent_frames[:num_given], dim=1)]
+    check_continues(window)
+    return dict(enumerate(scene.cpu() for scene in context_latents.split(shape.latent_frames[:num_given], dim=1)))
 
 
-def _scenes(pipe: Mask2DiTPipeline, plan: StoryPlan, store: SceneStore | None) -> Iterator[torch.Tensor]:
+def _scenes(
+    pipe: Mask2DiTPipeline, plan: StoryPlan, store: SceneStore | None, watch: "_Watch"
+) -> Iterator[torch.Tensor]:
     """Yields all scenes in order: given ones, stored ones and generated ones."""
     model = {
         "transformer": _own_settings(pipe.transformer),
         "scheduler": [type(pipe.scheduler).__name__, _own_settings(pipe.scheduler)],
         "dtype": str(pipe.transformer.dtype),
     }
-    made = list(plan.given)
-    keys = [digest([scene.float().numpy().tobytes().hex()], KEY_LENGTH) for scene in plan.given]
-    yield from plan.given
-    for context, new in plan.windows:
-        part = slice(context.start, new.stop)
-        texts = [plan.prompts[part], plan.negative_prompts[part]]
-        context_keys = [keys[i] for i in context]
-        made_from = [model, plan.settings, texts, plan.shape.frames[part], context_keys, plan.seed, new.start]
-        new_keys = [store.key(made_from, scene) if store else "" for scene in new]
-        shapes = [(1, plan.shape.latent_frames[i], *plan.shape.latent_size) for i in new]
-        latents = [store.load(key, shape) if store else None for key, shape in zip(new_keys, shapes)]
-        if any(scene is None for scene in latents):
-            latents = _generate_window(pipe, plan, context, new, made)
-            if store:
-                for key, scene in zip(new_keys, latents):
-                    store.save(key, scene)
-        else:
-            logger.info("%s was made before and is taken from %s", _name(new), store.folder)
-        made += latents
-        keys += new_keys
-        yield from latents
+    made = dict(plan.given)
+    keys = {i: digest([scene.float().numpy().tobytes().hex()], KEY_LENGTH) for i, scene in made.items()}
+    windows = iter(plan.windows)
+    for number in range(len(plan.prompts)):
+        if number not in made:
+            window = next(windows)
+            part = slice(window.scenes.start, window.scenes.stop)
+            texts = [plan.prompts[part], plan.negative_prompts[part]]
+            context_keys = [keys.get(scene) for scene in window.scenes]
+            seeds = [plan.seed, *(plan.seeds[scene] for scene in window.new)]
+            made_from = [model, plan.settings, texts, plan.shape.frames[part], context_keys, seeds, window.new]
+            keys |= {scene: store.key(made_from, scene) if store else "" for scene in window.new}
+            made |= _load_or_generate(pipe, plan, window, made, keys, store, watch)
+        yield made[number]
+
+
+def _load_or_generate(
+    pipe: Mask2DiTPipeline,
+    plan: StoryPlan,
+    window: Window,
+    made: Mapping[int, torch.Tensor],
+    keys: Mapping[int, str],
+    store: SceneStore | None,
+    watch: "_Watch",
+) -> dict[int, torch.Tensor]:
+    """Returns the latents of a window's new scenes, from the store if all of them are there."""
+    if store:
+        shapes = {scene: (1, plan.shape.latent_frames[scene], *plan.shape.latent_size) for scene in window.new}
+        latents = {scene: store.load(keys[scene], shape) for scene, shape in shapes.items()}
+        if all(scene is not None for scene in latents.values()):
+            logger.info("%s was made before and is taken from %s", _name(window.new), store.folder)
+            return latents
+    latents = _generate_window(pipe, plan, window, made, watch)
+    for scene, made_now in latents.items() if store else ():
+        store.save(keys[scene], made_now)
+    return latents
 
 
 def _generate_window(
-    pipe: Mask2DiTPipeline, plan: StoryPlan, context: range, new: range, made: list[torch.Tensor]
-) -> list[torch.Tensor]:
-    """Generates the latents of a window's new scenes from those of all scenes before them."""
-    part = slice(context.start, new.stop)
+    pipe: Mask2DiTPipeline, plan: StoryPlan, window: Window, made: Mapping[int, torch.Tensor], watch: "_Watch"
+) -> dict[int, torch.Tensor]:
+    """Generates the latents of a window's new scenes from those of its context."""
+    part = slice(window.scenes.start, window.scenes.stop)
     num_scenes = len(plan.prompts)
+    for scene in window.new:
+        watch.observer(SceneStarted(scene))
     progress_bar = getattr(pipe, "_progress_bar_config", {})
-    pipe.set_progress_bar_config(**{**progress_bar, "desc": f"{_name(new)} of {num_scenes}"})
+    pipe.set_progress_bar_config(**{**progress_bar, "desc": f"{_name(window.new)} of {num_scenes}"})
     try:
         latents = pipe(
             plan.prompts[part],
             negative_prompt=plan.negative_prompts[part],
             num_frames=plan.shape.frames[part],
-            context_latents=torch.cat([made[i] for i in context], dim=1) if context else None,
-            generator=torch.Generator().manual_seed(_window_seed(plan.seed, new.start)),
+            context_latents=torch.cat([made[i] for i in window.context], dim=1) if window.context else None,
+            scene_mask=[scene in window.new for scene in window.scenes],
+            generator=torch.Generator().manual_seed(_window_seed(plan.seed, window.new[0])),
+            latents=_own_noise(pipe, plan, window),
             output_type="latent",
+            callback_on_step_end=watch.callback(window, plan.shape.latent_frames[part]),
+            callback_on_step_end_tensor_inputs=watch.tensors,
             **plan.settings,
         ).frames
     finally:
         pipe.set_progress_bar_config(**progress_bar)
-    scenes = [latents.cpu() for latents in latents.split(plan.shape.latent_frames[part], dim=1)[len(context) :]]
-    for number, scene in zip(new, scenes):
-        require_finite(f"the latents of scene {number + 1} of {num_scenes}", scene, SAMPLING_REMEDY)
-    return scenes
+    of_scenes = dict(zip(window.scenes, latents.cpu().split(plan.shape.latent_frames[part], dim=1)))
+    for scene in window.new:
+        require_finite(f"the latents of scene {scene + 1} of {num_scenes}", of_scenes[scene], SAMPLING_REMEDY)
+    return {scene: of_scenes[scene] for scene in window.new}
+
+
+def _own_noise(pipe: Mask2DiTPipeline, plan: StoryPlan, window: Window) -> torch.Tensor | None:
+    """Draws the initial noise of a window's new scenes, if one of them has its own seed."""
+    seeds = [plan.seeds[scene] for scene in window.new]
+    if all(seed is None for seed in seeds):
+        return None
+    noise = []
+    for scene, seed in zip(window.new, seeds):
+        generator = torch.Generator().manual_seed(_window_seed(plan.seed, scene) if seed is None else seed)
+        shape = (1, plan.shape.latent_frames[scene], *plan.shape.latent_size)
+        noise.append(torch.randn(shape, generator=generator, dtype=pipe.transformer.dtype))
+    return torch.cat(noise, dim=1)
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """The observer of a story and its previews."""
+
+    observer: Observer
+    preview_every: int
+
+    @property
+    def tensors(self) -> list[str]:
+        return ["denoised"] if self.preview_every else []
+
+    def callback(self, window: Window, latent_frames: Sequence[int]):
+        """Returns a callback of the pipeline that reports the steps of a window. None if nothing is observed, since the
+        pipeline embeds negative prompts for a callback even without guidance."""
+        if self.observer is ignore:
+            return None
+
+        def report(pipe: Mask2DiTPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+            self.observer(StepFinished(window.new, step + 1, pipe.num_timesteps))
+            if self.preview_every and (step + 1) % self.preview_every == 0 and step + 1 < pipe.num_timesteps:
+                for scene, latents in zip(window.scenes, tensors["denoised"].split(list(latent_frames), dim=1)):
+                    if scene in window.new:
+                        middle = latents.shape[1] // 2
+                        image = decode_scene(pipe, latents[:, middle : middle + 1])[0]
+                        self.observer(PreviewMade(scene, step + 1, image))
+            return {}
+
+        return report
 
 
 def decode_scene(pipe: Mask2DiTPipeline, latents: torch.Tensor, device: torch.device | None = None) -> np.ndarray:
@@ -291,8 +408,9 @@ def decode_scene(pipe: Mask2DiTPipeline, latents: torch.Tensor, device: torch.de
     return to_uint8(pipe.decode_latents(latents.to(device or latents.device), [latents.shape[1]])[0])
 
 
-def _name(scenes: range) -> str:
-    return f"scene {scenes.stop}" if len(scenes) == 1 else f"scenes {scenes.start + 1} to {scenes.stop}"
+def _name(scenes: Sequence[int]) -> str:
+    numbers = [str(scene + 1) for scene in scenes]
+    return f"scene {numbers[0]}" if len(numbers) == 1 else f"scenes {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
 def _own_settings(model) -> dict:

@@ -190,7 +190,7 @@ def windows(task: Task) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         return [(tuple(range(task.num_scenes)), task.generated)]
     from mask2dit.pipelines.story import story_windows
 
-    return [((*context, *new), tuple(new)) for context, new in story_windows(task.num_scenes, len(task.given), WINDOW)]
+    return [(tuple(scenes), new) for scenes, new in story_windows(task.num_scenes, range(len(task.given)), WINDOW)]
 
 
 def story_seeds(config: TrialConfig) -> range:

@@ -2,11 +2,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mask2dit.pipelines.events import Cancelled, PreviewMade, SceneStarted, StepFinished
 from mask2dit.pipelines.story import SceneStore, generate_story, plan_windows, story_windows
 
 PROMPTS = ["a fox", "a lake", "a hut", "the moon", "morning"]
@@ -18,27 +20,45 @@ def tell(pipe, prompts=PROMPTS, **options):
 
 
 @pytest.mark.parametrize(
-    "num_scenes, num_given, window, expected",
+    "num_scenes, given, window, expected",
     [
-        (3, 0, None, [((0, 0), (0, 3))]),
-        (3, 2, None, [((0, 2), (2, 3))]),
-        (3, 1, 3, [((0, 1), (1, 3))]),
-        (5, 0, 3, [((0, 0), (0, 3)), ((1, 3), (3, 4)), ((2, 4), (4, 5))]),
-        (6, 4, 3, [((2, 4), (4, 5)), ((3, 5), (5, 6))]),
-        (2, 0, 3, [((0, 0), (0, 2))]),
-        (3, 0, 1, [((0, 0), (0, 1)), ((1, 1), (1, 2)), ((2, 2), (2, 3))]),
+        (3, [], None, [((0, 3), [0, 1, 2])]),
+        (3, [0, 1], None, [((0, 3), [2])]),
+        (3, [0], 3, [((0, 3), [1, 2])]),
+        (5, [], 3, [((0, 3), [0, 1, 2]), ((1, 4), [3]), ((2, 5), [4])]),
+        (6, [0, 1, 2, 3], 3, [((2, 5), [4]), ((3, 6), [5])]),
+        (2, [], 3, [((0, 2), [0, 1])]),
+        (3, [], 1, [((0, 1), [0]), ((1, 2), [1]), ((2, 3), [2])]),
     ],
 )
-def test_each_window_continues_from_the_last_scenes_that_fit(num_scenes, num_given, window, expected):
-    windows = story_windows(num_scenes, num_given, window)
-    assert [((c.start, c.stop), (n.start, n.stop)) for c, n in windows] == expected
+def test_each_window_continues_from_the_last_scenes_that_fit(num_scenes, given, window, expected):
+    windows = story_windows(num_scenes, given, window)
+    assert [((scenes.start, scenes.stop), list(new)) for scenes, new in windows] == expected
+
+
+@pytest.mark.parametrize(
+    "num_scenes, missing, window, expected",
+    [
+        (3, {1}, None, [((0, 3), [1])]),
+        (3, {0, 2}, None, [((0, 3), [0, 2])]),
+        (9, {2}, 3, [((1, 4), [2])]),
+        (9, {0}, 3, [((0, 3), [0])]),
+        (9, {8}, 3, [((6, 9), [8])]),
+        (9, {2, 3}, 3, [((0, 3), [2]), ((2, 5), [3])]),
+        (9, {2, 6}, 3, [((1, 4), [2]), ((5, 8), [6])]),
+        (3, {1}, 1, [((1, 2), [1])]),
+    ],
+)
+def test_a_scene_between_given_ones_sees_those_on_both_sides(num_scenes, missing, window, expected):
+    windows = story_windows(num_scenes, set(range(num_scenes)) - missing, window)
+    assert [((scenes.start, scenes.stop), list(new)) for scenes, new in windows] == expected
 
 
 def test_impossible_windows_are_refused():
     with pytest.raises(ValueError, match="window=0"):
-        story_windows(3, 0, 0)
+        story_windows(3, (), 0)
     with pytest.raises(ValueError, match="3 context scenes leave nothing"):
-        story_windows(3, 3, 3)
+        story_windows(3, (0, 1, 2), 3)
 
 
 def test_a_story_that_fits_the_window_is_one_call_of_the_pipeline(small_pipeline, monkeypatch):
@@ -197,6 +217,55 @@ def test_given_scenes_come_first_and_unchanged(small_pipeline):
     assert len(scenes) == 3
 
 
+def test_given_scenes_may_be_anywhere_and_stay_unchanged(small_pipeline):
+    first = tell(small_pipeline)
+    given = {i: scene for i, scene in enumerate(first) if i != 2}
+    again = tell(small_pipeline, given=given, seed=1)
+    assert [torch.equal(a, b) for a, b in zip(first, again)] == [True, True, False, True, True]
+    others = tell(small_pipeline, given={**given, 3: first[0]}, seed=1)
+    assert not torch.equal(others[2], again[2])  # it sees the scene that follows
+    with pytest.raises(ValueError, match=r"given\[3\].*\(1, 3, 16, 8, 12\)"):
+        tell(small_pipeline, given={3: first[0][:, :2]})
+    with pytest.raises(ValueError, match="scene 5 is given"):
+        tell(small_pipeline, given={5: first[0]})
+
+
+def test_a_scene_with_its_own_seed_keeps_its_noise_whatever_the_storys_seed(small_pipeline, monkeypatch):
+    noises = []
+    call = type(small_pipeline).__call__
+    monkeypatch.setattr(
+        type(small_pipeline), "__call__", lambda self, *a, **kw: noises.append(kw["latents"]) or call(self, *a, **kw)
+    )
+    for seed in (1, 2):
+        tell(small_pipeline, PROMPTS[:2], seed=seed, seeds=[None, 5])
+    (first, second), (other, same) = (noise.chunk(2, dim=1) for noise in noises)
+    assert torch.equal(second, same) and not torch.equal(first, other)
+    assert torch.equal(second, torch.randn(second.shape, generator=torch.Generator().manual_seed(5)))
+
+
+def test_an_observer_sees_every_scene_and_step_with_previews(small_pipeline):
+    events = []
+    prompts, steps = PROMPTS[:3], {"window": 2, "num_inference_steps": 4}
+    scenes = tell(small_pipeline, prompts, **steps, observer=events.append, preview_every=2)
+    assert all(torch.equal(a, b) for a, b in zip(scenes, tell(small_pipeline, prompts, **steps)))
+    assert [event.scene for event in events if isinstance(event, SceneStarted)] == [0, 1, 2]
+    done = [(event.scenes, event.step, event.num_steps) for event in events if isinstance(event, StepFinished)]
+    assert done == [((0, 1), step, 4) for step in (1, 2, 3, 4)] + [((2,), step, 4) for step in (1, 2, 3, 4)]
+    previews = [event for event in events if isinstance(event, PreviewMade)]
+    assert [(event.scene, event.step) for event in previews] == [(0, 2), (1, 2), (2, 2)]
+    assert all(event.image.shape == (64, 96, 3) and event.image.dtype == np.uint8 for event in previews)
+
+
+def test_an_observer_stops_the_story_and_finished_windows_stay(small_pipeline, tmp_path):
+    def stop(event):
+        if isinstance(event, SceneStarted) and event.scene == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        tell(small_pipeline, observer=stop, store=SceneStore(tmp_path, "weights"))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_seeds_decide_the_noise(small_pipeline):
     first, again, other = (tell(small_pipeline, PROMPTS[:2], seed=seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -214,6 +283,7 @@ def test_each_scene_keeps_its_own_length_and_negative_prompt(small_pipeline):
         ({"height": 72}, "height=72"),
         ({"num_frames": [9, 9]}, "2 entries for 5 scenes"),
         ({"negative_prompt": ["a", "b"]}, "2 entries for 5 scenes"),
+        ({"seeds": [1, 2]}, "seeds has 2 entries for 5 scenes"),
         ({"window": 0}, "window=0"),
         ({"context_latents": torch.zeros(1, 4, 16, 8, 12)}, "no whole number of scenes"),
         ({"context_latents": torch.zeros(2, 6, 16, 8, 12)}, r"\(1, 6, 16, 8, 12\).*\(2, 6, 16, 8, 12\)"),
@@ -235,4 +305,4 @@ def test_prompts_that_are_one_text_are_refused(small_pipeline):
 def test_a_window_that_the_positions_cannot_carry_is_refused(make_pipeline):
     pipe = make_pipeline(use_rotary_positional_embeddings=False)  # sin-cos: at most 3 latent frames a scene
     with pytest.raises(ValueError, match="sin-cos positions"):
-        plan_windows(pipe, 5, 0, 3, 64, 96, 13)
+        plan_windows(pipe, 5, (), 3, 64, 96, 13)
