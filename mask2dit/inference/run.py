@@ -24,11 +24,21 @@ from mask2dit.files import check_writable, move_new, write_errors, write_text
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
 from mask2dit.models.attention import check_attention_backend
+from mask2dit.models.context_cache import FP8
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
-from mask2dit.pipelines.story import SceneStore, check_continues, decode_scene, generate_story, plan_windows
+from mask2dit.pipelines.story import (
+    SceneStore,
+    Window,
+    check_context_refresh,
+    check_continues,
+    context_cache_size,
+    decode_scene,
+    generate_story,
+    plan_windows,
+)
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import software
 from mask2dit.storyworld.prompts import check_prompts
@@ -42,7 +52,8 @@ logger = logging.getLogger(__name__)
 SHEET_COLUMNS = 6
 SMALL = 256  # pixels; videos with a smaller shorter side are also written enlarged
 STORY_OPTIONS = ("negative_prompt", "window", "noise_context", "height", "width", "num_frames", "num_inference_steps",
-                 "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
+                 "guidance_scale", "use_dynamic_cfg", "context_refresh", "context_cache_device", "context_cache_dtype",
+                 "seed")  # fmt: skip
 """Arguments of `generate_story` that are keys of the configuration."""
 
 
@@ -68,6 +79,8 @@ def generate(config: InferenceConfig) -> Path:
 
     for i, prompt in enumerate(config.prompts):
         logger.info("Scene %d%s: %s", i + 1, f" (given, {given[i]})" if i < len(given) else "", prompt)
+    if config.context_refresh > 1:
+        logger.info("%s", _describe_context_cache(plan))
     pipe = load_pipeline(config, device)
     identity = weights_identity(config)
     store = SceneStore(Path(config.save_path) / "scenes", identity)
@@ -129,6 +142,8 @@ class InferencePlan:
     """The model without its weights."""
     shape: VideoShape
     """Frames and latent frames of the whole story."""
+    windows: list[Window]
+    """The scenes that are generated together."""
     given: list[GivenScene]
     """The given scenes, decoded from the context videos."""
 
@@ -172,7 +187,7 @@ def plan_generation(
     config = dataclasses.replace(config, **dict(zip(("height", "width", "num_frames"), size)))
     if config.context_videos:
         check_continues(config.window)
-    plan_windows(skeleton, len(config.prompts), range(len(config.context_videos)), config.window, *size)
+    windows = plan_windows(skeleton, len(config.prompts), range(len(config.context_videos)), config.window, *size)
     if config.name is not None and (Path(config.save_path) / f"{config.name}.mp4").exists():
         raise FileExistsError(
             f"{config.name}.mp4 is in {config.save_path!r} already: choose another name, or leave name out"
@@ -180,7 +195,8 @@ def plan_generation(
     readers = [(video, open_video(video)) for video in config.context_videos]
     sources = [(video, reader, scene) for video, reader in readers for scene in _scenes_of(video, reader.num_frames)]
     if len(sources) > len(config.context_videos):
-        plan_windows(skeleton, len(config.prompts), range(len(sources)), config.window, *size)
+        windows = plan_windows(skeleton, len(config.prompts), range(len(sources)), config.window, *size)
+    check_context_refresh(config.context_refresh, windows)
     shape = skeleton.video_shape(*size, len(config.prompts))
     generator = torch.Generator().manual_seed(config.seed)
     given = []
@@ -191,7 +207,21 @@ def plan_generation(
             GivenScene(video, indices, to_uint8(pixels.add(1).div(2).permute(0, 2, 3, 1).contiguous().numpy()))
         )
     check_writable(config.save_path)
-    return InferencePlan(config=config, skeleton=skeleton, shape=shape, given=given)
+    return InferencePlan(config=config, skeleton=skeleton, shape=shape, windows=windows, given=given)
+
+
+def _describe_context_cache(plan: InferencePlan) -> str:
+    """Describes the memory that the context cache of a plan takes."""
+    config, skeleton = plan.config, plan.skeleton
+    dtype = FP8 if config.context_cache_dtype == "fp8" else getattr(torch, config.dtype)
+    variant = config.mask_variant or skeleton.transformer.config.mask_variant
+    branch = context_cache_size(skeleton, plan.windows, plan.shape, dtype, variant)
+    branches = 2 if config.guidance_scale > 1 else 1
+    where = "in main memory" if config.context_cache_device == "cpu" else "on the transformer's device"
+    return (
+        f"context_refresh={config.context_refresh} keeps up to {branches * branch / 1e9:.3g} GB of keys and values {where} "
+        f"({branch / 1e9:.3g} GB per guidance branch)"
+    )
 
 
 def _scenes_of(video: str, num_frames: int) -> list[range]:

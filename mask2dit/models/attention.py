@@ -255,10 +255,14 @@ class Mask2DiTAttnProcessor:
             query[:, video] = apply_rotary_emb(query[:, video], image_rotary_emb, sequence_dim=1)
             key[:, video] = apply_rotary_emb(key[:, video], image_rotary_emb, sequence_dim=1)
 
-        if given is not None and given.key is None:
+        inputs = (query, key, value, layout, self.variant, self._attention_backend)
+        if given is None:
+            output = grouped_attention(*inputs)
+        elif given.key is None:
             given.fill(key, value, self.variant)
-            given = None
-        output = grouped_attention(query, key, value, layout, self.variant, self._attention_backend, given)
+            output = grouped_attention(*inputs)
+        else:
+            output = grouped_attention(*inputs, given=given)
         output = attn.to_out[0](output.flatten(2))
         output = attn.to_out[1](output)
         text, video = output.split([layout.text_length, layout.video_length], dim=1)

@@ -370,7 +370,9 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
     @staticmethod
     def _check_context_cache(cache: ContextCache, num_scenes: int) -> None:
         if torch.is_grad_enabled():
-            raise ValueError("a context cache keeps tensors without their gradients: call the model under torch.no_grad()")
+            raise ValueError(
+                "a context cache keeps tensors without their gradients: call the model under torch.no_grad()"
+            )
         if len(cache.generated) != num_scenes:
             raise ValueError(f"the context cache is for {len(cache.generated)} scenes, but there are {num_scenes}")
 

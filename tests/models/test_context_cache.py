@@ -1,40 +1,18 @@
 import pytest
 import torch
 
-from mask2dit.models import attention
 from mask2dit.models.context_cache import ContextCache, context_cache_bytes
 from mask2dit.models.masks import MASK_VARIANTS
+from mask2dit.scenes import SceneLayout
 
 PATTERNS = [(False, False, True), (False, True, False), (True, False, True)]
 LENGTHS = {"equal": (3, 3, 3), "unequal": (2, 4, 3)}
 
 
-class FrozenContext:
-    """The oracle: computes all scenes, but from the second call on with the given scenes' keys and values of the first."""
-
-    def __init__(self, generated, monkeypatch):
-        self.generated, self.kept, self.calls = generated, [], 0
-        self.grouped_attention = attention.grouped_attention
-        monkeypatch.setattr(attention, "grouped_attention", self)
-
-    def __call__(self, query, key, value, layout, variant, backend=None, given=None):
-        if len(self.kept) <= self.calls:
-            self.kept.append((key, value))
-        else:
-            spans = (*layout.text_spans, *layout.video_spans)
-            is_given = torch.zeros(layout.length, dtype=torch.bool)
-            for (start, stop), new in zip(spans, self.generated * 2):
-                is_given[start:stop] = not new
-            is_given = is_given[:, None, None]
-            key, value = (torch.where(is_given, kept, new) for kept, new in zip(self.kept[self.calls], (key, value)))
-        self.calls += 1
-        return self.grouped_attention(query, key, value, layout, variant, backend)
-
-
-def two_calls(model, inputs, scene_frames, cache=None, frozen=None):
-    """The outputs of two calls, between which the generated scenes and their timesteps change."""
+def two_calls(model, inputs, scene_frames, generated, cache=None):
+    """The outputs of two calls, between which the generated scenes and their timesteps change, and generated frames."""
     latents, text, timesteps = inputs
-    given = torch.tensor([not new for new in (cache or frozen).generated])
+    given = ~torch.tensor(generated)
     outputs = []
     for _ in range(2):
         timestep = timesteps.masked_fill(given, 0)
@@ -43,8 +21,6 @@ def two_calls(model, inputs, scene_frames, cache=None, frozen=None):
         frames = given.repeat_interleave(torch.tensor(scene_frames))
         latents = torch.where(frames[None, :, None, None, None], latents, latents + outputs[-1])
         timesteps = timesteps // 2
-        if frozen:
-            frozen.calls = 0
     return outputs, ~frames
 
 
@@ -53,15 +29,15 @@ def two_calls(model, inputs, scene_frames, cache=None, frozen=None):
 @pytest.mark.parametrize("generated", PATTERNS, ids=lambda pattern: "".join("gN"[new] for new in pattern))
 @pytest.mark.parametrize("variant", MASK_VARIANTS)
 def test_generated_scenes_alone_equal_all_scenes_with_frozen_given_ones(
-    make_transformer, random_inputs, monkeypatch, variant, generated, scene_frames, rotary
+    make_transformer, random_inputs, freeze_context, variant, generated, scene_frames, rotary
 ):
     if not rotary and scene_frames == LENGTHS["equal"]:
         pytest.skip("covered by unequal scenes")
     model = make_transformer(mask_variant=variant, use_rotary_positional_embeddings=rotary)
     inputs = random_inputs()
-    (first, second), new = two_calls(model, inputs, scene_frames, ContextCache(generated, 2))
-    frozen = FrozenContext(generated, monkeypatch)
-    (expected_first, expected_second), _ = two_calls(model, inputs, scene_frames, frozen=frozen)
+    (first, second), new = two_calls(model, inputs, scene_frames, generated, ContextCache(generated, 2))
+    freeze_context(generated, 2)
+    (expected_first, expected_second), _ = two_calls(model, inputs, scene_frames, generated)
     assert torch.equal(first, expected_first)
     torch.testing.assert_close(second[:, new], expected_second[:, new], atol=1e-5, rtol=1e-5)
     assert torch.equal(second[:, ~new], first[:, ~new])
@@ -73,7 +49,7 @@ def test_kept_bytes_are_those_predicted_from_the_configuration(make_transformer,
     model = make_transformer(mask_variant=variant)
     generated = (False, True, False)
     cache = ContextCache(generated, 2, dtype=dtype)
-    two_calls(model, random_inputs(), (3, 2, 4), cache)
+    two_calls(model, random_inputs(), (3, 2, 4), generated, cache)
     layout = model.scene_layout(8, 12, (3, 2, 4))
     kept = torch.float32 if dtype == "auto" else torch.float8_e4m3fn
     assert cache.num_bytes == context_cache_bytes(model.config, layout, generated, kept, batch_size=2)
@@ -84,7 +60,7 @@ def test_kept_bytes_are_those_predicted_from_the_configuration(make_transformer,
 
 def test_the_published_size_keeps_18_gigabytes_per_branch():
     config = {"num_layers": 42, "num_attention_heads": 48, "attention_head_dim": 64, "mask_variant": "v2"}
-    layout = attention.SceneLayout((226,) * 3, (13 * 30 * 45,) * 3)
+    layout = SceneLayout((226,) * 3, (13 * 30 * 45,) * 3)
     size = context_cache_bytes(config, layout, (False, False, True), torch.bfloat16)
     assert size == 2 * 42 * 35_100 * 3_072 * 2
 
@@ -95,9 +71,9 @@ def test_fp8_is_near_and_large_numbers_stay_finite(make_transformer, random_inpu
         for block in model.transformer_blocks:
             block.attn1.to_v.weight.mul_(1e5)  # values beyond the range of fp8
             block.attn1.to_out[0].weight.mul_(1e-5)
-    exact, new = two_calls(model, random_inputs(), (3, 3, 3), ContextCache(PATTERNS[0], 2))
-    rough, _ = two_calls(model, random_inputs(), (3, 3, 3), ContextCache(PATTERNS[0], 2, dtype="fp8"))
-    error = (rough[1] - exact[1]).norm() / exact[1].norm()
+    caches = [ContextCache(PATTERNS[0], 2, dtype=dtype) for dtype in ("auto", "fp8")]
+    exact, rough = (two_calls(model, random_inputs(), (3, 3, 3), PATTERNS[0], cache)[0][1] for cache in caches)
+    error = (rough - exact).norm() / exact.norm()
     assert 0 < error < 0.02
 
 
@@ -141,9 +117,10 @@ def test_a_layer_that_a_hook_skips_while_the_cache_is_filled_is_reported(make_tr
         model(latents, text, timesteps, context_cache=ContextCache(PATTERNS[0], 2))
 
 
+@pytest.mark.slow
 def test_compiled_blocks_fill_and_use_the_cache(make_transformer, random_inputs):
     model = make_transformer()
-    expected, _ = two_calls(model, random_inputs(), (3, 2, 4), ContextCache(PATTERNS[0], 2))
-    model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
-    compiled, _ = two_calls(model, random_inputs(), (3, 2, 4), ContextCache(PATTERNS[0], 2))
+    expected, _ = two_calls(model, random_inputs(), (3, 2, 4), PATTERNS[0], ContextCache(PATTERNS[0], 2))
+    model.compile_repeated_blocks(fullgraph=True, backend="eager")
+    compiled, _ = two_calls(model, random_inputs(), (3, 2, 4), PATTERNS[0], ContextCache(PATTERNS[0], 2))
     torch.testing.assert_close(compiled, expected, atol=1e-5, rtol=1e-5)

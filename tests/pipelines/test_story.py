@@ -306,3 +306,32 @@ def test_a_window_that_the_positions_cannot_carry_is_refused(make_pipeline):
     pipe = make_pipeline(use_rotary_positional_embeddings=False)  # sin-cos: at most 3 latent frames a scene
     with pytest.raises(ValueError, match="sin-cos positions"):
         plan_windows(pipe, 5, (), 3, 64, 96, 13)
+
+
+def test_the_context_cache_works_in_windows_with_context_and_is_part_of_their_scenes_keys(
+    small_pipeline, tmp_path, monkeypatch
+):
+    """The first window has no context, so its scenes are those of any refresh."""
+    calls = []
+    call = type(small_pipeline).__call__
+    monkeypatch.setattr(
+        type(small_pipeline),
+        "__call__",
+        lambda *args, **kwargs: calls.append(kwargs["context_refresh"]) or call(*args, **kwargs),
+    )
+    store = SceneStore(tmp_path / "scenes", "weights")
+    exact = tell(small_pipeline, PROMPTS[:4], store=store)
+    cached = tell(small_pipeline, PROMPTS[:4], store=store, context_refresh=2)
+    assert calls == [1, 1, 2]
+    assert all(torch.equal(*scenes) for scenes in zip(exact[:3], cached))
+    assert not torch.equal(exact[3], cached[3])
+    calls.clear()
+    again = tell(small_pipeline, PROMPTS[:4], store=store, context_refresh=2, context_cache_device="cpu")
+    assert torch.equal(again[3], cached[3]) and not calls
+    tell(small_pipeline, PROMPTS[:4], store=store, context_refresh=2, context_cache_dtype="fp8")
+    assert calls == [2]
+
+
+def test_a_context_cache_without_context_is_refused(small_pipeline):
+    with pytest.raises(ValueError, match="context_refresh=2"):
+        generate_story(small_pipeline, PROMPTS[:3], window=3, **SMALL, context_refresh=2)
