@@ -20,6 +20,7 @@ from mask2dit.texts import parse_json, read_text
 
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
+CONTEXTS = ("last", "anchor", "cast")  # choices of earlier scenes, see mask2dit.pipelines.story.ContextRule
 SAMPLERS = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}  # by name, diffusers' classes
 CONTEXT_CACHE_DEVICES = ("model", "cpu")
 CONTEXT_CACHE_DTYPES = ("auto", "fp8")
@@ -29,6 +30,8 @@ NULL, STRING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"  # YAML's tags
 
 def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """Reads a YAML file and `key=value` overrides into a dataclass.
+
+    A field with the metadata {"record_for": key} is set to the path of a JSON record if it is read and the key is overridden.
 
     Texts are taken literally: `${x}` is not interpolated, and a key that holds a text takes `007` or `yes` as it is
     written. An override is also a text, unless it begins with a bracket, or its key does not hold a text and it is a
@@ -52,6 +55,10 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
             f"the configuration file {str(path)!r} {kind}: name a .yaml, or the .json record of a run; settings are "
             "written key=value"
         )
+    if path is not None and Path(path).suffix.lower() == ".json":
+        overridden = {override.partition("=")[0] for override in overrides}
+        records = [entry.name for entry in fields(schema) if entry.metadata.get("record_for") in overridden]
+        overrides = [*(f"{name}={path}" for name in records), *overrides]
     try:
         if path is not None:
             config = OmegaConf.merge(config, _read(schema, Path(path)))
@@ -277,6 +284,8 @@ def _explain(error: Exception, config) -> str:
     if isinstance(error, ConfigKeyError):
         key = key or str(error.key)
         group = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+        if group is None:  # a group that the configuration would add, such as that of a stage
+            group = [field.name for field in fields(error.object_type)]
         known = [f"{key.rpartition('.')[0]}.{name}".removeprefix(".") for name in group]
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}"

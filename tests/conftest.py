@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -174,6 +177,30 @@ def freeze_context(monkeypatch):
     return freeze
 
 
+@pytest.fixture
+def run_checks(tmp_path):
+    """Runs checks of `processes.py`, all but the slow ones if none is named, on several processes. Returns the largest
+    difference of each, or the traceback of its error."""
+
+    def run(num_processes: int, *names: str) -> dict[str, float | str]:
+        script = Path(__file__).with_name("processes.py")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, script, str(tmp_path), str(rank), str(num_processes), *names],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(num_processes)
+        ]
+        errors = [process.communicate()[1] for process in processes]
+        assert not any(process.returncode for process in processes), "\n".join(errors)
+        return json.loads((tmp_path / "results.json").read_text())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory) -> Path:
     """The complete small folder that the repository builds."""
@@ -295,6 +322,19 @@ def chat_server():
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A real Ray cluster of this machine with two CPUs, to which the tests' process is connected. Takes seconds to start."""
+    ray = pytest.importorskip("ray", reason="pip install mask2dit[cluster]")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+        yield ray
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

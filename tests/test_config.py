@@ -59,7 +59,7 @@ def test_overrides_win_and_take_their_keys_type(tmp_path):
     "text, overrides, message",
     [
         ("prompts: [a]\nsede: 1", [], "config.yaml: there is no key 'sede'; did you mean 'seed'?"),
-        ("prompts: [a]\nqqq: 1", [], "known keys are model, build_untrained"),
+        ("prompts: [a]\nqqq: 1", [], "known keys are model, revision, variant"),
         ("prompts: [a]\nlora: {size: 1}", [], "there is no key 'lora.size'"),
         ("prompts: [a]\nseed: many", [], "seed: Value 'many' of type 'str' could not be converted to Integer"),
         ("prompts: [a", [], "config.yaml: "),

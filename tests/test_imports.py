@@ -25,6 +25,7 @@ FLOORS = (
         "endpoint",
         "texts",
     ),
+    ("engine",),
     ("reporting",),
     ("video",),
     ("stories",),

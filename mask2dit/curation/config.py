@@ -4,10 +4,20 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from mask2dit.config import DTYPES, check_at_least, check_choice, check_positive, parse_shard
+from mask2dit.config import DTYPES, check_at_least, check_choice, check_positive
 from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.engine.config import EngineConfig
 
 STAGES = ("probe", "split", "write", "score", "filter", "embed", "group", "single", "caption", "verify", "export")
+ON_WORKERS = (
+    "probe",
+    "split",
+    "write",
+    "score",
+    "embed",
+    "group",
+    "verify",
+)  # the others take this process moments, or requests
 BACKENDS = ("openai", "transformers", "stand_in")
 
 
@@ -241,7 +251,7 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True)
-class CurationConfig:
+class CurationConfig(EngineConfig):
     """Curation from a folder of films to training manifests. `configs/curation/*.yaml` hold values."""
 
     films: str = "films"
@@ -251,8 +261,6 @@ class CurationConfig:
     results."""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     """Stages to run; the results of the others are reused."""
-    shard: str = "0/1"
-    """i/n: process the i-th of n parts of the films, so that n processes share the work. Run 0/1 at the end to export."""
     num_frames: int = 49
     """Frames per scene in training; shorter clips are dropped."""
     max_stride: int = 3
@@ -271,6 +279,14 @@ class CurationConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self):
+        super().__post_init__()
+        self.check_resources(ON_WORKERS)
+        batch = self.resources["embed"].batch if "embed" in self.resources else None
+        if batch is not None and batch % self.embed.batch_size:
+            raise ValueError(
+                f"resources.embed.batch={batch} has to be a multiple of embed.batch_size={self.embed.batch_size}: features "
+                "depend on the clips that are embedded together"
+            )
         if not self.stages:
             raise ValueError(f"stages is empty: name some of {', '.join(STAGES)}")
         for name in self.stages:
@@ -278,7 +294,6 @@ class CurationConfig:
                 raise ValueError(f"stages has to hold {', '.join(STAGES)}, but holds {name!r}")
         for name in ("num_frames", "max_stride"):
             check_at_least(name, getattr(self, name), 1)
-        parse_shard(self.shard)
         limits = self.filter
         for name, measured, remedy in (
             ("min_motion", self.score.motion, "score.motion=true"),

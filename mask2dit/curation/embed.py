@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from mask2dit.curation.config import EmbedConfig
 from mask2dit.curation.store import Entry
 from mask2dit.curation.write import Clip
+from mask2dit.device import choose_device
 from mask2dit.encoders.clip_tokenizer import ViCLIPTokenizer, load_clip_tokenizer
 from mask2dit.encoders.config import ViCLIPConfig
 from mask2dit.encoders.features import normalise
@@ -34,16 +34,20 @@ class Features(Entry):
 class Embedder:
     """ViCLIP with its tokenizer.
 
+    Args:
+        config: its weights.
+        device: name of the device, see `choose_device`.
+
     Raises:
         FileNotFoundError, ValueError: if there are no weights, or they are not ViCLIP's.
     """
 
-    def __init__(self, config: ViCLIPConfig, device: torch.device):
-        self.model = load_viclip(config.weights).to(device)
+    def __init__(self, config: ViCLIPConfig, device: str):
+        self.device = choose_device(device)
+        self.model = load_viclip(config.weights).to(self.device)
         tokenizer = load_clip_tokenizer(Path(config.weights).parent)
         self.tokenizer = ViCLIPTokenizer(tokenizer, self.model.context_length)
         self.preprocessing = config.preprocessing
-        self.device = device
 
     @torch.inference_mode()
     def videos(self, paths: Sequence[Path]) -> np.ndarray:
@@ -77,12 +81,11 @@ def embed_settings(config: ViCLIPConfig) -> dict:
     return {"viclip": fingerprint(weights), "preprocessing": config.preprocessing}
 
 
-def embed(clips: Iterable[Clip], folder: Path, config: EmbedConfig, settings: dict, device: torch.device) -> Iterator:
+def embed(clips: Iterable[Clip], embedder: Embedder, folder: Path, batch_size: int, settings: dict) -> Iterator:
     """Embeds clips and writes one file of features per batch below `folder` / features."""
-    embedder = Embedder(config.viclip, device)
     (folder / "features").mkdir(exist_ok=True)
     clips = iter(clips)
-    while batch := list(islice(clips, config.batch_size)):
+    while batch := list(islice(clips, batch_size)):
         features = embedder.videos([folder / clip.path for clip in batch]).astype(np.float32)
         # The name depends on the settings, so that features of other weights are not overwritten.
         path = folder / "features" / f"{digest([settings, *(clip.key for clip in batch)])}.safetensors"

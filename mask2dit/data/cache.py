@@ -28,6 +28,7 @@ from mask2dit.data.quarantine import Quarantine
 from mask2dit.device import choose_device
 from mask2dit.files import atomic_path, check_writable, open_tensors, read_json, write_text
 from mask2dit.hashing import digest, fingerprint
+from mask2dit.models.hub import local_model
 from mask2dit.pipelines.mask2dit import VAE_REMEDY, Mask2DiTPipeline, require_finite
 from mask2dit.provenance import describe_changes
 
@@ -129,7 +130,13 @@ class LatentCache:
         return size is not None and clip.path.is_file() and clip.path.stat().st_size != size
 
 
-def cache_settings(data: DataConfig, model: str | os.PathLike, dtype: str, skeleton: Mask2DiTPipeline) -> dict:
+def cache_settings(
+    data: DataConfig,
+    model: str | os.PathLike,
+    dtype: str,
+    skeleton: Mask2DiTPipeline,
+    variant: str | None = None,
+) -> dict:
     """All settings that latents and embeddings depend on, besides the clips and captions themselves.
 
     Args:
@@ -137,6 +144,7 @@ def cache_settings(data: DataConfig, model: str | os.PathLike, dtype: str, skele
         model: the model's folder, whose encoders are fingerprinted.
         dtype: the data type of the encoders.
         skeleton: `Mask2DiTPipeline.skeleton` of that folder.
+        variant: the variant of the encoders' weights.
 
     Raises:
         ValueError: if the model does not support videos of this size.
@@ -146,6 +154,7 @@ def cache_settings(data: DataConfig, model: str | os.PathLike, dtype: str, skele
         **{f"{part} weights": fingerprint(Path(model) / part) for part in ("vae", "text_encoder", "tokenizer")},
         "text_length": skeleton.transformer.config.max_text_seq_length,
         "dtype": dtype,
+        **({"variant": variant} if variant else {}),  # caches made before there were variants stay valid
         **{
             key: getattr(data, key)
             for key in ("kind", "num_frames", "height", "width", "max_stride", "num_windows", "seed")
@@ -161,8 +170,9 @@ def build_cache(config: CacheConfig) -> None:
         QuarantineError: if too many clips cannot be read.
     """
     device = choose_device(config.device)
-    skeleton = Mask2DiTPipeline.skeleton(config.model)
-    settings = cache_settings(config.data, config.model, config.dtype, skeleton)
+    config = local_model(config)
+    skeleton = Mask2DiTPipeline.skeleton(config.model, variant=config.variant)
+    settings = cache_settings(config.data, config.model, config.dtype, skeleton, config.variant)
     # Includes rows that are too short for a sample, since the cache serves any num_scenes.
     listed = [clip for row in read_manifest(config.data) for clip in row if is_long_enough(clip, config.data)]
     clips = list({clip.name: clip for clip in listed}.values())
@@ -187,7 +197,7 @@ def build_cache(config: CacheConfig) -> None:
         logger.info("Nothing is missing in part %s of %s", config.shard, folder)
         return
 
-    pipe = load_encoders(config.model, getattr(torch, config.dtype), device, skeleton)
+    pipe = load_encoders(config.model, getattr(torch, config.dtype), device, skeleton, config.variant)
     with tqdm(total=num_captions, desc="captions", unit="caption") as progress:
         for chunk in caption_files:
             tensors = {}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -24,6 +25,8 @@ from mask2dit.data.clips import (
 )
 from mask2dit.data.config import CheckConfig, DataConfig
 from mask2dit.data.manifests import LENGTH_FIELD, PATH_FIELD, Problem, manifest_suffix, parse_manifest
+from mask2dit.models.hub import fetch_model
+from mask2dit.models.loading import load_tokenizer
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.reporting.tables import text_table
 from mask2dit.video.reading import FileReader
@@ -70,7 +73,10 @@ def check_manifest(config: DataConfig, model: str | None = None) -> Report:
     Raises:
         FileNotFoundError, ValueError: if the manifest or the model cannot be read at all.
     """
-    pipe = Mask2DiTPipeline.skeleton(model) if model is not None else None
+    pipe = None
+    if model is not None:
+        pipe = Mask2DiTPipeline.skeleton(model, configs_only=True)
+        pipe.register_modules(tokenizer=load_tokenizer(Path(model) / "tokenizer"))
     rows, problems = parse_manifest(config)
     clips = [clip for row in rows for clip in row]
     # FFmpeg releases Python's global lock while decoding.
@@ -194,7 +200,8 @@ def _check_row(config: DataConfig, number: int, row: list[Clip], videos: list[_V
 
 def report_problems(config: CheckConfig) -> int:
     """Prints the report. Returns the exit status: 1 if a row is unusable, else 0."""
-    report = check_manifest(config, config.model)
+    model = config.model and fetch_model(config.model, revision=config.revision, configs_only=True)
+    report = check_manifest(config, model)
     print(
         f"{config.manifest} for kind={config.kind}: samples of {config.num_scenes} scenes, {config.num_frames} frames each"
     )

@@ -70,7 +70,11 @@ class CacheConfig:
     """What `mask2dit cache` computes. `configs/data/cache.yaml` sets every key."""
 
     model: str = BASE_MODEL
-    """Model folder in diffusers' layout whose VAE and text encoder are used."""
+    """Model folder in diffusers' layout, or name on the Hugging Face Hub, whose VAE and text encoder are used."""
+    revision: str | None = None
+    """Branch, tag or commit of a model of the Hugging Face Hub; null: its main branch."""
+    variant: str | None = None
+    """Variant of the weights, such as fp16, where the model has several; null: the plain ones."""
     data: DataConfig = field(default_factory=lambda: DataConfig(num_windows=1, cache="datasets/cache"))
     """The same settings as in training; `data.cache` is the folder to write."""
     dtype: str = "bfloat16"
@@ -96,8 +100,10 @@ class CheckConfig(DataConfig):
 
     # The model
     model: str | None = None
-    """Folder of the model to train, whose text window captions should fit; null: the length of captions is not
-    checked."""
+    """Model to train, a folder or a name on the Hugging Face Hub, whose text window captions should fit; null: the length of
+    captions is not checked."""
+    revision: str | None = None
+    """Branch, tag or commit of a model of the Hugging Face Hub; null: its main branch."""
 
     def __post_init__(self):
         if not self.manifest:

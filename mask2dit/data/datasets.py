@@ -210,6 +210,7 @@ def build_dataset(
     model: str | os.PathLike,
     dtype: str,
     skeleton: Mask2DiTPipeline | None = None,
+    variant: str | None = None,
 ) -> PretrainDataset | FineTuneDataset:
     """The dataset of a configuration, which reads the cache if `config.cache` names one.
 
@@ -219,14 +220,15 @@ def build_dataset(
         model: the folder whose VAE and text encoder training uses; a cache must be made with the same.
         dtype: their data type: float32, bfloat16 or float16.
         skeleton: `Mask2DiTPipeline.skeleton` of the folder. None: it is built here if a cache is read.
+        variant: the variant of their weights.
 
     Raises:
         FileNotFoundError, ValueError: as the datasets and `LatentCache` raise them.
     """
     cache = None
     if config.cache is not None:
-        skeleton = skeleton or Mask2DiTPipeline.skeleton(model)
-        cache = LatentCache(config.cache, cache_settings(config, model, dtype, skeleton))
+        skeleton = skeleton or Mask2DiTPipeline.skeleton(model, variant=variant)
+        cache = LatentCache(config.cache, cache_settings(config, model, dtype, skeleton, variant))
     return {"pretrain": PretrainDataset, "finetune": FineTuneDataset}[config.kind](config, quarantine, cache)
 
 

@@ -13,13 +13,17 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
-from mask2dit.models.loading import load_model, load_text_encoder
+from mask2dit.models.loading import folder_variants, load_model, load_text_encoder
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.randomness import generator_for
 
 
 def load_encoders(
-    model: str | os.PathLike, dtype: torch.dtype, device: torch.device, skeleton: Mask2DiTPipeline | None = None
+    model: str | os.PathLike,
+    dtype: torch.dtype,
+    device: torch.device,
+    skeleton: Mask2DiTPipeline | None = None,
+    variant: str | None = None,
 ) -> Mask2DiTPipeline:
     """A pipeline with loaded VAE and text encoder, and a transformer without weights, which takes no memory.
 
@@ -27,15 +31,21 @@ def load_encoders(
         model: the model's folder.
         dtype, device: data type and device of VAE and text encoder.
         skeleton: `Mask2DiTPipeline.skeleton` of the folder, which receives the encoders. None: built here.
+        variant: the variant of the weights, as for `Mask2DiTPipeline.from_pretrained`.
 
     Raises:
         FileNotFoundError, ValueError: as `Mask2DiTPipeline.skeleton` raises them.
     """
     pipe = Mask2DiTPipeline.skeleton(model) if skeleton is None else skeleton
+    variants = folder_variants(Path(model), variant)
     vae = load_model(
-        AutoencoderKLCogVideoX, AutoencoderKLCogVideoX.from_pretrained, Path(model) / "vae", torch_dtype=dtype
+        AutoencoderKLCogVideoX,
+        AutoencoderKLCogVideoX.from_pretrained,
+        Path(model) / "vae",
+        variants["vae"],
+        torch_dtype=dtype,
     )
-    text_encoder = load_text_encoder(Path(model) / "text_encoder", dtype)
+    text_encoder = load_text_encoder(Path(model) / "text_encoder", dtype, variants["text_encoder"])
     pipe.register_modules(
         vae=vae.eval().requires_grad_(False).to(device), text_encoder=text_encoder.requires_grad_(False).to(device)
     )

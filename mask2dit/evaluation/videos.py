@@ -19,6 +19,7 @@ from mask2dit.files import write_text
 from mask2dit.hashing import fingerprint
 from mask2dit.inference import run as inference
 from mask2dit.inference.config import InferenceConfig
+from mask2dit.models.hub import local_model, origin
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.story import SceneStore, check_context_refresh, decode_scene, story_windows
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
@@ -35,10 +36,13 @@ from mask2dit.video.writing import write_video
 logger = logging.getLogger(__name__)
 
 # Keys of `InferenceConfig` on which a video does not depend. A change of any other key makes videos stale.
-NAMED_BY_WEIGHTS = {"model", "build_untrained", "lora", "memory", "vae_tiling", "attention_backend"}
-WITHOUT_EFFECT = {"compile", "device", "save_path", "name", "context_cache_device"}
+NAMED_BY_WEIGHTS = {"model", "revision", "variant", "build_untrained", "lora", "memory", "vae_tiling",
+                    "attention_backend"}  # fmt: skip
+WITHOUT_EFFECT = {"compile", "device", "save_path", "name", "count", "preview_every",
+                  "context_cache_device"}  # fmt: skip
 OF_CONTEXT_VIDEOS = {"context_videos", "context_start", "sample_context", "noise_context"}  # evaluation has none
-HARMLESS = NAMED_BY_WEIGHTS | WITHOUT_EFFECT | OF_CONTEXT_VIDEOS
+OF_RECORDS = {"redo", "following", "record"}  # evaluation makes whole stories
+HARMLESS = NAMED_BY_WEIGHTS | WITHOUT_EFFECT | OF_CONTEXT_VIDEOS | OF_RECORDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +150,7 @@ class Generator:
 
     def __init__(self, config: EvaluationConfig, stories: Sequence[Story]):
         self.config = config
-        self.settings = config.generation
+        self.settings = local_model(config.generation)
         self.folder = Path(config.output) / "videos"
         self.device = choose_device(config.device)
         if self.settings.build_untrained and Path(self.settings.model).name.startswith("untrained"):
@@ -177,7 +181,11 @@ class Generator:
         record = self._record(story)
         if record is None:
             started = time.time()
-            record = {"made_from": self._made_from(story), **self._generate(story, path)}
+            record = {
+                "made_from": self._made_from(story),
+                **origin(self.settings.model),
+                **self._generate(story, path),
+            }
             record |= {"seconds": round(time.time() - started, 1), **software()}
             # Written last: if the record exists, the video is complete.
             write_text(path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
@@ -206,7 +214,7 @@ class Generator:
 
     @cached_property
     def _skeleton(self) -> Mask2DiTPipeline:
-        return inference.load_skeleton(self.settings.model)
+        return inference.load_skeleton(self.settings.model, variant=self.settings.variant)
 
     def _seed(self, story: Story) -> int:
         """A seed that differs between stories. A story has the same one in all runs with the same `seed`."""
@@ -271,4 +279,4 @@ class Generator:
             config, prompts=config.prompts[:initial], num_frames=config.num_frames[:initial], context_refresh=1
         )
         first = list(inference.story_latents(self.pipe, beginning, store))
-        return inference.story_latents(self.pipe, config, store, torch.cat(first, dim=1))
+        return inference.story_latents(self.pipe, config, store, given=dict(enumerate(first)))

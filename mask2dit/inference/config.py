@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mask2dit.config import (
+    CONTEXTS,
     DTYPES,
     SAMPLERS,
     check_at_least,
@@ -35,7 +36,12 @@ class SamplingConfig:
 
     # The model
     model: str = "models/Mask2DiT"
-    """Model folder in diffusers' layout: trained here, released by the authors, or plain CogVideoX."""
+    """Model folder in diffusers' layout, or a name on the Hugging Face Hub, such as qth/Mask2DiT: trained here, released by
+    the authors, or plain CogVideoX."""
+    revision: str | None = None
+    """Branch, tag or commit of a model of the Hugging Face Hub; null: its main branch."""
+    variant: str | None = None
+    """Variant of the weights, such as fp16, where the model has several; null: the plain ones."""
     build_untrained: bool = False
     """Build a small model with random weights if the model folder does not exist. Its name has to begin with "untrained".
     Its videos are noise."""
@@ -48,6 +54,11 @@ class SamplingConfig:
     """One negative prompt for all scenes, or a list with one per scene."""
     window: int | None = None
     """Number of scenes generated together; in a longer story, this window slides over the scenes. null: all at once."""
+    context: str = "last"
+    """Earlier scenes that a sliding window continues from, besides the latest: last (the ones before it), anchor (the
+    `anchors`) or cast (those that share most actors with the new scene)."""
+    anchors: list[int] = field(default_factory=lambda: [1])
+    """Numbers of the scenes, from 1, that context=anchor keeps in every window."""
     height: int | None = None
     """Height in pixels; null: the model's height, 480 for Mask²DiT-5B."""
     width: int | None = None
@@ -90,6 +101,7 @@ class SamplingConfig:
     """Frames per second of the video."""
 
     def __post_init__(self):
+        check_choice("context", self.context, CONTEXTS)
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("dtype", self.dtype, DTYPES)
         if self.compile and self.memory in ("group_offload", "sequential_offload", "fp8"):
@@ -119,9 +131,20 @@ class InferenceConfig(SamplingConfig):
     noise_context: bool = False
     """Add noise to the context at timestep 0, as the published pipeline does; in training, the context is clean."""
 
+    # One scene anew
+    redo: list[int] = field(default_factory=list)
+    """Scenes to make again, counted from 1, of the run whose record (.json) is the configuration file. All others are kept
+    as they are and given, as far as the window reaches. Scenes that were added at the end are made too."""
+    following: bool = False
+    """Also make the scenes again that follow those in redo."""
+    record: str | None = field(default=None, metadata={"record_for": "redo"})
+    """Record from which scenes are kept; null: the configuration file, where redo is on the command line."""
+
     # Sampling
     seed: int = 42
     """Seed of the noise."""
+    count: int = 1
+    """Number of videos, made with the seeds seed, seed + 1, …; a sheet compares them."""
 
     # The machine
     device: str = "auto"
@@ -132,6 +155,8 @@ class InferenceConfig(SamplingConfig):
     """Folder for the video, the contact sheet, the record and finished scenes, which the next run reuses."""
     name: str | None = None
     """File name of the video without suffix; null: the next free number."""
+    preview_every: int = 0
+    """Steps between previews of scenes, which are written beside the finished scenes; 0: none."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -153,6 +178,14 @@ class InferenceConfig(SamplingConfig):
         counts = self.num_frames if isinstance(self.num_frames, list) else [self.num_frames]
         if self.num_frames is not None and not all(type(count) is int for count in counts):
             raise ValueError(f"num_frames has to be a number or a list of numbers, but is {self.num_frames!r}")
+        check_at_least("preview_every", self.preview_every, 0)
+        check_at_least("count", self.count, 1)
+        if self.count > 1 and self.name is not None:
+            raise ValueError(f"count={self.count} videos cannot all be named {self.name!r}: leave name out")
+        if wrong := [number for number in self.redo if number < 1]:
+            raise ValueError(f"redo counts scenes from 1, but names {wrong[0]}")
+        if (self.redo or self.following) and self.record is None:
+            raise ValueError("redo needs an earlier run: pass its record (.json) as the configuration file")
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed={self.seed} has to fit into 64 bits, as torch's generators need it")
         if self.name is not None:

@@ -18,6 +18,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 
 from mask2dit.models.masks import cross_scene
+from mask2dit.models.parallel import ShardedLayout
 from mask2dit.scenes import SceneLayout
 
 CPU_BACKENDS = ("native", "_native_math", "flex")
@@ -250,12 +251,17 @@ class Mask2DiTAttnProcessor:
         if attn.norm_k is not None:
             key = attn.norm_k(key)
 
+        whole = layout
+        if isinstance(layout, ShardedLayout):
+            whole = layout.whole
+            query, key, value = layout.tokens_to_heads(query, key, value)
+
         if image_rotary_emb is not None:
-            video = slice(layout.text_length, None)
+            video = slice(whole.text_length, None)
             query[:, video] = apply_rotary_emb(query[:, video], image_rotary_emb, sequence_dim=1)
             key[:, video] = apply_rotary_emb(key[:, video], image_rotary_emb, sequence_dim=1)
 
-        inputs = (query, key, value, layout, self.variant, self._attention_backend)
+        inputs = (query, key, value, whole, self.variant, self._attention_backend)
         if given is None:
             output = grouped_attention(*inputs)
         elif given.key is None:
@@ -263,6 +269,8 @@ class Mask2DiTAttnProcessor:
             output = grouped_attention(*inputs)
         else:
             output = grouped_attention(*inputs, given=given)
+        if isinstance(layout, ShardedLayout):
+            output = layout.heads_to_tokens(output)
         output = attn.to_out[0](output.flatten(2))
         output = attn.to_out[1](output)
         text, video = output.split([layout.text_length, layout.video_length], dim=1)

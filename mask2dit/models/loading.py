@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,6 +25,8 @@ from transformers.utils import is_protobuf_available
 CONFIG_NAME = "config.json"
 DIFFUSERS_NAMES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 TRANSFORMERS_NAMES = ("model.safetensors", "pytorch_model.bin")
+# Components with weights, and the names that their libraries look for
+COMPONENT_NAMES = {"text_encoder": TRANSFORMERS_NAMES, "vae": DIFFUSERS_NAMES, "transformer": DIFFUSERS_NAMES}
 
 
 def model_folder(folder: str | os.PathLike, subfolder: str | None, default: str = "") -> Path:
@@ -71,31 +73,85 @@ def weight_files(folder: Path, variant: str | None = None, names: tuple[str, str
         FileNotFoundError: if there are none, none of this variant, or a file that the index names is missing.
         ValueError: if the index is corrupt, or the folder holds several variants and none is selected.
     """
+    chosen = choose_weights(
+        _file_names(folder), variant, names, lambda index: index_names(folder / index), str(folder)
+    )
+    missing = [name for name in chosen if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"the index in {str(folder)!r} names weights that are not there: {', '.join(missing)}")
+    return [folder / name for name in chosen]
+
+
+def choose_weights(
+    available: Collection[str],
+    variant: str | None,
+    names: tuple[str, str],
+    read_index: Callable[[str], list[str]],
+    where: str,
+) -> list[str]:
+    """Chooses the weights among the file names of a model, by the rules of `weight_files`.
+
+    Args:
+        available: names of the files of one model.
+        variant, names: as for `weight_files`.
+        read_index: returns the file names that an index lists.
+        where: the folder, for messages.
+
+    Raises:
+        FileNotFoundError, ValueError: as `weight_files`.
+    """
     for name in names:
-        index = folder / _add_variant(f"{name}.index.json", variant)
-        if index.is_file():
-            return _indexed_files(index)
-        file = folder / _add_variant(name, variant)
-        if file.is_file():
+        index, file = _add_variant(f"{name}.index.json", variant), _add_variant(name, variant)
+        if index in available:
+            return read_index(index)
+        if file in available:
             return [file]
-    by_variant = _files_by_variant(folder, names)
+    by_variant = _names_by_variant(available, names)
     if variant in by_variant:
         return by_variant[variant]
     others = ", ".join(sorted(by_variant.keys() - {None}))
     if variant is not None:
         raise FileNotFoundError(
-            f"{str(folder)!r} holds no weights of the variant {variant!r} (its variants: {others or 'none'})"
+            f"{where!r} holds no weights of the variant {variant!r} (its variants: {others or 'none'})"
         )
     if len(by_variant) == 1:
-        return weight_files(folder, others, names)
+        return choose_weights(available, others, names, read_index, where)
     if by_variant:
-        raise ValueError(f"{str(folder)!r} holds weights of the variants {others}: pass one of them as variant")
-    raise FileNotFoundError(f"{str(folder)!r} holds no weights: expected .safetensors or .bin files in it")
+        raise ValueError(f"{where!r} holds weights of the variants {others}: pass one of them as variant")
+    raise FileNotFoundError(f"{where!r} holds no weights: expected .safetensors or .bin files in it")
 
 
-def has_variant(folder: Path, variant: str) -> bool:
-    """Returns True if a folder holds weights of a variant."""
-    return any(variant in _files_by_variant(folder, names) for names in (DIFFUSERS_NAMES, TRANSFORMERS_NAMES))
+def has_variant(available: Collection[str], variant: str) -> bool:
+    """Returns True if weights of a variant are among these file names."""
+    return any(variant in _names_by_variant(available, names) for names in (DIFFUSERS_NAMES, TRANSFORMERS_NAMES))
+
+
+def component_variants(files: Mapping[str, Collection[str]], variant: str | None, where: str) -> dict[str, str | None]:
+    """Chooses the variant to load for each component: the given one where the component has it, else its plain weights.
+
+    Args:
+        files: file names of each component.
+        variant: the variant that is asked for.
+        where: the model, for messages.
+
+    Raises:
+        FileNotFoundError: if no component has the variant.
+    """
+    variants = {name: variant if variant and has_variant(files[name], variant) else None for name in files}
+    if variant is not None and not any(variants.values()):
+        raise FileNotFoundError(f"no component in {where!r} has weights of the variant {variant!r}")
+    return variants
+
+
+def folder_variants(
+    folder: Path, variant: str | None, names: Iterable[str] = tuple(COMPONENT_NAMES)
+) -> dict[str, str | None]:
+    """Chooses the variant to load for each component in a folder, as `component_variants`."""
+    return component_variants({name: _file_names(folder / name) for name in names}, variant, str(folder))
+
+
+def _file_names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def weight_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -277,30 +333,26 @@ def _plain_layout(folder: Path, files: list[Path], names: tuple[str, str]) -> Ge
         yield layout
 
 
-def _indexed_files(index: Path) -> list[Path]:
-    """Returns the files listed in an index of weights. Raises the errors of `weight_files`."""
+def index_names(index: Path) -> list[str]:
+    """Returns the file names listed in an index of weights. Raises `ValueError` if it is corrupt."""
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(index)!r} is no index of weights ({error!r}): fetch it again") from error
-    files = [index.parent / name for name in names]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{str(index)!r} names weights that are not there: {', '.join(missing)}")
-    return files
 
 
-def _files_by_variant(folder: Path, names: tuple[str, str]) -> dict[str | None, list[Path]]:
-    """Lists a folder's `.safetensors` files, or its `.bin` files if there are none, by variant (None: no variant)."""
+def _names_by_variant(available: Collection[str], names: tuple[str, str]) -> dict[str | None, list[str]]:
+    """Lists the `.safetensors` files, or the `.bin` files if there are none, by variant (None: no variant)."""
     stem = re.escape(Path(names[0]).stem), re.escape(Path(names[1]).stem)
     shard = r"(?:-\d+-of-\d+)?"
     named = re.compile(rf"(?:{stem[0]}|{stem[1]}){shard}\.(.+?){shard}")
-    files: dict[str | None, list[Path]] = {}
-    for pattern in ("*.safetensors", "*.bin"):
-        found: dict[str | None, list[Path]] = {}
-        for file in sorted(folder.glob(pattern)):
-            match = named.fullmatch(file.stem)
-            found.setdefault(match and match[1], []).append(file)
+    files: dict[str | None, list[str]] = {}
+    for suffix in (".safetensors", ".bin"):
+        found: dict[str | None, list[str]] = {}
+        for name in sorted(available):
+            if name.endswith(suffix):
+                match = named.fullmatch(Path(name).stem)
+                found.setdefault(match and match[1], []).append(name)
         files = found | files
     return files
 

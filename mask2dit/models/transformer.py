@@ -5,6 +5,7 @@ D token width, N tokens of the whole sequence `[T_1 … T_S | V_1 … V_S]`.
 """
 
 import inspect
+import os
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import nn
 
 from mask2dit.models.attention import GivenTokens, Mask2DiTAttnProcessor
 from mask2dit.models.context_cache import ContextCache
+from mask2dit.models.parallel import ShardedLayout, shard_layout
 from mask2dit.models.positions import grid_positions, rotary_table, sincos_table
 from mask2dit.scenes import SceneLayout
 
@@ -92,6 +94,8 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
     _repeated_blocks = ["Mask2DiTBlock"]
     gradient_checkpointing_interval = 1
     """With gradient checkpointing, every n-th block is recomputed in the backward pass; 1: all blocks."""
+    ulysses_group = None
+    """The processes that share each forward pass, from `mask2dit.models.parallel.apply_ulysses`; None: only this one."""
 
     @register_to_config
     def __init__(
@@ -170,30 +174,48 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         pretrained_model_name_or_path,
         subfolder: str | None = None,
         mask_variant: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
         **kwargs,
     ) -> "Mask2DiTTransformer3DModel":
         """Reads a trained folder, a released Mask²DiT folder or a plain CogVideoX folder.
 
         Args:
-            pretrained_model_name_or_path: a local folder.
+            pretrained_model_name_or_path: a local folder; else a name on the Hugging Face Hub, such as "qth/Mask2DiT".
             subfolder: the transformer's subfolder. None: the folder itself or, if it has no `config.json`, its
                 `transformer/`.
             mask_variant: "v1" … "v5". None: the config's own, else its `attn_msk_version` n as "vn", else "v2".
-            **kwargs: as in diffusers (`torch_dtype`, `variant`, `device_map`, `quantization_config`, …). A folder with
-                a single variant does not need `variant`.
+            variant: the variant of the weights, see `mask2dit.models.loading.weight_files`. A folder with a single variant
+                does not need it.
+            revision, token, cache_dir, local_files_only: as for `mask2dit.models.hub.fetch_model`; of no effect for a folder.
+            **kwargs: as in diffusers (`torch_dtype`, `device_map`, `quantization_config`, …).
 
         Raises:
             FileNotFoundError: if the folder, its config or its weights are missing.
+            PermissionError, ConnectionError: as `mask2dit.models.hub.fetch_model`.
             ValueError: if a file is corrupt, a weight is missing, unknown or of the wrong shape, or the variant unknown.
         """
+        from mask2dit.models.hub import fetch_model
         from mask2dit.models.loading import load_model, model_folder
 
-        folder = model_folder(pretrained_model_name_or_path, subfolder, default="transformer")
+        local = fetch_model(
+            pretrained_model_name_or_path,
+            parts=[subfolder or ""],
+            revision=revision,
+            variant=variant,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        folder = model_folder(local, subfolder, default="transformer")
         if mask_variant is None:
             config = cls.load_config(folder)
             version = config.get("attn_msk_version")
             mask_variant = config.get("mask_variant") or ("v2" if version is None else f"v{version}")
-        return load_model(cls, super().from_pretrained, folder, mask_variant=mask_variant, **kwargs)
+        return load_model(cls, super().from_pretrained, folder, variant, mask_variant=mask_variant, **kwargs)
 
     def scene_layout(self, latent_height: int, latent_width: int, scene_frames: tuple[int, ...]) -> SceneLayout:
         """Returns the token layout of scenes of this size, after checking that the model supports them.
@@ -321,6 +343,9 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
                     image_rotary_emb = tuple(
                         context_cache.select_scenes(table, whole.video_lengths, dim=0) for table in image_rotary_emb
                     )
+        if self.ulysses_group is not None:
+            layout = shard_layout(layout, self.ulysses_group)
+            text, video = layout.share(text, video)
 
         for i, block in enumerate(self.transformer_blocks):
             if (
@@ -357,8 +382,11 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         video = self.norm_final(video)
         shift, scale = self.norm_out.linear(self.norm_out.silu(temb)).chunk(2, dim=-1)
         video = _shift_and_scale(self.norm_out.norm(video), shift, scale, layout.video_lengths)
+        patches = self.proj_out(video)
+        if isinstance(layout, ShardedLayout):
+            patches = layout.gather_video(patches)
         return rearrange(
-            self.proj_out(video),
+            patches,
             "b (f h w) (c t p q) -> b (f t) c (h p) (w q)",
             h=size[0] // self.config.patch_size,
             w=size[1] // self.config.patch_size,

@@ -37,13 +37,15 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from mask2dit.config import check_between, check_context_cache, check_finite
 from mask2dit.models.context_cache import ContextCache
+from mask2dit.models.hub import PARTS, fetch_model
 from mask2dit.models.loading import (
+    COMPONENT_NAMES,
     check_dtype,
     check_links,
     check_text_encoder,
     check_weights,
     empty_model,
-    has_variant,
+    folder_variants,
     load_model,
     load_scheduler,
     load_text_encoder,
@@ -77,7 +79,7 @@ VAE_REMEDY = "the VAE overflows, or its weights are damaged; use dtype bfloat16 
 SAMPLING_REMEDY = (
     "use dtype bfloat16 or float32 and a smaller guidance_scale, and look for NaN in the weights and the LoRA"
 )
-MODEL_NAMES = ("text_encoder", "vae", "transformer")  # components with weights
+MODEL_NAMES = tuple(COMPONENT_NAMES)  # components with weights
 QUOTED = 300  # maximum number of characters that a warning quotes from a prompt
 CUTS_WARNED_OF: set[str] = set()  # per process, since training embeds the same captions repeatedly
 
@@ -212,24 +214,31 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         mask_variant: str | None = None,
         torch_dtype: torch.dtype | dict[str, torch.dtype] = torch.float32,
         variant: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
         **components,
     ) -> "Mask2DiTPipeline":
-        """Reads a folder in diffusers' layout: trained here, released by the authors, or plain CogVideoX.
+        """Reads a folder in diffusers' layout, or a model of the Hugging Face Hub: trained here, released by the authors, or
+        plain CogVideoX.
 
         Its `model_index.json` is not needed, since the classes are known.
 
         Args:
             pretrained_model_name_or_path: a local folder with `tokenizer/`, `text_encoder/`, `vae/`, `transformer/` and
-                `scheduler/`.
+                `scheduler/`; else a name on the hub, such as "qth/Mask2DiT".
             mask_variant: as for `Mask2DiTTransformer3DModel.from_pretrained`.
             torch_dtype: the dtype of all weights, or of each component, as in `{"transformer": torch.bfloat16, "default":
                 torch.float32}`; unnamed components take "default" or, without it, float32.
             variant: the variant to load if a component has several, such as "fp16" for
                 `diffusion_pytorch_model.fp16.safetensors`. Components without this variant load their plain weights.
+            revision, token, cache_dir, local_files_only: as for `mask2dit.models.hub.fetch_model`; of no effect for a folder.
             **components: loaded components by name, instead of those in the folder.
 
         Raises:
             FileNotFoundError: if the folder or a part of it is missing, or no component has the variant.
+            PermissionError, ConnectionError: as `mask2dit.models.hub.fetch_model`.
             ValueError: if a file is corrupt, weights do not fit, or `torch_dtype` does not name dtypes of components.
             TypeError: for a keyword that is not a component.
         """
@@ -239,9 +248,17 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 raise TypeError(
                     f"{name!r} is no component of {cls.__name__}: its components are {', '.join(COMPONENTS)}"
                 )
-        folder = Path(pretrained_model_name_or_path)
+        folder = fetch_model(
+            pretrained_model_name_or_path,
+            parts=[part for part in PARTS if part not in components],
+            revision=revision,
+            variant=variant,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
         check_links(folder, set(COMPONENTS) - components.keys())
-        variants = _component_variants(folder, variant, components)
+        variants = folder_variants(folder, variant, [name for name in MODEL_NAMES if name not in components])
         loaders = {
             "tokenizer": lambda: load_tokenizer(folder / "tokenizer"),
             "scheduler": lambda: load_scheduler(folder / "scheduler"),
@@ -268,11 +285,14 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         return pipeline
 
     @classmethod
-    def skeleton(cls, folder: str | os.PathLike, configs_only: bool = False) -> "Mask2DiTPipeline":
+    def skeleton(
+        cls, folder: str | os.PathLike, configs_only: bool = False, variant: str | None = None
+    ) -> "Mask2DiTPipeline":
         """Builds a pipeline without weights or text encoder, which is fast, suffices for `video_shape` and checks the folder.
 
         Args:
-            folder: as for `from_pretrained`.
+            folder: a local folder, as for `from_pretrained`.
+            variant: as for `from_pretrained`.
             configs_only: True reads only configurations: weights are not checked, and there is no tokenizer.
 
         Raises:
@@ -281,14 +301,15 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         """
         folder = Path(folder)
         check_links(folder, COMPONENTS)
+        variants = {} if configs_only else folder_variants(folder, variant)
         empty = {}
         for name, model_class in (("transformer", Mask2DiTTransformer3DModel), ("vae", AutoencoderKLCogVideoX)):
             path = model_folder(folder, name)
             empty[name] = empty_model(model_class, path)
             if not configs_only:
-                check_weights(empty[name], path, weight_files(path))
+                check_weights(empty[name], path, weight_files(path, variants[name]))
         if not configs_only:
-            check_text_encoder(folder / "text_encoder")
+            check_text_encoder(folder / "text_encoder", variants["text_encoder"])
         return cls(
             **empty,
             tokenizer=None if configs_only else load_tokenizer(folder / "tokenizer"),
@@ -978,16 +999,6 @@ def _component_dtypes(torch_dtype: torch.dtype | dict[str, torch.dtype]) -> dict
         check_dtype(dtype)
     default = torch_dtype.get("default") or torch.float32
     return {name: torch_dtype.get(name) or default for name in MODEL_NAMES}
-
-
-def _component_variants(folder: Path, variant: str | None, components: dict) -> dict[str, str | None]:
-    """Returns the variant to load for each component. Raises `FileNotFoundError` if no component has the variant."""
-    if variant is None:
-        return dict.fromkeys(MODEL_NAMES)
-    variants = {name: variant if has_variant(folder / name, variant) else None for name in MODEL_NAMES}
-    if not any(variants[name] for name in MODEL_NAMES if name not in components):
-        raise FileNotFoundError(f"no component in {str(folder)!r} has weights of the variant {variant!r}")
-    return variants
 
 
 def count_given_scenes(context_latents: torch.Tensor, latent_frames: Sequence[int]) -> int:

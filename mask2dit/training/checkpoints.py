@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from mask2dit.files import partial_folder, read_json, remove_partial_folders, replace_folder, write_errors, write_text
 from mask2dit.hashing import fingerprint
+from mask2dit.models.hub import recorded
 from mask2dit.provenance import describe_changes, software
 from mask2dit.training.config import TrainConfig
 from mask2dit.training.engine import world_size
@@ -72,7 +73,7 @@ def find_checkpoint(config: TrainConfig) -> tuple[Path, int] | None:
     state = read_json(path / STATE, "resume another checkpoint")
     defaults = _comparable(dataclasses.asdict(TrainConfig()))  # for keys that are newer than the checkpoint
     before = defaults | _comparable(state["config"])
-    if changes := describe_changes(before, _comparable(dataclasses.asdict(config))):
+    if changes := describe_changes(before, _comparable(recorded(config))):
         raise ValueError(f"{str(path)!r} was made with another configuration: {changes}")
     if config.max_steps < state["step"]:
         raise ValueError(
@@ -201,7 +202,7 @@ def _sizes(checkpoint: Path) -> dict[str, int]:
 def run_record(config: TrainConfig) -> dict[str, Any]:
     """The resolved configuration, the number of processes, the manifest's fingerprint and the software of a run."""
     return {
-        "config": dataclasses.asdict(config),
+        "config": recorded(config),
         "num_processes": world_size(),
         "manifest": fingerprint(config.data.manifest),
         **software(),

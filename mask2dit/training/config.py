@@ -64,7 +64,12 @@ class TrainConfig:
 
     # The model
     model: str = BASE_MODEL
-    """Model folder to start from: CogVideoX for pre-training, the pre-trained model for fine-tuning."""
+    """Model folder, or name on the Hugging Face Hub, to start from: CogVideoX for pre-training, the pre-trained model for
+    fine-tuning."""
+    revision: str | None = None
+    """Branch, tag or commit of a model of the Hugging Face Hub; null: its main branch."""
+    variant: str | None = None
+    """Variant of the weights, such as fp16, where the model has several; null: the plain ones."""
     mask_variant: str | None = None
     """Mask variant: v1, v2, v3, v4 or v5; null: the model's own, v2 for CogVideoX."""
     output_dir: str = "outputs/pretrain"

@@ -19,6 +19,8 @@ from mask2dit.data.datasets import StoryDataset, build_dataset
 from mask2dit.data.encoding import load_encoders
 from mask2dit.files import atomic_folder, check_writable, write_text
 from mask2dit.models.attention import check_attention_backend
+from mask2dit.models.hub import local_model
+from mask2dit.models.loading import folder_variants
 from mask2dit.models.masks import cross_scene
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
@@ -52,6 +54,7 @@ def train(config: TrainConfig) -> int:
             before weights are read.
         OSError: if a file cannot be written, or another process of the run has ended.
     """
+    config = local_model(config, configs_only=config.dry_run)
     plan = plan_training(config)
     found = plan.checkpoint
     if config.dry_run:
@@ -133,12 +136,12 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
             raise ValueError(
                 f"trackers names {tracker}, which is not installed: pip install {tracker}, or leave it out"
             )
-    skeleton = Mask2DiTPipeline.skeleton(config.model, configs_only=config.dry_run)
+    skeleton = Mask2DiTPipeline.skeleton(config.model, configs_only=config.dry_run, variant=config.variant)
     skeleton.video_shape(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
     # Not the cache in a dry run: comparing it with the model would read the model's weights.
     data = replace(config.data, cache=None) if config.dry_run else config.data
     quarantine = Path(config.output_dir) / "quarantine.jsonl"  # the run's list of clips that could not be read
-    dataset = build_dataset(data, quarantine, config.model, DTYPES[config.precision], skeleton)
+    dataset = build_dataset(data, quarantine, config.model, DTYPES[config.precision], skeleton, config.variant)
     validation_dataset = load_validation_dataset(config)
     if config.validation.every:
         last = skeleton.scheduler.config.num_train_timesteps - 1
@@ -158,9 +161,13 @@ def load_pipeline(config: TrainConfig, skeleton: Mask2DiTPipeline) -> Mask2DiTPi
     """Loads the weights into a skeleton, on the CPU: the transformer in float32, frozen parts in the run's precision."""
     pipe = skeleton
     if config.data.cache is None or config.validation.every:
-        pipe = load_encoders(config.model, getattr(torch, DTYPES[config.precision]), torch.device("cpu"), skeleton)
+        dtype = getattr(torch, DTYPES[config.precision])
+        pipe = load_encoders(config.model, dtype, torch.device("cpu"), skeleton, config.variant)
     transformer = Mask2DiTTransformer3DModel.from_pretrained(
-        config.model, subfolder="transformer", mask_variant=config.mask_variant
+        config.model,
+        subfolder="transformer",
+        mask_variant=config.mask_variant,
+        variant=folder_variants(Path(config.model), config.variant)["transformer"],
     )
     pipe.register_modules(transformer=transformer.train())
     if config.gradient_checkpointing:

@@ -7,6 +7,7 @@ import tempfile
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 
@@ -118,6 +119,59 @@ def write_clips(
             os.replace(Path(temporary) / name, path)
 
 
+def join_videos(path: str | os.PathLike, clips: Sequence[str | os.PathLike]) -> None:
+    """Join videos that `write_video` wrote with one size and frame rate, atomically and without encoding them again: each
+    frame of the result decodes to the pixels of the same frame of its clip.
+
+    Args:
+        path: a path that ends in `.mp4`.
+        clips: the videos, in order.
+
+    Raises:
+        ValueError: if there are no clips, or one cannot be read or has another size, frame rate or pixel format.
+        OSError: if the disk is full; the message names `path`.
+    """
+    import av  # imported here, since most of the package writes no video
+
+    parts = [_read_packets(Path(clip)) for clip in clips]
+    if not parts:
+        raise ValueError(f"there are no clips to join to {path}")
+    for clip, (_, form, _) in zip(clips, parts):
+        if form != parts[0][1]:
+            raise ValueError(f"{clip} is {form}, but {clips[0]} is {parts[0][1]}: they cannot be joined")
+    # Players decode some frames early. Short clips have no such delay, so that the times of decoding are set anew.
+    delay = max(packets[0].pts - packets[0].dts for packets, _, _ in parts)
+    offset = 0
+    with atomic_path(path) as temporary, av.open(str(temporary), "w") as output:
+        with av.open(str(clips[0])) as first:
+            stream = output.add_stream_from_template(first.streams.video[0])
+        stream.time_base = parts[0][2]
+        for packets, _, _ in parts:
+            length = packets[0].duration
+            for number, packet in enumerate(packets):
+                packet.pts += offset
+                packet.dts = offset + number * length - delay
+                packet.stream = stream
+                output.mux(packet)
+            offset += len(packets) * length
+
+
+def _read_packets(path: Path) -> tuple[list, str, Fraction]:
+    """Reads the packets of a video in the order of decoding, what has to be equal where videos are joined, and the unit of
+    the packets' times. Raises `ValueError` for a file that is not a video."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            packets = [packet for packet in container.demux(stream) if packet.dts is not None]
+            codec = stream.codec_context
+            form = f"{codec.width}x{codec.height} {codec.pix_fmt} at {stream.average_rate} frames per second"
+            return packets, form, stream.time_base
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} is not a video ({error})") from error
+
+
 def _check_target(path: Path, fps: float) -> None:
     if path.suffix.lower() != ".mp4":
         raise ValueError(f"a video is written as .mp4, but the path is {path}")
@@ -217,6 +271,7 @@ def contact_sheet(
     thumb_width: int = 240,
     title: str | None = None,
     given: Collection[int] = (),
+    labels: Sequence[str] | None = None,
 ) -> Image.Image:
     """A story at a glance: one row per scene, with evenly spaced frames from its first to its last.
 
@@ -229,6 +284,7 @@ def contact_sheet(
         thumb_width: width of a frame on the sheet in pixels; small frames are enlarged to it.
         title: a line at the top.
         given: indices of scenes that were given instead of generated, which are marked.
+        labels: one per row, instead of "Scene 1", ….
 
     Raises:
         ValueError: if there is no scene, a scene is not uint8 (F, H, W, 3), the numbers of captions and scenes
@@ -255,7 +311,8 @@ def contact_sheet(
         texts.append((y, _wrap(title, title_font, inner_width, 1)[0], title_font, INK))
         y += TITLE_SIZE + MARGIN
     for k, row in enumerate(rows):
-        texts.append((y, f"Scene {k + 1} (given)" if k in given else f"Scene {k + 1}", label_font, INK))
+        label = labels[k] if labels else f"Scene {k + 1} (given)" if k in given else f"Scene {k + 1}"
+        texts.append((y, label, label_font, INK))
         y += LABEL_SIZE + GAP
         if captions is not None and captions[k].strip():
             for line in _wrap(captions[k], caption_font, inner_width, CAPTION_LINES):

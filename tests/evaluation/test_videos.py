@@ -149,7 +149,9 @@ def test_a_setting_that_is_new_makes_videos_stale(generator, monkeypatch):
 def test_stories_share_one_skeleton_and_one_fingerprint(generator, monkeypatch):
     calls = []
     skeleton, fingerprint = Mask2DiTPipeline.skeleton, inference.fingerprint
-    monkeypatch.setattr(Mask2DiTPipeline, "skeleton", lambda *args: calls.append("skeleton") or skeleton(*args))
+    monkeypatch.setattr(
+        Mask2DiTPipeline, "skeleton", lambda *args, **options: calls.append("skeleton") or skeleton(*args, **options)
+    )
     monkeypatch.setattr(inference, "fingerprint", lambda path: calls.append("fingerprint") or fingerprint(path))
     generator(short("One"), short("Other", durations=(2.0, None)))
     assert sorted(calls) == ["fingerprint", "skeleton"]

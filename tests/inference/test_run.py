@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 
-from mask2dit.inference import run
+from mask2dit.inference import output, run
 from mask2dit.inference.config import InferenceConfig, LoRAConfig
 from mask2dit.inference.run import generate
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
@@ -27,47 +27,17 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples/cogvideox_fun"
 
 
-@pytest.fixture
-def config(small_model, tmp_path):
-    """A configuration of the small model that takes a second."""
-
-    def make(**changes) -> InferenceConfig:
-        return InferenceConfig(
-            **{
-                "model": str(small_model),
-                "prompts": ["a fox", "a lake"],
-                "height": 64,
-                "width": 96,
-                "num_frames": 9,
-                "num_inference_steps": 1,
-                "dtype": "float32",
-                "device": "cpu",
-                "save_path": str(tmp_path / "out"),
-                **changes,
-            }
-        )
-
-    return make
-
-
-@pytest.fixture
-def clip(tmp_path):
-    path = tmp_path / "clip.mp4"
-    write_video(path, np.full((30, 80, 120, 3), 90, dtype=np.uint8), fps=8)
-    return str(path)
-
-
 def test_a_run_writes_video_contact_sheet_and_record(config):
-    output = generate(config())
-    video = open_video(output)
+    video_path = generate(config())
+    video = open_video(video_path)
     assert (video.num_frames, video.height, video.width, video.fps) == (18, 64, 96, 8)
-    large = open_video(output.with_stem("00001_4x"))
+    large = open_video(video_path.with_stem("00001_4x"))
     assert (large.num_frames, large.height, large.width, large.fps) == (18, 256, 384, 8)
     pixels, blocks = video.read([7]).float(), large.read([7]).float().unflatten(1, (64, 4)).unflatten(3, (96, 4))
     assert (blocks.mean((2, 4)) - pixels).abs().mean() < 8  # of 255: both lose colour detail in H.264
-    sheet = Image.open(output.with_suffix(".png"))
+    sheet = Image.open(video_path.with_suffix(".png"))
     assert sheet.width > 6 * 96
-    record = json.loads(output.with_suffix(".json").read_text())
+    record = json.loads(video_path.with_suffix(".json").read_text())
     assert InferenceConfig(**{**record["config"], "lora": LoRAConfig(**record["config"]["lora"])}) == config()
     assert [scene["frames"] for scene in record["scenes"]] == [[0, 9], [9, 18]]
     assert [scene["prompt"] for scene in record["scenes"]] == ["a fox", "a lake"]
@@ -92,9 +62,10 @@ def test_runs_are_numbered_and_never_overwrite(config):
         generate(config(name="fox"))
 
 
-def test_a_run_takes_its_number_only_when_everything_is_whole(config, tmp_path, monkeypatch):
-    """So that a killed one leaves none, and two at the same time take different ones."""
-    write_image, others = run.write_image, []
+def test_two_runs_at_the_same_time_take_different_names_and_a_stopped_one_leaves_nothing(
+    config, tmp_path, monkeypatch
+):
+    write_image, others = output.write_image, []
 
     def write_while_another_run_begins_and_ends(path, image):
         write_image(path, image)
@@ -102,29 +73,28 @@ def test_a_run_takes_its_number_only_when_everything_is_whole(config, tmp_path, 
             others.append(None)
             others[0] = generate(config(prompts=["a bear", "a wood"])).name
 
-    monkeypatch.setattr(run, "write_image", write_while_another_run_begins_and_ends)
-    assert generate(config()).name == "00002.mp4" and others == ["00001.mp4"]
-    record = json.loads((tmp_path / "out/00002.json").read_text())
+    monkeypatch.setattr(output, "write_image", write_while_another_run_begins_and_ends)
+    assert generate(config()).name == "00001.mp4" and others == ["00002.mp4"]
+    record = json.loads((tmp_path / "out/00001.json").read_text())
     assert record["config"]["prompts"] == ["a fox", "a lake"]
 
     def write_and_look(path, frames, fps):
-        list(frames)
         assert not (tmp_path / "out/00003.mp4").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "write_video", write_and_look)
+    monkeypatch.setattr(output, "write_video", write_and_look)
     with pytest.raises(KeyboardInterrupt):
         generate(config())
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"00001", "00001_4x", "00002", "00002_4x", "scenes"}
 
 
-@pytest.mark.parametrize("writer", ["write_video", "write_image", "write_text"])
+@pytest.mark.parametrize("writer", ["write_video", "save_latents", "write_image", "write_text", "join_videos"])
 def test_a_full_disk_leaves_no_part_of_the_result_and_the_run_goes_on_later(config, tmp_path, monkeypatch, writer):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, writer, full)
+        patched.setattr(output, writer, full)
         with pytest.raises(OSError, match=r"cannot write \S+out .*make room"):
             generate(config())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["scenes"]
@@ -139,45 +109,46 @@ def test_the_same_configuration_makes_the_same_video(config, tmp_path):
 
 def test_a_story_continues_from_videos_and_records_them(config, clip, monkeypatch):
     story = config(prompts=["a fox", "a lake", "a hut", "night"], context_videos=[clip, clip], window=3)
-    output = generate(story)
-    assert open_video(output).num_frames == 36
-    record = json.loads(output.with_suffix(".json").read_text())
+    video_path = generate(story)
+    assert open_video(video_path).num_frames == 36
+    record = json.loads(video_path.with_suffix(".json").read_text())
     assert [scene["context"] and scene["context"]["path"] for scene in record["scenes"]] == [clip, clip, None, None]
+    assert [scene["continues_from"] for scene in record["scenes"]] == [None, None, [1, 2], [2, 3]]
 
     monkeypatch.setattr(run.Mask2DiTPipeline, "__call__", lambda *a, **k: pytest.fail("made a scene again"))
     monkeypatch.setattr(run.Mask2DiTPipeline, "encode_context", lambda *a, **k: pytest.fail("encoded again"))
-    assert generate(story).read_bytes() == output.read_bytes()
+    assert generate(story).read_bytes() == video_path.read_bytes()
 
 
 def test_given_scenes_come_back_as_the_frames_that_the_model_saw(config, tmp_path):
     rng = np.random.default_rng(0)
     frames = np.kron(rng.integers(256, size=(9, 8, 12, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
     write_video(tmp_path / "given.mp4", frames, fps=8)
-    output = generate(config(context_videos=[str(tmp_path / "given.mp4")]))
+    video_path = generate(config(context_videos=[str(tmp_path / "given.mp4")]))
     shown, source = (
-        open_video(output).read(range(9)).float(),
+        open_video(video_path).read(range(9)).float(),
         open_video(tmp_path / "given.mp4").read(range(9)).float(),
     )
     assert (shown - source).abs().mean() < 3  # what H.264 loses twice; the random VAE's copy is unlike it altogether
-    record = json.loads(output.with_suffix(".json").read_text())
+    record = json.loads(video_path.with_suffix(".json").read_text())
     assert record["scenes"][0]["context"]["indices"] == list(range(9))
 
 
 def test_given_scenes_are_marked_in_the_contact_sheet(config, clip, monkeypatch):
     sheets = []
-    draw = run.contact_sheet
-    monkeypatch.setattr(run, "contact_sheet", lambda *args, **kw: sheets.append(kw) or draw(*args, **kw))
+    draw = output.contact_sheet
+    monkeypatch.setattr(output, "contact_sheet", lambda *args, **kw: sheets.append(kw) or draw(*args, **kw))
     generate(config(context_videos=[clip]))
     assert list(sheets[0]["given"]) == [0]
 
 
 def test_a_video_that_was_generated_here_gives_all_scenes_of_its_record(config):
     first = generate(config())
-    output = generate(config(prompts=["a fox", "a lake", "a hut"], context_videos=[str(first)], window=3))
-    record = json.loads(output.with_suffix(".json").read_text())
+    video_path = generate(config(prompts=["a fox", "a lake", "a hut"], context_videos=[str(first)], window=3))
+    record = json.loads(video_path.with_suffix(".json").read_text())
     contexts = [scene["context"] and scene["context"]["indices"] for scene in record["scenes"]]
     assert contexts == [list(range(9)), list(range(9, 18)), None]
-    shown, source = open_video(output).read(range(18)).float(), open_video(first).read(range(18)).float()
+    shown, source = open_video(video_path).read(range(18)).float(), open_video(first).read(range(18)).float()
     assert (shown - source).abs().mean() < 6
     with pytest.raises(ValueError, match="2 context scenes leave nothing"):
         generate(config(context_videos=[str(first)]))
@@ -245,10 +216,10 @@ def test_tiling_changes_no_size_of_the_small_worlds_model(tmp_path):
         vae_tiling=True,
         save_path=str(tmp_path),
     )
-    output = generate(config)
-    video = open_video(output)
+    video_path = generate(config)
+    video = open_video(video_path)
     assert (video.num_frames, video.height, video.width) == (18, 64, 64)  # the model's, as none is named
-    assert json.loads(output.with_suffix(".json").read_text())["config"]["height"] == 64
+    assert json.loads(video_path.with_suffix(".json").read_text())["config"]["height"] == 64
 
 
 def truncated(path):

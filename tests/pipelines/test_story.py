@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mask2dit.pipelines.events import Cancelled, PreviewMade, SceneStarted, StepFinished
-from mask2dit.pipelines.story import SceneStore, generate_story, plan_windows, story_windows
+from mask2dit.pipelines.story import ContextRule, SceneStore, generate_story, plan_windows, story_windows
 
 PROMPTS = ["a fox", "a lake", "a hut", "the moon", "morning"]
 SMALL = {"height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 2}
@@ -33,7 +33,7 @@ def tell(pipe, prompts=PROMPTS, **options):
 )
 def test_each_window_continues_from_the_last_scenes_that_fit(num_scenes, given, window, expected):
     windows = story_windows(num_scenes, given, window)
-    assert [((scenes.start, scenes.stop), list(new)) for scenes, new in windows] == expected
+    assert windows == [(tuple(range(*scenes)), tuple(new)) for scenes, new in expected]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,44 @@ def test_each_window_continues_from_the_last_scenes_that_fit(num_scenes, given, 
 )
 def test_a_scene_between_given_ones_sees_those_on_both_sides(num_scenes, missing, window, expected):
     windows = story_windows(num_scenes, set(range(num_scenes)) - missing, window)
-    assert [((scenes.start, scenes.stop), list(new)) for scenes, new in windows] == expected
+    assert windows == [(tuple(range(*scenes)), tuple(new)) for scenes, new in expected]
+
+
+def test_anchors_stay_in_every_window_and_the_latest_scenes_fill_it():
+    windows = story_windows(6, (), 4, ContextRule("anchor", (2,)))
+    assert windows == [((0, 1, 2, 3), (0, 1, 2, 3)), ((1, 2, 3, 4), (4,)), ((1, 3, 4, 5), (5,))]
+
+
+def test_the_cast_rule_takes_the_scenes_that_share_most_actors_and_the_latest_one():
+    actors = [frozenset(names) for names in ("ab", "a", "c", "c", "ab", "d")]
+    windows = story_windows(6, (), 3, ContextRule("cast"), actors)
+    assert [window.context for window in windows] == [[], [1, 2], [0, 3], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"context": "first"}, "context.*last, anchor, cast"),
+        ({"context": "anchor", "anchors": []}, r"anchors=\[\]"),
+        ({"context": "anchor", "anchors": [0]}, r"anchors=\[0\]"),
+        ({"context": "anchor", "anchors": [1, 2]}, r"anchors=\[1, 2\].*window=4"),
+    ],
+)
+def test_contexts_that_do_not_exist_or_fit_are_refused(small_pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate_story(small_pipeline, PROMPTS, window=3, **SMALL, **options)
+
+
+def test_scenes_depend_on_their_context_and_not_on_the_rule_that_found_it(small_pipeline, tmp_path):
+    cast = ["Actor1 and Actor2", "Actor1", "a lake", "Actor1 and Actor2"]
+    store = SceneStore(tmp_path, "weights")
+    by_cast = tell(small_pipeline, cast, context="cast", store=store)
+    made = {path.name for path in tmp_path.iterdir()}
+    by_anchor = tell(small_pipeline, cast, context="anchor", store=store)
+    assert {path.name for path in tmp_path.iterdir()} == made
+    assert torch.equal(by_cast[3], by_anchor[3])
+    assert torch.equal(by_cast[3], tell(small_pipeline, cast, context="anchor")[3])
+    assert not torch.equal(by_cast[3], tell(small_pipeline, cast, context="last")[3])
 
 
 def test_impossible_windows_are_refused():
@@ -305,7 +342,7 @@ def test_prompts_that_are_one_text_are_refused(small_pipeline):
 def test_a_window_that_the_positions_cannot_carry_is_refused(make_pipeline):
     pipe = make_pipeline(use_rotary_positional_embeddings=False)  # sin-cos: at most 3 latent frames a scene
     with pytest.raises(ValueError, match="sin-cos positions"):
-        plan_windows(pipe, 5, (), 3, 64, 96, 13)
+        plan_windows(pipe, PROMPTS, (), 3, 64, 96, 13)
 
 
 def test_the_context_cache_works_in_windows_with_context_and_is_part_of_their_scenes_keys(

@@ -5,7 +5,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image, ImageDraw
 
-from mask2dit.video import FileReader, contact_sheet, write_clips, write_image, write_video, writing
+from mask2dit.video import FileReader, contact_sheet, join_videos, write_clips, write_image, write_video, writing
 
 NOISE = np.random.default_rng(0).integers(256, size=(30, 96, 128, 3), dtype=np.uint8)
 
@@ -113,6 +113,34 @@ def test_clips_cut_short_by_an_ffmpeg_that_reports_success_are_an_error(tmp_path
     with pytest.raises(OSError, match="wrote 2 of 3 clips whole"):
         write_clips([tmp_path / f"{k}.mp4" for k in range(3)], clips, 8)
     assert not list(tmp_path.iterdir())
+
+
+def test_joined_videos_show_exactly_the_pixels_of_their_clips(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = []
+    for k, length in enumerate((9, 1, 2, 3, 25)):  # short ones have no frames that are decoded early
+        frames = np.kron(rng.integers(256, size=(length, 6, 8, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+        paths.append(tmp_path / f"{k}.mp4")
+        write_video(paths[-1], frames, 24000 / 1001)
+    join_videos(tmp_path / "all.mp4", paths)
+    reader = FileReader(tmp_path / "all.mp4")
+    assert reader.num_frames == 40 and reader.fps == pytest.approx(24000 / 1001, abs=1e-3)
+    parts = [FileReader(path) for path in paths]
+    expected = np.concatenate([part.read(range(part.num_frames)).numpy() for part in parts])
+    assert (reader.read(range(40)).numpy() == expected).all()
+    with av.open(str(tmp_path / "all.mp4")) as container:
+        times = [packet.dts for packet in container.demux() if packet.dts is not None]
+    assert times == sorted(set(times))
+
+
+def test_videos_that_cannot_be_joined_are_refused(tmp_path):
+    write_video(tmp_path / "a.mp4", np.zeros((2, 48, 64, 3), np.uint8), 8)
+    write_video(tmp_path / "b.mp4", np.zeros((2, 32, 64, 3), np.uint8), 8)
+    (tmp_path / "c.mp4").write_text("not a video")
+    for names, message in (("", "no clips"), ("ab", r"b\.mp4 is 64x32"), ("ac", r"c\.mp4 is not a video")):
+        with pytest.raises(ValueError, match=message):
+            join_videos(tmp_path / "all.mp4", [tmp_path / f"{name}.mp4" for name in names])
+    assert not (tmp_path / "all.mp4").exists()
 
 
 def test_sizes_that_are_even_but_no_multiple_of_16_are_not_resized(tmp_path):

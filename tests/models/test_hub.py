@@ -1,0 +1,290 @@
+"""Models by name, from a hub that runs on this machine."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
+from mask2dit.inference.config import InferenceConfig
+from mask2dit.models.hub import fetch_model, is_hub_name, local_model, origin, recorded
+from mask2dit.models.loading import COMPONENT_NAMES
+
+NAME = "someone/small"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+WEIGHTS = re.compile(r".*\.(safetensors|bin)")
+
+
+@dataclass
+class Hub:
+    """A hub with one model, and what was asked of it."""
+
+    folder: Path
+    cache: Path
+    url: str = ""
+    refuses: tuple[int, str] | None = None
+    """Status and error code of every answer about the model."""
+    gated: bool = False
+    """True: files are refused, while the model's page can be read, as for a licence that was not accepted."""
+    fetched: list[str] = field(default_factory=list)
+    """Files that were downloaded."""
+
+    def files(self) -> list[str]:
+        return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
+
+    def sizes(self, name: str) -> dict:
+        content = (self.folder / name).read_bytes()
+        entry = {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        if WEIGHTS.fullmatch(name):
+            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+        return entry
+
+
+def handler(hub: Hub) -> type:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self):
+            self.answer()
+
+        def do_GET(self):
+            self.answer()
+
+        def answer(self):
+            path = self.path.partition("?")[0]
+            page = re.fullmatch(rf"/api/models/{NAME}(?:/(revision|tree)/([^/]+))?", path)
+            file = re.fullmatch(rf"/{NAME}/resolve/[^/]+/(.+)", path)
+            if hub.refuses:
+                self.refuse(*hub.refuses)
+            elif page is None and file is None:
+                self.refuse(404, "RepoNotFound")
+            elif page and page[2] not in (None, "main", "v1", COMMIT):
+                self.refuse(404, "RevisionNotFound")
+            elif page and page[1] == "tree":
+                self.send([hub.sizes(name) for name in hub.files()])
+            elif page:
+                self.send({"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": name} for name in hub.files()]})
+            elif hub.gated:
+                self.refuse(403, "GatedRepo")
+            else:
+                self.send_file(file[1])
+
+        def send(self, content, **headers):
+            content = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(200)
+            headers = {"Content-Length": str(len(content)), "X-Repo-Commit": COMMIT, **headers}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def send_file(self, name):
+            if self.command == "GET":
+                hub.fetched.append(name)
+            entry = hub.sizes(name)
+            self.send((hub.folder / name).read_bytes(), ETag=f'"{entry.get("lfs", entry)["oid"]}"')
+
+        def refuse(self, status, code):
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    return Handler
+
+
+@pytest.fixture
+def hub(small_model, tmp_path, monkeypatch):
+    """A hub that serves the small model, with an empty cache."""
+    shutil.copytree(small_model, tmp_path / "served")
+    hub = Hub(tmp_path / "served", tmp_path / "cache")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(hub))
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    # Read from the environment when the library is imported.
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    address = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants._HF_DEFAULT_ENDPOINT)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.cache))
+    monkeypatch.chdir(tmp_path)  # where no folder has the model's name
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def no_connection(hub, monkeypatch):
+    """Nothing listens at the hub's address from when this is called."""
+    return lambda: monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+
+
+def test_a_pipeline_of_the_hub_equals_that_of_the_folder(hub, small_model):
+    pipe = Mask2DiTPipeline.from_pretrained(NAME)
+    expected = Mask2DiTPipeline.from_pretrained(small_model)
+    for part in COMPONENT_NAMES:
+        weights = getattr(pipe, part).state_dict()
+        for name, weight in getattr(expected, part).state_dict().items():
+            assert torch.equal(weights[name], weight), (part, name)
+    assert pipe.encode_prompt([["a fox"]]).equal(expected.encode_prompt([["a fox"]]))
+
+
+def test_only_the_chosen_weights_of_the_chosen_parts_are_fetched(hub):
+    transformer = hub.folder / "transformer"
+    shutil.copy(
+        transformer / "diffusion_pytorch_model.safetensors", transformer / "diffusion_pytorch_model.ema.safetensors"
+    )
+    torch.save({}, transformer / "diffusion_pytorch_model.bin")
+    (hub.folder / "samples").mkdir()
+    (hub.folder / "samples" / "one.mp4").write_bytes(b"0" * 1000)
+    Mask2DiTTransformer3DModel.from_pretrained(NAME, subfolder="transformer", variant="ema")
+    assert [name for name in hub.fetched if name.startswith(("vae", "text", "samples"))] == []
+    assert [name for name in hub.fetched if WEIGHTS.fullmatch(name)] == [
+        "transformer/diffusion_pytorch_model.ema.safetensors"
+    ]
+    Mask2DiTPipeline.from_pretrained(NAME, variant="ema")  # parts without the variant take their plain weights
+    assert sorted(name for name in hub.fetched if WEIGHTS.fullmatch(name)) == [
+        "text_encoder/model.safetensors",
+        "transformer/diffusion_pytorch_model.ema.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+
+
+def test_weights_in_several_files_are_fetched_by_their_index(hub, make_transformer):
+    shutil.rmtree(hub.folder)
+    make_transformer().save_pretrained(hub.folder, max_shard_size="50KB")  # in the repository's root
+    shards = [name for name in hub.files() if WEIGHTS.fullmatch(name)]
+    assert len(shards) > 1
+    Mask2DiTTransformer3DModel.from_pretrained(NAME)
+    assert sorted(name for name in hub.fetched if WEIGHTS.fullmatch(name)) == shards
+
+
+def test_configurations_alone_are_enough_for_what_needs_no_weights(hub):
+    folder = fetch_model(NAME, configs_only=True)
+    assert not [name for name in hub.fetched if WEIGHTS.fullmatch(name)]
+    skeleton = Mask2DiTPipeline.skeleton(folder, configs_only=True)
+    assert skeleton.fill_size(None, None, None) == (64, 96, 9)
+
+
+def test_a_folder_of_the_name_wins(hub, small_model):
+    assert is_hub_name(NAME)
+    shutil.copytree(small_model, NAME)
+    assert fetch_model(NAME) == Path(NAME)
+    assert not hub.fetched
+
+
+def test_names_of_folders_do_not_reach_the_hub():
+    for name in ("models/nothing", "/some/folder", "./a/b", "../a", "a/b/c", "folder", "a/"):
+        assert not is_hub_name(name)
+
+
+def test_a_record_names_model_and_commit_and_leads_back_to_them(hub):
+    config = local_model(InferenceConfig(model=NAME, revision="v1", prompts=["a"]), configs_only=True)
+    assert Path(config.model).is_dir()
+    assert origin(config.model) == {"model": NAME, "revision": COMMIT}
+    record = recorded(config)
+    assert (record["model"], record["revision"]) == (NAME, COMMIT)
+    again = InferenceConfig(model=record["model"], revision=record["revision"], prompts=["a"])
+    assert local_model(again, configs_only=True).model == config.model
+    assert recorded(InferenceConfig(model="models/x", prompts=["a"]))["model"] == "models/x"
+
+
+def test_what_was_fetched_serves_without_a_connection(hub, no_connection, caplog):
+    folder = fetch_model(NAME)
+    no_connection()
+    assert fetch_model(NAME) == folder
+    assert "cannot be reached" in caplog.text
+    assert fetch_model(NAME, local_files_only=True) == folder
+    Mask2DiTPipeline.from_pretrained(NAME, local_files_only=True)
+
+
+def test_a_model_fetched_without_weights_is_not_complete_without_a_connection(hub, no_connection):
+    fetch_model(NAME, configs_only=True)
+    no_connection()
+    assert fetch_model(NAME, configs_only=True)
+    with pytest.raises(ConnectionError, match=r"text_encoder has no weights.*HF_ENDPOINT"):
+        fetch_model(NAME)
+    with pytest.raises(FileNotFoundError, match=r"offline.*hf download someone/small"):
+        fetch_model(NAME, local_files_only=True)
+
+
+def test_the_cache_may_be_named(hub, tmp_path):
+    assert (tmp_path / "mine") in fetch_model(NAME, cache_dir=tmp_path / "mine", configs_only=True).parents
+    assert not hub.cache.exists()
+
+
+@pytest.mark.parametrize(
+    "refuses, error, words",
+    [
+        ((404, "RepoNotFound"), FileNotFoundError, r"neither a folder .* check the spelling"),
+        ((401, "RepoNotFound"), FileNotFoundError, "hf auth login"),
+        ((401, ""), PermissionError, "refuses the token"),
+        ((403, "GatedRepo"), PermissionError, r"accept its licence at http://.*/someone/small"),
+        ((403, ""), PermissionError, "refuses the token"),
+        ((503, ""), ConnectionError, "503"),
+    ],
+)
+def test_an_error_says_whether_name_licence_token_or_network_is_at_fault(hub, refuses, error, words):
+    hub.refuses = refuses
+    with pytest.raises(error, match=words):
+        fetch_model(NAME)
+
+
+def test_a_licence_that_was_not_accepted_is_named_where_only_the_files_are_refused(hub):
+    hub.gated = True
+    with pytest.raises(PermissionError, match="accept its licence"):
+        fetch_model(NAME)
+
+
+def test_a_revision_a_variant_and_a_part_that_are_missing_are_named(hub):
+    with pytest.raises(FileNotFoundError, match="no revision 'v9'"):
+        fetch_model(NAME, revision="v9")
+    with pytest.raises(FileNotFoundError, match="variant 'fp16'"):
+        fetch_model(NAME, variant="fp16")
+    shutil.rmtree(hub.folder / "vae")
+    with pytest.raises(FileNotFoundError, match="has no vae"):
+        fetch_model(NAME)
+    Mask2DiTTransformer3DModel.from_pretrained(NAME)
+
+
+def test_without_a_connection_a_model_that_was_never_fetched_is_refused(hub, no_connection):
+    no_connection()
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        fetch_model(NAME)
+
+
+@pytest.mark.slow
+def test_commands_take_names_and_honour_the_environment(hub, tmp_path):
+    manifest = tmp_path / "clips.csv"
+    manifest.write_text("fps,width,height,caption,path,num_frame\n8,96,64,a fox,clip.mp4,9\n")
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def run(offline: str) -> subprocess.CompletedProcess:
+        arguments = ["check", str(manifest), f"model={NAME}", "kind=pretrain", "num_frames=9", "num_scenes=1"]
+        return subprocess.run(
+            [sys.executable, "-m", "mask2dit", *arguments],
+            env={**environment, "HF_HUB_OFFLINE": offline},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    assert "clip.mp4" in run("0").stdout
+    again = run("1")
+    assert "clip.mp4" in again.stdout, again.stderr
+    assert not [name for name in hub.fetched if WEIGHTS.fullmatch(name)]
