@@ -333,16 +333,9 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         text, video = self._embed(hidden_states, encoder_hidden_states, layout)
         whole = layout  # `layout`: the scenes that are computed
         if context_cache is not None:
-            self._check_context_cache(context_cache, num_scenes)
-            if context_cache.is_filled:
-                layout = whole.select(context_cache.generated)
-                text = context_cache.select_scenes(text, whole.text_lengths)
-                video = context_cache.select_scenes(video, whole.video_lengths)
-                temb = context_cache.select_scenes(temb, (1,) * num_scenes)
-                if image_rotary_emb is not None:
-                    image_rotary_emb = tuple(
-                        context_cache.select_scenes(table, whole.video_lengths, dim=0) for table in image_rotary_emb
-                    )
+            layout, text, video, temb, image_rotary_emb = _computed_scenes(
+                context_cache, whole, text, video, temb, image_rotary_emb
+            )
         if self.ulysses_group is not None:
             layout = shard_layout(layout, self.ulysses_group)
             text, video = layout.share(text, video)
@@ -394,15 +387,6 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
             p=self.config.patch_size,
             q=self.config.patch_size,
         )
-
-    @staticmethod
-    def _check_context_cache(cache: ContextCache, num_scenes: int) -> None:
-        if torch.is_grad_enabled():
-            raise ValueError(
-                "a context cache keeps tensors without their gradients: call the model under torch.no_grad()"
-            )
-        if len(cache.generated) != num_scenes:
-            raise ValueError(f"the context cache is for {len(cache.generated)} scenes, but there are {num_scenes}")
 
     def _time_embeddings(self, timestep, timestep_cond, ofs, num_scenes: int, latents) -> torch.Tensor:
         """Computes the time embedding of each scene, (B, S, D)."""
@@ -494,6 +478,26 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         raise NotImplementedError(
             "fuse_qkv_projections() would replace the attention processor by one without the mask between scenes"
         )
+
+
+def _computed_scenes(cache: ContextCache, layout: SceneLayout, text, video, temb, image_rotary_emb):
+    """Returns the layout, tokens, time embeddings and positions of the scenes that are computed: all of them with an empty
+    cache, generated ones with a filled one."""
+    if torch.is_grad_enabled():
+        raise ValueError("a context cache keeps tensors without their gradients: call the model under torch.no_grad()")
+    if len(cache.generated) != layout.num_scenes:
+        raise ValueError(f"the context cache is for {len(cache.generated)} scenes, but there are {layout.num_scenes}")
+    if not cache.is_filled:
+        return layout, text, video, temb, image_rotary_emb
+    if image_rotary_emb is not None:
+        image_rotary_emb = tuple(cache.select_scenes(table, layout.video_lengths, dim=0) for table in image_rotary_emb)
+    return (
+        layout.select(cache.generated),
+        cache.select_scenes(text, layout.text_lengths),
+        cache.select_scenes(video, layout.video_lengths),
+        cache.select_scenes(temb, (1,) * layout.num_scenes),
+        image_rotary_emb,
+    )
 
 
 def _shift_and_scale(tokens, shift, scale, lengths):
