@@ -62,7 +62,7 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
     try:
         if path is not None:
             config = OmegaConf.merge(config, _read(schema, Path(path)))
-        from_file = config
+        from_file = config = _without_replaced(schema, config, overrides)
         for override in overrides:
             if "=" not in override:
                 raise ValueError(f"{override!r} has to be of the form key=value")
@@ -163,6 +163,20 @@ def parse_shard(shard: str) -> tuple[int, int]:
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ValueError(f"shard has to be i/n with i from 0 to n - 1, such as 0/1, but is {shard!r}")
     return int(index), int(count)
+
+
+def _without_replaced(schema: type, config, overrides: Sequence[str]):
+    """Resets the keys of a file that an override replaces by another form of the same input.
+
+    `schema.ALTERNATIVES` holds groups of keys of which only one may be set.
+    """
+    groups = getattr(schema, "ALTERNATIVES", ())
+    overridden = {re.split(r"[.\[=]", override)[0] for override in overrides}
+    replaced = {
+        key for group in groups for other in groups if other != group and overridden & set(other) for key in group
+    }
+    defaults = OmegaConf.structured(schema)
+    return OmegaConf.merge(config, {key: defaults[key] for key in replaced - overridden})
 
 
 def _read(schema: type, path: Path):

@@ -5,6 +5,7 @@ from the scenes in its store, with the same result.
 """
 
 import logging
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -207,6 +208,14 @@ def plan_windows(
     for scenes, _ in windows:
         pipe.video_shape(height, width, [frames[i] for i in scenes], len(scenes))
     return windows
+
+
+def nearest_num_frames(pipe: Mask2DiTPipeline, num_frames: float) -> int:
+    """Returns the number of frames nearest to a wanted one that the VAE and the temporal patch carry. Needs no weights."""
+    ratio, patch_t = pipe.vae_scale_factor_temporal, pipe.transformer.config.patch_size_t or 1
+    least = 1 if num_frames <= 1 else -(-2 // patch_t)  # more than one frame is a video, of two latent frames at least
+    patches = max(least, math.floor(((num_frames - 1) / ratio + 1) / patch_t + 0.5))
+    return ratio * (patches * patch_t - 1) + 1
 
 
 def generate_story(
@@ -446,6 +455,7 @@ def _generate_window(
     latent_frames = [plan.shape.latent_frames[i] for i in window.scenes]
     for scene in window.new:
         watch.observer(SceneStarted(scene))
+    generator = torch.Generator().manual_seed(_window_seed(plan.seed, window.new[0]))
     progress_bar = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(**{**progress_bar, "desc": f"{_name(window.new)} of {num_scenes}"})
     try:
@@ -455,8 +465,8 @@ def _generate_window(
             num_frames=[plan.shape.frames[i] for i in window.scenes],
             context_latents=torch.cat([made[i] for i in window.context], dim=1) if window.context else None,
             scene_mask=[scene in window.new for scene in window.scenes],
-            generator=torch.Generator().manual_seed(_window_seed(plan.seed, window.new[0])),
-            latents=_own_noise(pipe, plan, window),
+            generator=generator,
+            latents=_own_noise(pipe, plan, window, generator),
             output_type="latent",
             callback_on_step_end=watch.callback(window, latent_frames),
             callback_on_step_end_tensor_inputs=watch.tensors,
@@ -473,17 +483,25 @@ def _generate_window(
     return {scene: of_scenes[scene] for scene in window.new}
 
 
-def _own_noise(pipe: Mask2DiTPipeline, plan: StoryPlan, window: Window) -> torch.Tensor | None:
-    """Draws the initial noise of a window's new scenes, if one of them has its own seed."""
+def _own_noise(
+    pipe: Mask2DiTPipeline, plan: StoryPlan, window: Window, generator: torch.Generator
+) -> torch.Tensor | None:
+    """Draws the initial noise of a window's new scenes as the pipeline would, except for scenes with their own seed.
+
+    Returns:
+        (1, new*F, C, h, w); None if no scene has its own seed.
+    """
     seeds = [plan.seeds[scene] for scene in window.new]
     if all(seed is None for seed in seeds):
         return None
-    noise = []
-    for scene, seed in zip(window.new, seeds):
-        generator = torch.Generator().manual_seed(_window_seed(plan.seed, scene) if seed is None else seed)
-        shape = (1, plan.shape.latent_frames[scene], *plan.shape.latent_size)
-        noise.append(torch.randn(shape, generator=generator, dtype=pipe.transformer.dtype))
-    return torch.cat(noise, dim=1)
+    latent_frames = [plan.shape.latent_frames[scene] for scene in window.new]
+    shape = (1, sum(latent_frames), *plan.shape.latent_size)
+    noise = torch.randn(shape, generator=generator, dtype=pipe.transformer.dtype)
+    for scene, seed in zip(noise.split(latent_frames, dim=1), seeds):
+        if seed is not None:
+            own = torch.Generator().manual_seed(seed)
+            scene.copy_(torch.randn(scene.shape, generator=own, dtype=scene.dtype))
+    return noise
 
 
 @dataclass(frozen=True)
