@@ -30,8 +30,9 @@ def diffusion_loss(
     like that of the velocity which follows from them (arXiv 2511.13720). This suits tokens with as many numbers as the
     transformer is wide, since it cannot pass their noise through.
 
-    Given scenes (m_i = 0) stay clean, have timestep 0 (but see `context_timesteps`) and do not count. Each sample's loss is the mean over the elements
-    of its generated scenes, so that all samples have the same weight, whatever their number of generated scenes.
+    Given scenes (m_i = 0) stay clean, have timestep 0 (but see `context_timesteps`) and do not count. Each sample's loss is
+    the mean over the elements of its generated scenes, so that all samples have the same weight, whatever their number of
+    generated scenes.
 
     Args:
         transformer: a Mask²DiT transformer, plain or wrapped (DDP, DeepSpeed).
