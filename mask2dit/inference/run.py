@@ -29,6 +29,7 @@ from mask2dit.inference.sources import (
     without_old_seeds,
 )
 from mask2dit.models.attention import check_attention_backend
+from mask2dit.models.context_cache import FP8
 from mask2dit.models.hub import local_model, recorded
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
@@ -39,7 +40,9 @@ from mask2dit.pipelines.story import (
     ContextRule,
     SceneStore,
     Window,
+    check_context_refresh,
     check_continues,
+    context_cache_size,
     decode_scene,
     generate_story,
     plan_windows,
@@ -53,7 +56,8 @@ from mask2dit.storyworld.prompts import check_prompts
 logger = logging.getLogger(__name__)
 
 STORY_OPTIONS = ("negative_prompt", "window", "context", "anchors", "noise_context", "height", "width", "num_frames",
-                 "num_inference_steps", "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
+                 "num_inference_steps", "guidance_scale", "use_dynamic_cfg", "context_refresh",
+                 "context_cache_device", "context_cache_dtype", "seed")  # fmt: skip
 """Arguments of `generate_story` that are keys of the configuration."""
 
 
@@ -76,6 +80,8 @@ def generate(config: InferenceConfig, observer: Observer = ignore) -> Path:
     plan = plan_generation(config, device)
     for i, prompt in enumerate(plan.config.prompts):
         logger.info("Scene %d%s: %s", i + 1, f" ({plan.sources[i]})" if i in plan.sources else "", prompt)
+    if plan.config.context_refresh > 1:
+        logger.info("%s", _describe_context_cache(plan))
     model = load_model(plan.config, device)
     first = seed_of(plan.config)
     seeds = range(first, first + config.count)
@@ -266,8 +272,23 @@ def plan_generation(
     rule = ContextRule(config.context, tuple(config.anchors))
     is_whole = not config.record and len(sources) == len(config.prompts)
     windows = [] if is_whole else plan_windows(skeleton, config.prompts, sources, config.window, *size, rule)
+    check_context_refresh(config.context_refresh, windows)
     check_writable(config.save_path)
     return InferencePlan(config=config, story=story, skeleton=skeleton, shape=shape, windows=windows, sources=sources)
+
+
+def _describe_context_cache(plan: InferencePlan) -> str:
+    """Describes the memory that the context cache of a plan takes."""
+    config, skeleton = plan.config, plan.skeleton
+    dtype = FP8 if config.context_cache_dtype == "fp8" else getattr(torch, config.dtype)
+    variant = config.mask_variant or skeleton.transformer.config.mask_variant
+    branch = context_cache_size(skeleton, plan.windows, plan.shape, dtype, variant)
+    branches = 2 if config.guidance_scale > 1 else 1
+    where = "in main memory" if config.context_cache_device == "cpu" else "on the transformer's device"
+    return (
+        f"context_refresh={config.context_refresh} keeps up to {branches * branch / 1e9:.3g} GB of keys and values {where} "
+        f"({branch / 1e9:.3g} GB per guidance branch)"
+    )
 
 
 def _given_scenes(config: InferenceConfig, skeleton: Mask2DiTPipeline, size: tuple) -> dict[int, GivenScene]:
