@@ -95,7 +95,8 @@ class TrainConfig:
     batch_size: int = 8
     """Samples per optimization step, over all processes."""
     micro_batch_size: int = 1
-    """Samples per forward pass of one process; gradients are accumulated until the batch is complete."""
+    """Samples per forward pass of one process, or of `sequence_parallel` processes together; gradients are accumulated until
+    the batch is complete."""
     optimizer: str = "adamw"
     """Optimizer: adamw, adamw8bit (needs bitsandbytes and a GPU), or muon (matrices of the blocks; AdamW trains the
     rest)."""
@@ -130,6 +131,9 @@ class TrainConfig:
     """Compile the transformer's blocks, for faster steps after a slow first step; not with ZeRO stage 3."""
     attention_backend: str | None = None
     """Attention backend of diffusers with a backward pass: native, _native_math, flash, …; null: torch's own choice."""
+    sequence_parallel: int = 1
+    """Processes that share each sample, for samples that do not fit one GPU. It has to divide the number of processes and
+    the model's attention heads."""
     deepspeed: str | None = None
     """DeepSpeed configuration, such as a file in configs/deepspeed; null: plain data parallelism."""
     resume: str | None = None
@@ -160,6 +164,7 @@ class TrainConfig:
             "max_steps",
             "batch_size",
             "micro_batch_size",
+            "sequence_parallel",
             "checkpoint_every",
             "keep_checkpoints",
             "log_every",

@@ -25,6 +25,9 @@ from mask2dit.hashing import fingerprint
 from mask2dit.training import checkpoints
 from mask2dit.training.callbacks import Logging, Validation
 from mask2dit.training.config import LoRATrainingConfig, ValidationConfig
+from mask2dit.training.engine import SampleGroup
+from mask2dit.training.memory import estimate_memory
+from mask2dit.training.run import plan_training
 from mask2dit.training.trainer import learning_rate, scene_mask
 
 pytestmark = pytest.mark.slow
@@ -144,6 +147,26 @@ def test_two_processes_stopped_and_resumed_take_the_same_steps_as_one(
     assert losses(found) == pytest.approx(losses(expected), rel=1e-4)
     assert [line["grad_norm"] for line in found] == pytest.approx([line["grad_norm"] for line in expected], rel=1e-3)
     assert [line["learning_rate"] for line in found] == [line["learning_rate"] for line in expected]
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], weight, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("deepspeed", [None, "zero2"])
+def test_processes_that_share_samples_take_the_steps_of_one_and_resume_without_sharing(
+    config, run, launch, metrics, tmp_path, deepspeed
+):
+    draws = {"text_dropout": 0.5, "conditional_probability": 0.5}
+    one = config(output_dir=str(tmp_path / "one"), max_steps=2 if deepspeed else 3, **draws)
+    run(one)
+    path = deepspeed and str(ROOT / f"configs/deepspeed/{deepspeed}.json")
+    two = replace(one, output_dir=str(tmp_path / "two"), deepspeed=path, sequence_parallel=2, max_steps=2)
+    resumed = replace(two, sequence_parallel=1, max_steps=3, resume="latest")
+    for part in (two,) if deepspeed else (two, resumed):
+        result = launch(part, processes=2)
+        assert result.returncode == 0, result.stderr
+    expected, found = metrics(one), metrics(two)
+    assert losses(found) == pytest.approx(losses(expected), rel=1e-4)
+    assert [line["grad_norm"] for line in found] == pytest.approx([line["grad_norm"] for line in expected], rel=1e-3)
     for name, weight in weights(one).items():
         torch.testing.assert_close(weights(two)[name], weight, atol=1e-4, rtol=1e-3)
 
@@ -330,16 +353,11 @@ def test_validation_counts_every_sample_once_however_many_processes_share_them(
 
     def losses(rank, num_processes):
         forward_passes.clear()
-        accelerator = SimpleNamespace(
-            num_processes=num_processes,
-            process_index=rank,
-            device="cpu",
-            autocast=nullcontext,
-            reduce=lambda sums, how: sums,
-        )
+        accelerator = SimpleNamespace(device="cpu", autocast=nullcontext, reduce=lambda sums, how: sums)
         trainer = SimpleNamespace(
             config=config(validation=ValidationConfig(num_samples=num_samples, timesteps=[100])),
             accelerator=accelerator,
+            group=SampleGroup(rank, num_processes),
             transformer=None,
             pipe=SimpleNamespace(scheduler=None),
             inputs=lambda sample: {"latents": sample},
@@ -416,8 +434,20 @@ def test_a_dry_run_reads_no_weights_and_prints_what_is_needed(config, run, capsy
     monkeypatch.setattr("mask2dit.training.run.load_pipeline", lambda *args: pytest.fail("weights were read"))
     assert run(config(dry_run=True)) == 0
     printed = capsys.readouterr().out
-    for words in ("parameters", "tokens a sample", "weights", "gradients", "optimizer", "activations"):
+    for words in ("parameters", "tokens per sample", "weights", "gradients", "optimizer", "activations"):
         assert words in printed
+
+
+def test_a_dry_run_knows_that_processes_share_samples(config, small_model, monkeypatch):
+    skeleton = Mask2DiTPipeline.skeleton(small_model, configs_only=True)
+    alone, shared = (estimate_memory(config(sequence_parallel=n), skeleton, 2) for n in (1, 2))
+    assert (shared.tokens, shared.own_tokens) == (alone.tokens, alone.tokens / 2)
+    assert shared.activations == alone.activations / 2
+    assert f"({shared.own_tokens:,} per process)" in str(shared)
+    heads = skeleton.transformer.config.num_attention_heads
+    monkeypatch.setenv("WORLD_SIZE", str(heads + 1))
+    with pytest.raises(ValueError, match=f"sequence_parallel={heads + 1} .* {heads} attention heads"):
+        plan_training(config(sequence_parallel=heads + 1))
 
 
 def test_a_dry_run_needs_configurations_only(config, run, small_model, capsys, tmp_path):
@@ -443,6 +473,7 @@ BAD = {
     "bad frames": ({"data__num_frames": 10}, "num_frames=10 .* 9 or 13"),
     "bad height": ({"data__height": 70}, "height=70 .* 64 or 80"),
     "a batch that does not divide": ({"batch_size": 3, "micro_batch_size": 2}, "batch_size=3 does not divide .* 2 and 4"),
+    "too few processes to share samples": ({"sequence_parallel": 2}, "sequence_parallel=2 does not divide the 1 process"),
     "nothing to resume": ({"resume": "latest"}, "no checkpoint in .* to resume"),
     "an unknown checkpoint": ({"resume": "nowhere"}, "'nowhere' is not a checkpoint"),
     "no DeepSpeed file": ({"deepspeed": "nowhere.json"}, "no DeepSpeed configuration 'nowhere.json'"),
