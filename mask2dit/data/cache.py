@@ -229,7 +229,7 @@ def build_cache(config: CacheConfig) -> None:
         return
 
     process = partial(_encode, folder=folder, data=config.data, settings=settings, num_clips=len(clips))
-    load = partial(_load_encoders, config.model, config.variant, config.dtype, config.device)
+    load = partial(_load_encoders, config.model, config.dtype, config.device, skeleton, config.variant)
     written: Counter = Counter()
     with (
         open_engine(config) as engine,
@@ -286,8 +286,9 @@ def _missing_files(config: CacheConfig, cache: LatentCache, clips: list[Clip], c
     return [file for file in files if file.items]
 
 
-def _load_encoders(model: str, variant: str | None, dtype: str, device: str) -> Mask2DiTPipeline:
-    skeleton = Mask2DiTPipeline.skeleton(model, variant=variant)
+def _load_encoders(
+    model: str, dtype: str, device: str, skeleton: Mask2DiTPipeline, variant: str | None
+) -> Mask2DiTPipeline:
     return load_encoders(model, getattr(torch, dtype), choose_device(device), skeleton, variant)
 
 
