@@ -467,6 +467,8 @@ def test_a_run_stores_what_it_was_made_with(config, run):
 
 
 BAD = {
+    "context noise out of range": ({"conditional_probability": 0.5, "context_noise": 1000}, "context_noise=1000"),
+    "context noise without context": ({"conditional_probability": 0.0, "context_noise": 50}, "context_noise=50"),
     "no model": ({"model": "nowhere"}, "no model in '.*nowhere'"),
     "no manifest": ({"data__manifest": "nowhere.csv"}, "nowhere.csv"),
     "too many scenes": ({"data__num_scenes": 9}, "num_scenes=9"),
