@@ -4,10 +4,21 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from mask2dit.config import DTYPES, check_at_least, check_choice, check_positive, parse_shard
+from mask2dit.config import DTYPES, check_at_least, check_between, check_choice, check_positive
 from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.engine.config import EngineConfig
 
 STAGES = ("probe", "split", "write", "score", "filter", "embed", "group", "single", "caption", "verify", "export")
+DETECTORS = ("transnet", "content", "adaptive", "fades")
+ON_WORKERS = (
+    "probe",
+    "split",
+    "write",
+    "score",
+    "embed",
+    "group",
+    "verify",
+)  # the others take this process moments, or requests
 BACKENDS = ("openai", "transformers", "stand_in")
 
 
@@ -15,10 +26,14 @@ BACKENDS = ("openai", "transformers", "stand_in")
 class SplitConfig:
     """Detection of cuts in films."""
 
-    detectors: list[str] = field(default_factory=lambda: ["content"])
-    """Detectors whose cuts are combined. PySceneDetect's: content (hard cuts), adaptive (hard cuts, more robust to camera
-    motion) and fades (to and from black). Your own: module:function, which takes a `VideoReader` and returns the first
-    frame of every scene but the first."""
+    detectors: list[str] = field(default_factory=lambda: ["transnet"])
+    """Detectors whose cuts are combined: transnet (TransNet V2: hard cuts, dissolves and fades); PySceneDetect's content
+    (hard cuts), adaptive (hard cuts, more robust to camera motion) and fades (to and from black). Your own:
+    module:function, which takes a `VideoReader` and returns the first frame of every scene but the first."""
+    transnet_threshold: float = 0.5
+    """Probability at which transnet's transitions count."""
+    doubt_above: float = 0.2
+    """Probability above which transnet's other transitions are listed on the review page."""
     content_threshold: float = 27.0
     """Threshold of the detector content."""
     adaptive_threshold: float = 3.0
@@ -34,10 +49,12 @@ class SplitConfig:
         if not self.detectors:
             raise ValueError("split.detectors is empty: name at least one, such as content")
         for name in self.detectors:
-            if name not in ("content", "adaptive", "fades") and ":" not in name:
+            if name not in DETECTORS and ":" not in name:
                 raise ValueError(
-                    f"split.detectors has to hold content, adaptive, fades or module:function, not {name!r}"
+                    f"split.detectors has to hold {', '.join(DETECTORS)} or module:function, not {name!r}"
                 )
+        check_between("split.transnet_threshold", self.transnet_threshold, 0, 1)
+        check_between("split.doubt_above", self.doubt_above, 0, 1)
         if self.force_cut_above is not None and not 0 < self.force_cut_length <= self.force_cut_above:
             raise ValueError(
                 f"split.force_cut_length={self.force_cut_length} has to lie between 0 and "
@@ -47,8 +64,11 @@ class SplitConfig:
 
 @dataclass(kw_only=True)
 class WriteConfig:
-    """Clips written from films."""
+    """Clips made from scenes."""
 
+    encode: bool = True
+    """Encode each clip as a file. false: clips are frame ranges of the films, which the manifests name; nothing is encoded
+    again, and the films have to stay where they are."""
     trim_frames: int = 2
     """Frames trimmed from both ends of a scene, where the neighbouring scene often still shows."""
     remove_borders: bool = True
@@ -60,6 +80,10 @@ class WriteConfig:
         check_at_least("write.trim_frames", self.trim_frames, 0)
         if self.max_short_side is not None:
             check_at_least("write.max_short_side", self.max_short_side, 16)
+            if not self.encode:
+                raise ValueError(
+                    "write.max_short_side needs write.encode=true: frame ranges keep the size of the film"
+                )
 
 
 @dataclass(kw_only=True)
@@ -118,7 +142,7 @@ class GroupConfig:
     num_scenes: int = 3
     """Scenes per group."""
     max_gap: float = 1.0
-    """Maximum gap between consecutive clips, in seconds of the film."""
+    """Maximum gap between consecutive clips, in seconds of the film, without the transition between them."""
     threshold: float = 0.8
     """Minimum cosine of consecutive clips. The paper's ablation compares 0.0, 0.6, 0.7 and 0.8; 0.8 gave the most
     consistent videos."""
@@ -241,7 +265,7 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True)
-class CurationConfig:
+class CurationConfig(EngineConfig):
     """Curation from a folder of films to training manifests. `configs/curation/*.yaml` hold values."""
 
     films: str = "films"
@@ -251,8 +275,6 @@ class CurationConfig:
     results."""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     """Stages to run; the results of the others are reused."""
-    shard: str = "0/1"
-    """i/n: process the i-th of n parts of the films, so that n processes share the work. Run 0/1 at the end to export."""
     num_frames: int = 49
     """Frames per scene in training; shorter clips are dropped."""
     max_stride: int = 3
@@ -271,6 +293,14 @@ class CurationConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self):
+        super().__post_init__()
+        self.check_resources(ON_WORKERS)
+        batch = self.resources["embed"].batch if "embed" in self.resources else None
+        if batch is not None and batch % self.embed.batch_size:
+            raise ValueError(
+                f"resources.embed.batch={batch} has to be a multiple of embed.batch_size={self.embed.batch_size}: features "
+                "depend on the clips that are embedded together"
+            )
         if not self.stages:
             raise ValueError(f"stages is empty: name some of {', '.join(STAGES)}")
         for name in self.stages:
@@ -278,7 +308,6 @@ class CurationConfig:
                 raise ValueError(f"stages has to hold {', '.join(STAGES)}, but holds {name!r}")
         for name in ("num_frames", "max_stride"):
             check_at_least(name, getattr(self, name), 1)
-        parse_shard(self.shard)
         limits = self.filter
         for name, measured, remedy in (
             ("min_motion", self.score.motion, "score.motion=true"),

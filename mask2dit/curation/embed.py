@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from mask2dit.curation.config import EmbedConfig
 from mask2dit.curation.store import Entry
 from mask2dit.curation.write import Clip
+from mask2dit.device import choose_device
 from mask2dit.encoders.clip_tokenizer import ViCLIPTokenizer, load_clip_tokenizer
 from mask2dit.encoders.config import ViCLIPConfig
 from mask2dit.encoders.features import normalise
@@ -20,7 +20,7 @@ from mask2dit.encoders.viclip import load_viclip, preprocess
 from mask2dit.files import atomic_path, open_tensors
 from mask2dit.hashing import digest, fingerprint
 from mask2dit.video.frames import middle_frames
-from mask2dit.video.reading import open_video
+from mask2dit.video.reading import VideoReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,23 +34,26 @@ class Features(Entry):
 class Embedder:
     """ViCLIP with its tokenizer.
 
+    Args:
+        config: its weights.
+        device: name of the device, see `choose_device`.
+
     Raises:
         FileNotFoundError, ValueError: if there are no weights, or they are not ViCLIP's.
     """
 
-    def __init__(self, config: ViCLIPConfig, device: torch.device):
-        self.model = load_viclip(config.weights).to(device)
+    def __init__(self, config: ViCLIPConfig, device: str):
+        self.device = choose_device(device)
+        self.model = load_viclip(config.weights).to(self.device)
         tokenizer = load_clip_tokenizer(Path(config.weights).parent)
         self.tokenizer = ViCLIPTokenizer(tokenizer, self.model.context_length)
         self.preprocessing = config.preprocessing
-        self.device = device
 
     @torch.inference_mode()
-    def videos(self, paths: Sequence[Path]) -> np.ndarray:
-        """Features of video files, (B, E), with norm 1."""
+    def videos(self, readers: Iterable[VideoReader]) -> np.ndarray:
+        """Features of videos, (B, E), with norm 1."""
         videos = []
-        for path in paths:
-            reader = open_video(path)
+        for reader in readers:
             frames = reader.read(middle_frames(0, reader.num_frames, self.model.num_frames))
             videos.append(preprocess(frames, self.model.input_resolution, self.preprocessing))
         return normalise(self.model.encode_video(torch.stack(videos).to(self.device)).float().cpu().numpy())
@@ -77,13 +80,12 @@ def embed_settings(config: ViCLIPConfig) -> dict:
     return {"viclip": fingerprint(weights), "preprocessing": config.preprocessing}
 
 
-def embed(clips: Iterable[Clip], folder: Path, config: EmbedConfig, settings: dict, device: torch.device) -> Iterator:
+def embed(clips: Iterable[Clip], embedder: Embedder, folder: Path, batch_size: int, settings: dict) -> Iterator:
     """Embeds clips and writes one file of features per batch below `folder` / features."""
-    embedder = Embedder(config.viclip, device)
     (folder / "features").mkdir(exist_ok=True)
     clips = iter(clips)
-    while batch := list(islice(clips, config.batch_size)):
-        features = embedder.videos([folder / clip.path for clip in batch]).astype(np.float32)
+    while batch := list(islice(clips, batch_size)):
+        features = embedder.videos(clip.open(folder) for clip in batch).astype(np.float32)
         # The name depends on the settings, so that features of other weights are not overwritten.
         path = folder / "features" / f"{digest([settings, *(clip.key for clip in batch)])}.safetensors"
         with atomic_path(path) as temporary:

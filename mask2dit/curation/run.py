@@ -8,33 +8,35 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from mask2dit.curation.caption import Captions, caption, caption_settings, has_attempts_left
 from mask2dit.curation.captioners import Captioner, OpenAICaptioner, TransformersCaptioner
 from mask2dit.curation.config import STAGES, CaptionConfig, CurationConfig
-from mask2dit.curation.embed import Features, embed, embed_settings
+from mask2dit.curation.doubts import doubtful_cuts
+from mask2dit.curation.embed import Embedder, Features, embed, embed_settings
 from mask2dit.curation.export import export
-from mask2dit.curation.group import Group, adjacent_cosines, by_film, group, single
+from mask2dit.curation.group import Group, adjacent_pairs, by_film, group, single
 from mask2dit.curation.optional import import_optional
 from mask2dit.curation.probe import Film, find_films, probe
 from mask2dit.curation.report import funnel_table, similarity_plot, write_card
 from mask2dit.curation.review import DECISIONS, read_decisions, write_review
-from mask2dit.curation.score import Scores, apply_filters, score, score_settings
+from mask2dit.curation.score import Scores, apply_filters, load_scorers, score, score_settings
 from mask2dit.curation.split import Scene, load_detector, split
 from mask2dit.curation.stand_in import stand_in
 from mask2dit.curation.store import Dropped, Workspace, kept
-from mask2dit.curation.verify import Verified, verify
+from mask2dit.curation.verify import Verified, verify, with_features
 from mask2dit.curation.write import Clip, write
 from mask2dit.data.config import DataConfig
 from mask2dit.device import choose_device
+from mask2dit.engine.config import resolve_shard
+from mask2dit.engine.open import open_engine
+from mask2dit.engine.share import Workers
 from mask2dit.files import check_writable, write_text
 from mask2dit.hashing import digest
 
 logger = logging.getLogger(__name__)
 
 # Packages of the extra, by the stage that imports them.
-PACKAGES = {"split": "scenedetect", "score": "cv2", "caption": "openai"}
+PACKAGES = {"score": "cv2", "caption": "openai"}
 
 
 def curate(config: CurationConfig) -> int:
@@ -47,17 +49,19 @@ def curate(config: CurationConfig) -> int:
         ValueError, OSError: for faults of the run as a whole, before the first stage if possible. Faults of one film, scene
             or group are recorded instead.
     """
+    config = replace(config, shard=resolve_shard(config))
     settings = check(config)
-    workspace = Workspace(config.output, config.shard, config.stages)
-    device = choose_device(config.device)
-    try:
-        clips, features = _make_clips(config, workspace, settings, device)
-        if _last_stage(config) < STAGES.index("group"):
-            return 0
-        return _make_manifests(config, workspace, settings, device, clips, features)
-    finally:  # also after an interruption, with the results so far
-        print(funnel_table(workspace.funnel))
-        write_text(workspace.folder / f"funnel{workspace.suffix}.json", json.dumps(workspace.funnel, indent=2) + "\n")
+    with open_engine(config) as engine:
+        workspace = Workspace(config.output, config.shard, config.stages, engine)
+        try:
+            clips, features = _make_clips(config, workspace, settings)
+            if _last_stage(config) < STAGES.index("group"):
+                return 0
+            return _make_manifests(config, workspace, settings, clips, features)
+        finally:  # also after an interruption, with the results so far
+            print(funnel_table(workspace.funnel))
+            path = workspace.folder / f"funnel{workspace.suffix}.json"
+            write_text(path, json.dumps(workspace.funnel, indent=2) + "\n")
 
 
 def check(config: CurationConfig) -> dict[str, dict]:
@@ -73,6 +77,8 @@ def check(config: CurationConfig) -> dict[str, dict]:
             f"output={config.output!r} lies in films={config.films!r}, where the next run would take clips for films: choose "
             "a folder outside it"
         )
+    if config.engine == "local":  # the nodes of a cluster may have other devices than this machine
+        choose_device(config.device)
     for stage in config.stages:
         if stage in PACKAGES:
             import_optional(PACKAGES[stage])
@@ -100,7 +106,7 @@ def check(config: CurationConfig) -> dict[str, dict]:
 
 
 def _make_clips(
-    config: CurationConfig, workspace: Workspace, settings: dict, device: torch.device
+    config: CurationConfig, workspace: Workspace, settings: dict
 ) -> tuple[dict[str, Clip], list[Features]]:
     """Runs the stages from films to features. Returns the clips that pass the filters, by id, and their features."""
     run, folder, folder_of_films = workspace.run, workspace.folder, Path(config.films)
@@ -109,28 +115,39 @@ def _make_clips(
         return not isinstance(made, Dropped) and not (folder / made.path).is_file()
 
     found = find_films(folder_of_films, workspace)
-    films = run("probe", Film, found, settings["probe"], partial(probe, folder=folder_of_films))
+    films = run(
+        "probe", Film, found, settings["probe"], partial(probe, folder=folder_of_films), workers=Workers(batch=8)
+    )
     for film in kept(films):
         for warning in film.warnings:
             logger.warning("%s: %s", film.id, warning)
 
-    process = partial(split, folder=folder_of_films, config=config.split, min_frames=_min_frames(config))
-    scenes = run("split", Scene, kept(films), settings["split"], process)
+    min_frames = _min_frames(config)
+    process = partial(split, folder=folder_of_films, config=config.split, min_frames=min_frames, device=config.device)
+    workers = Workers(uses_gpu="transnet" in config.split.detectors)
+    scenes = run("split", Scene, kept(films), settings["split"], process, workers=workers)
 
     process = partial(write, films=folder_of_films, folder=folder, config=config.write, settings=settings["write"])
-    clips = {clip.id: clip for clip in kept(run("write", Clip, kept(scenes), settings["write"], process, is_gone))}
+    workers = Workers(batch=8)  # scenes of a film, which share an open file and the search for borders
+    written = run("write", Clip, kept(scenes), settings["write"], process, is_gone, workers)
+    clips = {clip.id: clip for clip in kept(written)}
     if _last_stage(config) < STAGES.index("score"):
         return clips, []
 
-    process = partial(score, folder=folder, config=config.score, device=device)
-    scores = run("score", Scores, list(clips.values()), settings["score"], process)
+    process = partial(score, folder=folder, config=config.score)
+    workers = Workers(
+        load=partial(load_scorers, config.score, config.device), batch=8, uses_gpu=bool(config.score.clip)
+    )
+    scores = run("score", Scores, list(clips.values()), settings["score"], process, workers=workers)
     passed = run("filter", Scores, kept(scores), settings["filter"], partial(apply_filters, config=config.filter))
     clips = {entry.id: clips[entry.id] for entry in kept(passed)}
     if _last_stage(config) < STAGES.index("embed"):
         return clips, []
 
-    process = partial(embed, folder=folder, config=config.embed, settings=settings["embed"], device=device)
-    features = kept(run("embed", Features, list(clips.values()), settings["embed"], process, is_gone))
+    process = partial(embed, folder=folder, batch_size=config.embed.batch_size, settings=settings["embed"])
+    load = partial(Embedder, config.embed.viclip, config.device)
+    workers = Workers(load=load, batch=config.embed.batch_size, uses_gpu=True)
+    features = kept(run("embed", Features, list(clips.values()), settings["embed"], process, is_gone, workers))
     return {entry.id: clips[entry.id] for entry in features}, features
 
 
@@ -138,16 +155,14 @@ def _make_manifests(
     config: CurationConfig,
     workspace: Workspace,
     settings: dict,
-    device: torch.device,
     clips: Mapping[str, Clip],
     features: list[Features],
 ) -> int:
     """Runs the stages from groups to manifests, and writes the review page. Returns the exit status."""
     run, folder = workspace.run, workspace.folder
-    windows = run(
-        "group", Group, by_film(features, clips), settings["group"], partial(group, folder=folder, config=config.group)
-    )
-    cosines = adjacent_cosines(windows)
+    process = partial(group, folder=folder, config=config.group)
+    windows = run("group", Group, by_film(features, clips), settings["group"], process, workers=Workers(batch=16))
+    cosines = list(adjacent_pairs(windows).values())
     if cosines and workspace.num_shards == 1:
         plot = similarity_plot(cosines, config.group.threshold, config.group.ceiling)
         write_text(folder / "similarity.svg", plot)
@@ -173,9 +188,7 @@ def _make_manifests(
     redo = partial(has_attempts_left, config=config.caption)
     captions = kept(run("caption", Captions, groups, settings["caption"], process, redo))
 
-    features_of = {entry.id: entry for entry in features}
-    process = partial(verify, features=features_of, folder=folder, config=config.embed.viclip, device=device)
-    verified = kept(run("verify", Verified, captions, settings["verify"], process))
+    verified = _verify(config, workspace, settings, captions, features)
     if workspace.num_shards > 1:
         logger.info("Part %s is done; run shard=0/1 after all parts, for the review page and the export", config.shard)
         return 0
@@ -183,7 +196,8 @@ def _make_manifests(
     decisions = read_decisions(folder / DECISIONS, captions, config.caption.max_words)
     of_id = {entry.id: entry for entry in groups}
     cosines_of = {entry.id: entry.cosines for entry in verified}
-    page = write_review(folder, of_id, clips, captions, cosines_of, decisions, config.verify.flag_below)
+    doubts = doubtful_cuts(windows, clips, config.group.ceiling)
+    page = write_review(folder, of_id, clips, captions, cosines_of, decisions, config.verify.flag_below, doubts)
     num_decided = sum(entry.key in decisions for entry in captions)
     logger.info("%s shows %d captions; decisions: %d", page, len(captions), num_decided)
     if "export" not in config.stages:
@@ -205,6 +219,15 @@ def _make_manifests(
         logger.info("%s: %d rows%s", path, count, "" if count else f", so it is not written{stays}")
     has_all = rows["sft.json"] and (rows["pretrain.csv"] or not config.caption.singles)
     return 0 if has_all and not workspace.funnel["caption"]["not done"] else 1
+
+
+def _verify(
+    config: CurationConfig, workspace: Workspace, settings: dict, captions: list[Captions], features: list[Features]
+) -> list[Verified]:
+    captioned = with_features(captions, {entry.id: entry for entry in features})
+    workers = Workers(load=partial(Embedder, config.embed.viclip, config.device), batch=16, uses_gpu=True)
+    process = partial(verify, folder=workspace.folder)
+    return kept(workspace.run("verify", Verified, captioned, settings["verify"], process, workers=workers))
 
 
 def _caption(groups: Iterable[Group], clips: Mapping[str, Clip], folder: Path, config: CaptionConfig) -> Iterator:

@@ -12,10 +12,11 @@ from mask2dit.curation.config import FilterConfig, ScoreConfig
 from mask2dit.curation.optional import import_optional
 from mask2dit.curation.store import Dropped, Entry
 from mask2dit.curation.write import Clip
+from mask2dit.device import choose_device
 from mask2dit.encoders.frames import FrameEncoder, load_aesthetic_head
 from mask2dit.hashing import fingerprint
 from mask2dit.video.frames import middle_frames
-from mask2dit.video.reading import VideoReader, open_video
+from mask2dit.video.reading import VideoReader
 
 NUM_POSITIONS = 8  # sampled positions per clip
 FLOW_WIDTH = 160  # pixels
@@ -51,12 +52,20 @@ def score_settings(config: ScoreConfig) -> dict:
     return settings
 
 
-def score(clips: Iterable[Clip], folder: Path, config: ScoreConfig, device: torch.device) -> Iterator:
+Scorers = tuple["Aesthetic | None", "TextDetector | None"]
+
+
+def load_scorers(config: ScoreConfig, device: str) -> Scorers:
+    """The models that scores need, on the device of that name."""
+    aesthetic = Aesthetic(config, choose_device(device)) if config.clip else None
+    return aesthetic, TextDetector(config.text_detector) if config.text_detector else None
+
+
+def score(clips: Iterable[Clip], scorers: Scorers, folder: Path, config: ScoreConfig) -> Iterator:
     """Measures clips."""
-    aesthetic = Aesthetic(config, device) if config.clip else None
-    text = TextDetector(config.text_detector) if config.text_detector else None
+    aesthetic, text = scorers
     for clip in clips:
-        reader = open_video(folder / clip.path)
+        reader = clip.open(folder)
         motion, shake = motion_and_shake(reader) if config.motion else (None, None)
         frames = None
         if aesthetic or text:

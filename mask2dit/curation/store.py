@@ -9,7 +9,8 @@ import dataclasses
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,10 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from mask2dit.config import parse_shard
+from mask2dit.engine.config import EngineConfig
+from mask2dit.engine.local import LocalEngine
+from mask2dit.engine.open import Engine
+from mask2dit.engine.share import Workers
 from mask2dit.files import append_line, check_writable, read_lines
 from mask2dit.hashing import digest
 
@@ -48,7 +53,7 @@ class Dropped(Entry):
 
 
 T = TypeVar("T", bound=Entry)
-Results = Iterator[tuple[Entry, Sequence[Entry]]]
+Results = Generator[tuple[Entry, Sequence[Entry]]]
 
 
 class Workspace:
@@ -61,13 +66,21 @@ class Workspace:
         folder: the output folder.
         shard: i/n, the part of the films that this process takes.
         stages: stages that may compute; the stored results of others are reused.
+        engine: runs stages that have workers. None: this process runs all.
 
     Raises:
         OSError: if the folder is not writable.
     """
 
-    def __init__(self, folder: str | os.PathLike, shard: str = "0/1", stages: Sequence[str] = ()):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        shard: str = "0/1",
+        stages: Sequence[str] = (),
+        engine: Engine | None = None,
+    ):
         self.folder = Path(folder)
+        self.engine = engine or LocalEngine(EngineConfig())
         self.index, self.num_shards = parse_shard(shard)
         self.suffix = "" if self.num_shards == 1 else f".{self.index}-of-{self.num_shards}"
         self.stages = stages
@@ -85,8 +98,9 @@ class Workspace:
         made: type[T],
         entries: Sequence[Entry],
         settings: object,
-        process: Callable[[Iterable[Entry]], Results],
+        process: Callable[..., Results],
         redo: Callable[[T | Dropped], bool] = lambda result: False,
+        workers: Workers | None = None,
     ) -> list[T | Dropped]:
         """The results of a stage, in the order of the entries.
 
@@ -95,8 +109,9 @@ class Workspace:
             made: the type of kept results.
             entries: the input.
             settings: everything else that results depend on, as JSON values.
-            process: the stage; called with the entries that have no results, if any.
+            process: the stage; called with entries that have no results, if any.
             redo: returns True for a stored result that has to be computed again, such as one whose file is missing.
+            workers: how the engine's workers run the stage. None: it always runs in this process.
 
         Raises:
             ValueError: if the stage's file is damaged.
@@ -107,8 +122,9 @@ class Workspace:
             done = {key: results for key, results in done.items() if not any(map(redo, results))}
         missing = [entry for entry in entries if keys[entry.key] not in done]
         if missing and stage in self.stages:
-            with tqdm(total=len(missing), desc=stage, disable=None) as progress:
-                for entry, results in process(missing):
+            done_now = self.engine.run(stage, process, missing, workers) if workers else process(missing)
+            with tqdm(total=len(missing), desc=stage, disable=None) as progress, closing(done_now):
+                for entry, results in done_now:
                     key, fields = keys[entry.key], [_fields(result) for result in results]
                     done[key] = [_entry(made, entry.key, record) for record in fields]
                     record = {"key": key, "from": entry.id, "results": fields}

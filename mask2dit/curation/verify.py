@@ -1,16 +1,14 @@
 """Similarity of captions and their clips, by ViCLIP's cosine. The review page flags low values; a person decides."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mask2dit.curation.caption import Captions
 from mask2dit.curation.embed import Embedder, Features, read_features
 from mask2dit.curation.store import Entry
-from mask2dit.encoders.config import ViCLIPConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +19,32 @@ class Verified(Entry):
     """One cosine per clip: the mean over the chunks of its caption."""
 
 
-def verify(
-    captions: Iterable[Captions],
-    features: Mapping[str, Features],
-    folder: Path,
-    config: ViCLIPConfig,
-    device: torch.device,
-) -> Iterator:
+@dataclass(frozen=True, kw_only=True)
+class CaptionedClips(Entry):
+    """Captions with the features of their clips, in order. Has the id and the key of the captions."""
+
+    captions: tuple[str, ...]
+    features: tuple[Features, ...]
+
+
+def with_features(captions: Sequence[Captions], features: Mapping[str, Features]) -> list[CaptionedClips]:
+    """Adds to captions the features of their clips, so that a worker needs no others."""
+    return [
+        CaptionedClips(
+            id=entry.id,
+            source=entry.source,
+            key=entry.key,
+            captions=tuple(entry.captions),
+            features=tuple(features[name] for name in entry.clips),
+        )
+        for entry in captions
+    ]
+
+
+def verify(captioned: Iterable[CaptionedClips], embedder: Embedder, folder: Path) -> Iterator:
     """Compares captions with their clips."""
-    embedder = Embedder(config, device)
-    for entry in captions:
-        videos = read_features([features[name] for name in entry.clips], folder)
+    for entry in captioned:
+        videos = read_features(entry.features, folder)
         cosines = [
             round(float(np.mean(embedder.text(caption) @ video)), 4) for caption, video in zip(entry.captions, videos)
         ]

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
-from transformers import AutoModel, CLIPModel
 
 from mask2dit.encoders.viclip import CLIP, IMAGENET
 from mask2dit.encoders.weights import load_weights
@@ -25,6 +24,8 @@ class FrameEncoder:
     """
 
     def __init__(self, folder: str | os.PathLike, device: torch.device):
+        from transformers import AutoModel, CLIPModel  # takes seconds, which processes without this model are spared
+
         try:
             self.model = AutoModel.from_pretrained(folder).eval().requires_grad_(False).to(device)
         except (OSError, ValueError, RuntimeError) as error:

@@ -7,12 +7,14 @@ import torch
 
 from mask2dit.config import missing_model
 from mask2dit.inference.config import InferenceConfig
+from mask2dit.inference.from_story import resolve_story
 from mask2dit.inference.sources import read_kept_scenes
+from mask2dit.models.context_cache import FP8
 from mask2dit.models.hub import local_model, origin
 from mask2dit.models.loading import empty_text_encoder
 from mask2dit.pipelines.footprint import CARDS, GIB, PREFERRED, Footprint, fits, predict_footprint
-from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
-from mask2dit.pipelines.story import Window, plan_windows
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
+from mask2dit.pipelines.story import ContextRule, Window, context_cache_size, plan_windows
 
 NAMES = {"text_encoder": "text encoder", "transformer": "transformer", "vae": "VAE"}
 
@@ -27,10 +29,13 @@ def describe_run(config: InferenceConfig, device: torch.device) -> str:
     if not (Path(config.model) / "transformer").is_dir():
         raise FileNotFoundError(missing_model(config.model))
     skeleton = Mask2DiTPipeline.skeleton(config.model, configs_only=True)
+    config, _ = resolve_story(config, skeleton)
     size = skeleton.fill_size(config.height, config.width, config.num_frames)
-    given = read_kept_scenes(config) if config.record else range(len(config.context_videos))
-    windows = plan_windows(skeleton, len(config.prompts), given, config.window, *size)
-    footprint = predict(config, skeleton, size, windows)
+    shape = skeleton.video_shape(*size, len(config.prompts))
+    given = _given_scenes(config)
+    rule = ContextRule(config.context, tuple(config.anchors))
+    windows = plan_windows(skeleton, config.prompts, given, config.window, *size, rule)
+    footprint = predict(config, skeleton, shape, windows)
     name = origin(config.model).get("model", config.model)
     weights = ", ".join(f"{NAMES[part]} {sizes.total / GIB:.2f}" for part, sizes in footprint.weights.items())
     operations = ", ".join(f"{NAMES[part]} {flops:.2g}" for part, flops in footprint.flops.items())
@@ -53,29 +58,34 @@ def describe_run(config: InferenceConfig, device: torch.device) -> str:
 
 
 def predict(
-    config: InferenceConfig,
-    skeleton: Mask2DiTPipeline,
-    size: tuple[int, int, int | Sequence[int]],
-    windows: Collection[Window],
+    config: InferenceConfig, skeleton: Mask2DiTPipeline, shape: VideoShape, windows: Sequence[Window]
 ) -> Footprint:
     """Predicts the footprint of a configuration, whose model is a local folder.
 
     Args:
         config: the configuration.
         skeleton: its model without weights.
-        size: height, width and frames per scene.
+        shape: frames and latent frames of the whole story.
         windows: from `plan_windows`.
     """
+    guided = config.guidance_scale > 1
+    dtype = getattr(torch, config.dtype)
+    kept = 0
+    if config.context_refresh > 1:
+        variant = config.mask_variant or skeleton.transformer.config.mask_variant
+        kept_dtype = FP8 if config.context_cache_dtype == "fp8" else dtype
+        kept = (2 if guided else 1) * context_cache_size(skeleton, windows, shape, kept_dtype, variant)
     return predict_footprint(
         skeleton,
         empty_text_encoder(Path(config.model) / "text_encoder"),
-        skeleton.video_shape(*size, len(config.prompts)),
+        shape,
         windows,
-        dtype=getattr(torch, config.dtype),
-        guided=config.guidance_scale > 1,
+        dtype=dtype,
+        guided=guided,
         num_inference_steps=config.num_inference_steps,
         vae_tiling=config.vae_tiling,
-        keeps_context=getattr(config, "context_refresh", 1) > 1,
+        context_cache=kept,
+        context_cache_on_gpu=config.context_cache_device != "cpu",
     )
 
 
@@ -99,6 +109,14 @@ def fitting_modes(config: InferenceConfig, footprint: Footprint, capacity: int) 
         )
     tiles = "" if config.vae_tiling else " vae_tiling=true,"
     return f"no memory mode is predicted to fit: use{tiles} a smaller window, height, width or num_frames"
+
+
+def _given_scenes(config: InferenceConfig) -> Collection[int]:
+    if config.record:
+        return read_kept_scenes(config)
+    if config.scene_mask is not None:
+        return [scene for scene, is_new in enumerate(config.scene_mask) if not is_new]
+    return range(len(config.context_videos))
 
 
 def _recommendations(config: InferenceConfig, footprint: Footprint, device: torch.device) -> list[str]:

@@ -6,11 +6,12 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import torch
 
 from mask2dit.config import SAMPLERS, missing_model
@@ -19,6 +20,7 @@ from mask2dit.files import check_writable
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
 from mask2dit.inference.dry_run import check_fits, describe_run, fitting_modes, predict
+from mask2dit.inference.from_story import resolve_story, seed_of
 from mask2dit.inference.output import STORE, StoryFiles, check_name, claim_output, comparison_sheet
 from mask2dit.inference.sources import (
     GivenScene,
@@ -26,24 +28,38 @@ from mask2dit.inference.sources import (
     open_context_videos,
     read_given_scene,
     read_kept_scenes,
+    without_old_seeds,
 )
 from mask2dit.models.attention import check_attention_backend
+from mask2dit.models.context_cache import FP8
 from mask2dit.models.hub import local_model, recorded
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.events import Event, Observer, PreviewMade, SceneFinished, ignore
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
-from mask2dit.pipelines.story import SceneStore, check_continues, decode_scene, generate_story, plan_windows
+from mask2dit.pipelines.story import (
+    ContextRule,
+    SceneStore,
+    Window,
+    check_context_refresh,
+    check_continues,
+    context_cache_size,
+    decode_scene,
+    generate_story,
+    plan_windows,
+)
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import software
 from mask2dit.randomness import generator_for
+from mask2dit.stories import Story
 from mask2dit.storyworld.prompts import check_prompts
 
 logger = logging.getLogger(__name__)
 
-STORY_OPTIONS = ("negative_prompt", "window", "noise_context", "height", "width", "num_frames", "num_inference_steps",
-                 "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
+STORY_OPTIONS = ("negative_prompt", "window", "context", "anchors", "noise_context", "height", "width", "num_frames",
+                 "num_inference_steps", "guidance_scale", "use_dynamic_cfg", "context_refresh",
+                 "context_cache_device", "context_cache_dtype", "seed")  # fmt: skip
 """Arguments of `generate_story` that are keys of the configuration."""
 
 
@@ -71,7 +87,10 @@ def generate(config: InferenceConfig, observer: Observer = ignore) -> Path | Non
     plan = plan_generation(config, device)
     for i, prompt in enumerate(plan.config.prompts):
         logger.info("Scene %d%s: %s", i + 1, f" ({plan.sources[i]})" if i in plan.sources else "", prompt)
-    seeds = range(config.seed, config.seed + config.count)
+    if plan.config.context_refresh > 1:
+        logger.info("%s", _describe_context_cache(plan))
+    first = seed_of(plan.config)
+    seeds = range(first, first + config.count)
     with modes_named(plan, device):
         model = load_model(plan.config, device)
         outputs = [render(plan.with_seed(seed), model, observer) for seed in seeds]
@@ -85,11 +104,15 @@ class InferencePlan:
     """A checked configuration with the objects that its checks built."""
 
     config: InferenceConfig
-    """The resolved configuration, with the model's size in place of null."""
+    """The resolved configuration, with the model's size in place of null, and a story's prompts in place of its file."""
+    story: Story | None
+    """The story of `config.story`."""
     skeleton: Mask2DiTPipeline
     """The model without its weights."""
     shape: VideoShape
     """Frames and latent frames of the whole story."""
+    windows: list[Window]
+    """Windows, as `story_windows` returns them."""
     sources: Mapping[int, GivenScene | KeptScene]
     """The scenes, by index, that are not generated."""
 
@@ -126,9 +149,8 @@ def render(plan: InferencePlan, model: LoadedModel, observer: Observer = ignore)
         FloatingPointError: for a scene that is not finite.
     """
     started = time.time()
-    config, pipe = plan.config, model.pipe
+    config = plan.config
     store = SceneStore(Path(config.save_path) / STORE, model.identity)
-    given = {i: _latents_of(i, plan, model, store) for i in plan.sources}
     with claim_output(config) as files:
 
         def observe(event: Event) -> None:
@@ -137,32 +159,71 @@ def render(plan: InferencePlan, model: LoadedModel, observer: Observer = ignore)
             observer(event)
 
         watch = observe if config.preview_every or observer is not ignore else ignore
-        scenes = story_latents(pipe, config, store, given=given, observer=watch, preview_every=config.preview_every)
         entries = []
-        for i, latents in enumerate(scenes):
-            clip, source = _write_scene(i, latents, plan, model, files)
-            entries.append(_scene_record(i, plan, files, source))
-            observer(SceneFinished(i, clip, source))
+        for i, scene in enumerate(make_scenes(plan, model, store, watch)):
+            if isinstance(scene.source, KeptScene):
+                clip = files.keep_scene(scene.source)
+            else:
+                clip = files.add_scene(scene.frames, scene.latents)
+            entries.append(_scene_record(i, plan, files, scene))
+            observer(SceneFinished(i, clip, scene.origin))
         untrained = is_untrained(config.model)
         title = "untrained weights: these pictures mean nothing" if untrained else None
         marked = [i for i, entry in enumerate(entries) if entry["context"]]
-        files.finish(marked, title, {**_record(config, model), "scenes": entries, "seconds": _seconds_since(started)})
+        record = {**describe_run(plan, model), "scenes": entries, "seconds": round(time.time() - started, 1)}
+        files.finish(marked, title, record)
     logger.info("Wrote %s, its scenes, its contact sheet (.png) and its record (.json)", files.output)
     if files.enlarged:
         logger.info("It is small: for viewing, %s is enlarged by nearest neighbour", files.enlarged.name)
     return files.output
 
 
-def _write_scene(
-    i: int, latents: torch.Tensor, plan: InferencePlan, model: LoadedModel, files: StoryFiles
-) -> tuple[Path, str]:
-    """Writes a scene. Returns its video and where it is from."""
-    source = plan.sources.get(i)
-    if isinstance(source, KeptScene):
-        return files.keep_scene(source), "kept"
-    if isinstance(source, GivenScene):  # keeps its own pixels instead of the VAE's reconstruction
-        return files.add_scene(source.frames, latents), "given"
-    return files.add_scene(decode_scene(model.pipe, latents, model.device), latents), "generated"
+@dataclasses.dataclass(frozen=True)
+class MadeScene:
+    """A scene of a story that is being made."""
+
+    source: GivenScene | KeptScene | None
+    """Where it is from if it is not generated."""
+    latents: torch.Tensor
+    """Scaled latents, (1, F, C, h, w)."""
+    frames: np.ndarray | None
+    """uint8 (frames, H, W, 3); None for a kept scene, whose file has them."""
+
+    @property
+    def origin(self) -> str:
+        """How it was made: "generated", "given" or "kept"."""
+        return {GivenScene: "given", KeptScene: "kept"}.get(type(self.source), "generated")
+
+
+def make_scenes(
+    plan: InferencePlan, model: LoadedModel, store: SceneStore, observer: Observer = ignore
+) -> Iterator[MadeScene]:
+    """Makes the scenes of a plan, in order, each as soon as it is done.
+
+    Args:
+        plan: the plan.
+        model: the model that it was made for.
+        store: keeps the latents of given scenes, and those of finished ones for an interrupted run.
+        observer: called with the events of `mask2dit.pipelines.events`, but for `SceneFinished`.
+
+    Raises:
+        FloatingPointError: for a scene that is not finite.
+    """
+    config = plan.config
+    given = {i: _latents_of(i, plan, model, store) for i in plan.sources}
+    if len(given) == len(config.prompts):
+        of_scenes = (given[i] for i in sorted(given))
+    else:
+        options = {"given": given, "observer": observer, "preview_every": config.preview_every}
+        of_scenes = story_latents(model.pipe, config, store, **options)
+    for i, latents in enumerate(of_scenes):
+        source = plan.sources.get(i)
+        frames = None
+        if isinstance(source, GivenScene):  # keeps its own pixels instead of the VAE's reconstruction
+            frames = source.frames
+        elif source is None:
+            frames = decode_scene(model.pipe, latents, model.device)
+        yield MadeScene(source, latents, frames)
 
 
 @contextmanager
@@ -171,10 +232,8 @@ def modes_named(plan: InferencePlan, device: torch.device) -> Generator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        config, skeleton = plan.config, plan.skeleton
-        size = (config.height, config.width, config.num_frames)
-        windows = plan_windows(skeleton, len(config.prompts), plan.sources, config.window, *size)
-        footprint = predict(config, skeleton, size, windows)
+        config = plan.config
+        footprint = predict(config, plan.skeleton, plan.shape, plan.windows)
         capacity = torch.cuda.get_device_properties(device).total_memory
         reason = str(error).splitlines()[0]
         raise MemoryError(f"{reason} {fitting_modes(config, footprint, capacity)}") from error
@@ -190,7 +249,10 @@ def load_skeleton(
 
 
 def plan_generation(
-    config: InferenceConfig, device: torch.device, skeleton: Mask2DiTPipeline | None = None
+    config: InferenceConfig,
+    device: torch.device,
+    skeleton: Mask2DiTPipeline | None = None,
+    sources: Mapping[int, GivenScene | KeptScene] | None = None,
 ) -> InferencePlan:
     """Checks everything that can be checked without reading weights, and reads the context videos.
 
@@ -198,6 +260,7 @@ def plan_generation(
         config: the configuration of the story.
         device: the device that the model will run on.
         skeleton: the result of `load_skeleton`, to share between stories. None: built here.
+        sources: the scenes, by index, that are not generated. None: those that the configuration names.
 
     Raises:
         ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, with a remedy.
@@ -210,6 +273,7 @@ def plan_generation(
         skeleton = load_skeleton(
             config.model, "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml", config.variant
         )
+    config, story = resolve_story(config, skeleton)
     if config.attention_backend is not None:
         check_attention_backend(config.attention_backend, device)
     check_prompts(config.model, config.prompts, config.window)
@@ -222,12 +286,32 @@ def plan_generation(
     config = dataclasses.replace(config, **dict(zip(("height", "width", "num_frames"), size)))
     check_name(config)
     shape = skeleton.video_shape(*size, len(config.prompts))
-    sources = read_kept_scenes(config) if config.record else _given_scenes(config, skeleton, size)
-    windows = plan_windows(skeleton, len(config.prompts), sources, config.window, *size)
-    if device.type == "cuda" and config.check_memory:
-        check_fits(config, predict(config, skeleton, size, windows), device)
+    if sources is None and config.record:
+        sources, config = read_kept_scenes(config), without_old_seeds(config)
+    elif sources is None:
+        sources = _given_scenes(config, skeleton, size)
+    rule = ContextRule(config.context, tuple(config.anchors))
+    is_whole = not config.record and len(sources) == len(config.prompts)
+    windows = [] if is_whole else plan_windows(skeleton, config.prompts, sources, config.window, *size, rule)
+    check_context_refresh(config.context_refresh, windows)
+    if device.type == "cuda" and config.check_memory and windows:
+        check_fits(config, predict(config, skeleton, shape, windows), device)
     check_writable(config.save_path)
-    return InferencePlan(config=config, skeleton=skeleton, shape=shape, sources=sources)
+    return InferencePlan(config=config, story=story, skeleton=skeleton, shape=shape, windows=windows, sources=sources)
+
+
+def _describe_context_cache(plan: InferencePlan) -> str:
+    """Describes the memory that the context cache of a plan takes."""
+    config, skeleton = plan.config, plan.skeleton
+    dtype = FP8 if config.context_cache_dtype == "fp8" else getattr(torch, config.dtype)
+    variant = config.mask_variant or skeleton.transformer.config.mask_variant
+    branch = context_cache_size(skeleton, plan.windows, plan.shape, dtype, variant)
+    branches = 2 if config.guidance_scale > 1 else 1
+    where = "in main memory" if config.context_cache_device == "cpu" else "on the transformer's device"
+    return (
+        f"context_refresh={config.context_refresh} keeps up to {branches * branch / 1e9:.3g} GB of keys and values {where} "
+        f"({branch / 1e9:.3g} GB per guidance branch)"
+    )
 
 
 def _given_scenes(config: InferenceConfig, skeleton: Mask2DiTPipeline, size: tuple) -> dict[int, GivenScene]:
@@ -235,13 +319,26 @@ def _given_scenes(config: InferenceConfig, skeleton: Mask2DiTPipeline, size: tup
     if not config.context_videos:
         return {}
     check_continues(config.window)
-    num_scenes = len(config.prompts)
-    plan_windows(skeleton, num_scenes, range(len(config.context_videos)), config.window, *size)
+    plan_windows(skeleton, config.prompts, _given_indices(config, len(config.context_videos)), config.window, *size)
     scenes = open_context_videos(config.context_videos)
-    plan_windows(skeleton, num_scenes, range(len(scenes)), config.window, *size)
-    generator = torch.Generator().manual_seed(config.seed)
-    frames = skeleton.video_shape(*size, num_scenes).frames
-    return {i: read_given_scene(scene, frames[i], config, generator) for i, scene in enumerate(scenes)}
+    given = _given_indices(config, len(scenes))
+    plan_windows(skeleton, config.prompts, given, config.window, *size)
+    generator = torch.Generator().manual_seed(seed_of(config))
+    frames = skeleton.video_shape(*size, len(config.prompts)).frames
+    return {i: read_given_scene(scene, frames[i], config, generator) for i, scene in zip(given, scenes)}
+
+
+def _given_indices(config: InferenceConfig, num_given: int) -> Sequence[int]:
+    """Returns the indices of the given scenes. Raises `ValueError` unless the mask gives as many as there are."""
+    if config.scene_mask is None:
+        return range(num_given)
+    given = [i for i, new in enumerate(config.scene_mask) if not new]
+    if len(given) != num_given:
+        raise ValueError(
+            f"{len(given)} scenes are marked as given, but the context videos hold {num_given}: name one file per scene, "
+            "and a generated video with its record (.json) beside it holds all scenes of the record"
+        )
+    return given
 
 
 def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipeline:
@@ -271,7 +368,7 @@ def story_latents(
     pipe: Mask2DiTPipeline, config: InferenceConfig, store: SceneStore, **options
 ) -> Iterator[torch.Tensor]:
     """Generates the story of a configuration by `generate_story`, to which the options are passed on."""
-    of_config = {name: getattr(config, name) for name in STORY_OPTIONS}
+    of_config = {name: getattr(config, name) for name in STORY_OPTIONS} | {"seeds": config.scene_seeds}
     return generate_story(pipe, config.prompts, store=store, **of_config, **options)
 
 
@@ -282,7 +379,9 @@ def _latents_of(i: int, plan: InferencePlan, model: LoadedModel, store: SceneSto
     shape = (1, plan.shape.latent_frames[i], *plan.shape.latent_size)
     if isinstance(scene, KeptScene):
         return scene.load_latents(shape)
-    key = store.key(hashlib.sha256(scene.frames).hexdigest(), shape, config.sample_context, config.seed, config.dtype)
+    key = store.key(
+        hashlib.sha256(scene.frames).hexdigest(), shape, config.sample_context, seed_of(config), config.dtype
+    )
     latents = store.load(key, shape)
     if latents is None:
         latents = model.pipe.encode_context(
@@ -291,7 +390,7 @@ def _latents_of(i: int, plan: InferencePlan, model: LoadedModel, store: SceneSto
             config.height,
             config.width,
             sample_posterior=config.sample_context,
-            generator=generator_for(config.seed, "context", i),
+            generator=generator_for(seed_of(config), "context", i),
         ).cpu()
         store.save(key, latents)
     return latents
@@ -309,26 +408,29 @@ def weights_identity(config: InferenceConfig) -> str:
     return ", ".join(parts)
 
 
-def _scene_record(i: int, plan: InferencePlan, files: StoryFiles, source: str) -> dict:
+def _scene_record(i: int, plan: InferencePlan, files: StoryFiles, scene: MadeScene) -> dict:
     """Builds a scene's entry in the record."""
-    scene, config = plan.sources.get(i), plan.config
+    config, source = plan.config, scene.source
     stop = sum(files.frame_counts)
-    kept = scene.record if isinstance(scene, KeptScene) else {}
+    kept = source.record if isinstance(source, KeptScene) else {}
+    own_seed = config.scene_seeds[i] if config.scene_seeds else None
     return {
         "prompt": config.prompts[i],
         "frames": [stop - files.frame_counts[i], stop],
-        "context": scene and scene.context,
-        "source": source,
-        "seed": kept.get("seed", config.seed),
-        **({"kept_from": str(scene.clip)} if isinstance(scene, KeptScene) else {}),
+        "context": source and source.context,
+        "source": scene.origin,
+        "continues_from": next(([k + 1 for k in window.context] for window in plan.windows if i in window.new), None),
+        "seed": kept.get("seed", config.seed if own_seed is None else own_seed),
+        **({"kept_from": str(source.clip)} if isinstance(source, KeptScene) else {}),
     }
 
 
-def _record(config: InferenceConfig, model: LoadedModel) -> dict:
-    """Builds a video's record: the resolved configuration, the software versions and the device."""
+def describe_run(plan: InferencePlan, model: LoadedModel) -> dict:
+    """Describes a run for its record: the resolved configuration, the story, the software versions and the device."""
     pipe = model.pipe
     return {
-        "config": recorded(config),
+        "config": recorded(plan.config),
+        "story": plan.story and plan.story.record(),
         "command": shlex.join(sys.argv),
         "weights": model.identity,
         "mask_variant": pipe.transformer.config.mask_variant,
@@ -336,7 +438,3 @@ def _record(config: InferenceConfig, model: LoadedModel) -> dict:
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
         **software(),
     }
-
-
-def _seconds_since(started: float) -> float:
-    return round(time.time() - started, 1)

@@ -136,8 +136,10 @@ class Footprint:
     """Weights by component: text_encoder, vae, transformer."""
     activations: Mapping[str, int]
     """Peak of activations while each of these components computes."""
-    context_cache: int
-    """Keys and values that the context cache keeps while the transformer computes, on the GPU."""
+    context_cache: int = 0
+    """Keys and values that the context cache keeps while the transformer computes."""
+    context_cache_on_gpu: bool = True
+    """False if they are kept in main memory."""
     frames: int
     """Decoded frames of one scene in main memory."""
     flops: Mapping[str, int]
@@ -158,7 +160,7 @@ class Footprint:
         """Predicts the peak of a memory mode in main memory, where all weights are first loaded."""
         # Group offloading with a stream copies the transformer to pinned memory.
         pinned = self.weights["transformer"].total if mode == "group_offload" else 0
-        return max(self.total_weights + pinned, self.frames)
+        return self.total_weights + pinned + self.frames + (0 if self.context_cache_on_gpu else self.context_cache)
 
     def fitting(self, capacity: int) -> list[str]:
         """Returns the memory modes that fit a GPU of `capacity` bytes, the recommended one first."""
@@ -193,7 +195,8 @@ def predict_footprint(
     guided: bool,
     num_inference_steps: int,
     vae_tiling: bool = False,
-    keeps_context: bool = False,
+    context_cache: int = 0,
+    context_cache_on_gpu: bool = True,
 ) -> Footprint:
     """Predicts the footprint of a story.
 
@@ -206,7 +209,8 @@ def predict_footprint(
         guided: True with classifier-free guidance.
         num_inference_steps: denoising steps of each window.
         vae_tiling: True decodes in tiles.
-        keeps_context: True if the context cache is used.
+        context_cache: bytes that the context cache keeps, see `mask2dit.pipelines.story.context_cache_size`.
+        context_cache_on_gpu: False if it keeps them in main memory.
     """
     # The skeleton's buffers are not on the meta device.
     transformer, vae, text_encoder = (
@@ -222,13 +226,11 @@ def predict_footprint(
     of_given = {frames: _encoding(vae, frames, shape) for frames in set(encoded)}
     of_scenes = [of_frames[frames] for frames in decoded] + [of_given[frames] for frames in encoded]
     window = transformer.config.max_text_seq_length
-    steps, texts, kept = [], [], []
-    for scenes, new in windows:
-        frames = shape.latent_frames[scenes.start : scenes.stop]
+    steps, texts = [], []
+    for scenes, _ in windows:
+        frames = tuple(shape.latent_frames[scene] for scene in scenes)
         steps.append(_denoising(transformer, frames, shape, branches))
         texts.append(_embedding(text_encoder, len(frames), window))
-        context = [shape.latent_frames[scene] for scene in scenes if scene not in new]
-        kept.append(branches * _context_bytes(transformer, context, shape, dtype))
     height, width = (size * skeleton.vae_scale_factor_spatial for size in shape.latent_size[1:])
     return Footprint(
         weights={
@@ -240,7 +242,8 @@ def predict_footprint(
             "transformer": max(cost.peak for cost in steps),
             "vae": max(cost.peak for cost in of_scenes),
         },
-        context_cache=max(kept) if keeps_context else 0,
+        context_cache=context_cache,
+        context_cache_on_gpu=context_cache_on_gpu,
         frames=max(shape.frames) * height * width * 3 * 5,  # float32, and 8 bits
         flops={
             "text_encoder": branches * sum(cost.flops for cost in texts),
@@ -291,18 +294,6 @@ def _encoding(vae: AutoencoderKLCogVideoX, frames: int, shape: VideoShape) -> Co
     return measure(
         lambda: vae.encode(torch.empty(1, 3, frames, *size, dtype=vae.dtype, device="meta")).latent_dist.mode()
     )
-
-
-def _context_bytes(
-    transformer: Mask2DiTTransformer3DModel, given: Sequence[int], shape: VideoShape, dtype: torch.dtype
-) -> int:
-    """Keys and values of the given scenes' video in all layers."""
-    if not given:
-        return 0
-    tokens = transformer.scene_layout(*shape.latent_size[1:], tuple(given)).video_length
-    config = transformer.config
-    width = config.num_attention_heads * config.attention_head_dim
-    return 2 * config.num_layers * tokens * width * dtype.itemsize
 
 
 def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -5,6 +5,7 @@ from the scenes in its store, with the same result.
 """
 
 import logging
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mask2dit.config import check_finite
+from mask2dit.config import CONTEXTS, check_choice, check_context_cache, check_finite
 from mask2dit.files import atomic_path
 from mask2dit.hashing import digest
+from mask2dit.models.context_cache import context_cache_bytes
 from mask2dit.pipelines.events import Observer, PreviewMade, SceneStarted, StepFinished, ignore
 from mask2dit.pipelines.mask2dit import (
     SAMPLING_REMEDY,
@@ -29,6 +31,7 @@ from mask2dit.pipelines.mask2dit import (
     count_given_scenes,
     require_finite,
 )
+from mask2dit.stories import ACTOR
 from mask2dit.video.frames import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -36,11 +39,56 @@ logger = logging.getLogger(__name__)
 KEY_LENGTH = 64  # hexadecimal digits of a scene's key
 
 
+@dataclass(frozen=True)
+class ContextRule:
+    """Which earlier scenes a window of a long story continues from, where not all of them fit.
+
+    The latest scene is always among them. `last` adds the latest others, `anchor` the anchors and then the latest others,
+    `cast` those that share most actors with the window's first new scene, of equals the latest.
+
+    Raises:
+        ValueError: for an unknown kind, or anchors that are not scene numbers.
+    """
+
+    kind: str = "last"
+    """last, anchor or cast."""
+    anchors: Sequence[int] = (1,)
+    """Numbers, from 1, of the scenes that `anchor` keeps."""
+
+    def __post_init__(self):
+        check_choice("context", self.kind, CONTEXTS)
+        if self.kind == "anchor" and not (self.anchors and all(type(i) is int and i > 0 for i in self.anchors)):
+            raise ValueError(f"anchors={list(self.anchors)} has to hold numbers of scenes, counted from 1")
+
+    def check_window(self, window: int) -> None:
+        """Raises `ValueError` if the anchors, the latest scene and a new one do not fit into a window."""
+        if self.kind == "anchor" and len(set(self.anchors)) + 2 > window:
+            raise ValueError(
+                f"anchors={list(self.anchors)} do not fit into window={window} with the latest scene and a new one: "
+                f"use window={len(set(self.anchors)) + 2} or more, fewer anchors, or context=last"
+            )
+
+    def choose(self, done: int, count: int, actors: Sequence[frozenset[str]]) -> tuple[int, ...]:
+        """Returns the indices of `count` of the scenes 0 to `done` - 1, in order of time.
+
+        Args:
+            done: number of existing scenes.
+            count: number of scenes to choose, at most `done`.
+            actors: names of the actors in each scene of the story, for `cast`.
+        """
+        others = list(range(done - 1))[::-1]
+        if self.kind == "anchor":
+            others.sort(key=lambda scene: scene + 1 not in self.anchors)
+        elif self.kind == "cast":
+            others.sort(key=lambda scene: -len(actors[scene] & actors[done]))
+        return tuple(sorted([done - 1, *others][:count]))
+
+
 class Window(NamedTuple):
     """Scenes that are generated together."""
 
-    scenes: range
-    """All scenes of the window."""
+    scenes: tuple[int, ...]
+    """All scenes of the window, in order of time."""
     new: tuple[int, ...]
     """Those that are generated. The others are context."""
 
@@ -49,19 +97,27 @@ class Window(NamedTuple):
         return [scene for scene in self.scenes if scene not in self.new]
 
 
-def story_windows(num_scenes: int, given: Collection[int] = (), window: int | None = None) -> list[Window]:
+def story_windows(
+    num_scenes: int,
+    given: Collection[int] = (),
+    window: int | None = None,
+    rule: ContextRule = ContextRule(),
+    actors: Sequence[frozenset[str]] = (),
+) -> list[Window]:
     """Divides a story into windows, in the order in which they are generated.
 
-    Where nothing follows, a window holds the last `window - 1` existing scenes, or fewer at the start, and is filled with
-    new ones. New scenes between given ones see given scenes on both sides, as far as the window reaches.
+    Where nothing follows, a window holds `window - 1` existing scenes, or fewer at the start, and is filled with new ones.
+    New scenes between given ones see given scenes on both sides, as far as the window reaches.
 
     Args:
         num_scenes: number of scenes, given ones included.
         given: indices of the given scenes.
         window: number of scenes generated together. None: all of the story.
+        rule: how existing scenes are chosen where not all of them fit.
+        actors: names of the actors in each scene; only `cast` needs them.
 
     Raises:
-        ValueError: if nothing is left to generate or the window is not positive.
+        ValueError: if nothing is left to generate, the window is not positive, or the anchors do not fit into it.
     """
     window = num_scenes if window is None else window
     if window < 1:
@@ -72,6 +128,8 @@ def story_windows(num_scenes: int, given: Collection[int] = (), window: int | No
             f"{len(given)} context scenes leave nothing to generate with {num_scenes} prompts: every scene needs a prompt, "
             "given or generated"
         )
+    if window < num_scenes:
+        rule.check_window(window)
     windows = []
     while missing:
         first = missing[0]
@@ -79,7 +137,9 @@ def story_windows(num_scenes: int, given: Collection[int] = (), window: int | No
         is_between = first + run < num_scenes and run <= window - 2
         before = (window - run + 1) // 2 if is_between else window - 1
         start = max(0, min(first - before, num_scenes - window))
-        scenes = range(start, min(start + window, num_scenes))
+        scenes = tuple(range(start, min(start + window, num_scenes)))
+        if not is_between:
+            scenes = (*rule.choose(first, first - start, actors), *range(first, scenes[-1] + 1))
         windows.append(Window(scenes, tuple(scene for scene in scenes if scene in missing)))
         missing = [scene for scene in missing if scene not in scenes]
     return windows
@@ -128,24 +188,34 @@ class SceneStore:
 
 def plan_windows(
     pipe: Mask2DiTPipeline,
-    num_scenes: int,
+    prompts: Sequence[str],
     given: Collection[int],
     window: int | None,
     height: int | None,
     width: int | None,
     num_frames: int | Sequence[int] | None,
+    rule: ContextRule = ContextRule(),
 ) -> list[Window]:
     """Returns the windows of a story, as `story_windows`, after checking each. Needs no weights.
 
     Raises:
         ValueError: if the model does not support one of them.
     """
-    windows = story_windows(num_scenes, given, window)
+    actors = [frozenset(ACTOR.findall(prompt)) for prompt in prompts]
+    windows = story_windows(len(prompts), given, window, rule, actors)
     height, width, num_frames = pipe.fill_size(height, width, num_frames)
-    frames = pipe.video_shape(height, width, num_frames, num_scenes).frames
+    frames = pipe.video_shape(height, width, num_frames, len(prompts)).frames
     for scenes, _ in windows:
-        pipe.video_shape(height, width, frames[scenes.start : scenes.stop], len(scenes))
+        pipe.video_shape(height, width, [frames[i] for i in scenes], len(scenes))
     return windows
+
+
+def nearest_num_frames(pipe: Mask2DiTPipeline, num_frames: float) -> int:
+    """Returns the number of frames nearest to a wanted one that the VAE and the temporal patch carry. Needs no weights."""
+    ratio, patch_t = pipe.vae_scale_factor_temporal, pipe.transformer.config.patch_size_t or 1
+    least = 1 if num_frames <= 1 else -(-2 // patch_t)  # more than one frame is a video, of two latent frames at least
+    patches = max(least, math.floor(((num_frames - 1) / ratio + 1) / patch_t + 0.5))
+    return ratio * (patches * patch_t - 1) + 1
 
 
 def generate_story(
@@ -154,6 +224,8 @@ def generate_story(
     *,
     negative_prompt: str | Sequence[str] | None = None,
     window: int | None = None,
+    context: str = "last",
+    anchors: Sequence[int] = (1,),
     context_latents: torch.Tensor | None = None,
     given: Mapping[int, torch.Tensor] | None = None,
     noise_context: bool = False,
@@ -163,6 +235,9 @@ def generate_story(
     num_inference_steps: int = 50,
     guidance_scale: float = 6.0,
     use_dynamic_cfg: bool = False,
+    context_refresh: int = 1,
+    context_cache_device: str = "model",
+    context_cache_dtype: str = "auto",
     seed: int = 0,
     seeds: Sequence[int | None] | None = None,
     store: SceneStore | None = None,
@@ -176,11 +251,13 @@ def generate_story(
         prompts: one prompt per scene, given ones included.
         negative_prompt: one negative prompt for all scenes, or one per scene.
         window: number of scenes generated together, 3 for the published model. None: all of them.
+        context, anchors: which earlier scenes a window continues from, as in `ContextRule`.
         context_latents: scaled latents of the given first scenes, (1, given*F, C, h, w), as from `pipe.encode_context`.
         given: scaled latents (1, F, C, h, w) of given scenes anywhere in the story, by the scene's index, instead of
             `context_latents`.
         noise_context, height, width, num_frames, num_inference_steps, guidance_scale, use_dynamic_cfg: as for the
             pipeline.
+        context_refresh, context_cache_device, context_cache_dtype: as for the pipeline, in windows with context.
         seed: seed of the noise, combined with the number of a window's first new scene.
         seeds: seed of each scene's initial noise. None: derived from `seed`, for all scenes or for one.
         store: keeps finished scenes, so that an interrupted story continues from them.
@@ -200,6 +277,7 @@ def generate_story(
     pipe.check_steps(num_inference_steps)
     check_scheduler(pipe.scheduler)
     check_finite("guidance_scale", guidance_scale)
+    check_context_cache(context_refresh, context_cache_device, context_cache_dtype)
     num_scenes = len(prompts)
     height, width, num_frames = pipe.fill_size(height, width, num_frames)
     shape = pipe.video_shape(height, width, num_frames, num_scenes)
@@ -210,12 +288,15 @@ def generate_story(
     for name, values in (("negative_prompt", negative_prompt), ("seeds", seeds)):
         if len(values) != num_scenes:
             raise ValueError(f"{name} has {len(values)} entries for {num_scenes} scenes")
+    rule = ContextRule(context, tuple(anchors))
+    windows = plan_windows(pipe, prompts, scenes, window, height, width, num_frames, rule)
+    check_context_refresh(context_refresh, windows)
     plan = StoryPlan(
         prompts=prompts,
         negative_prompts=negative_prompt,
         shape=shape,
         given=scenes,
-        windows=plan_windows(pipe, num_scenes, scenes, window, height, width, num_frames),
+        windows=windows,
         settings={
             "height": height,
             "width": width,
@@ -224,6 +305,9 @@ def generate_story(
             "use_dynamic_cfg": use_dynamic_cfg,
             "noise_context": noise_context,
         },
+        context_refresh=context_refresh,
+        context_cache_device=context_cache_device,
+        context_cache_dtype=context_cache_dtype,
         seed=seed,
         seeds=seeds,
     )
@@ -243,9 +327,46 @@ class StoryPlan:
     """Windows, as `story_windows` returns them."""
     settings: dict
     """Arguments of the pipeline that all windows share."""
+    context_refresh: int
+    """As for the pipeline, in windows with context."""
+    context_cache_device: str
+    context_cache_dtype: str
     seed: int
     seeds: Sequence[int | None]
     """Seeds of the scenes that have their own."""
+
+
+def check_context_refresh(context_refresh: int, windows: Sequence[Window]) -> None:
+    """Raises `ValueError` if given scenes are to be kept between steps, but no window has any."""
+    if context_refresh > 1 and not any(window.context for window in windows):
+        raise ValueError(
+            f"context_refresh={context_refresh} keeps given scenes between steps, but no window of this story has any: use "
+            "context_refresh=1, or a window that is shorter than the story"
+        )
+
+
+def context_cache_size(
+    pipe: Mask2DiTPipeline, windows: Sequence[Window], shape: VideoShape, dtype: torch.dtype, mask_variant: str
+) -> int:
+    """Predicts the bytes that the context cache of a story keeps for each guidance branch, in the largest of its windows.
+
+    Needs no weights.
+
+    Args:
+        pipe: the pipeline, or its skeleton.
+        windows: the story's windows, as of `plan_windows`.
+        shape: frames of the whole story.
+        dtype: the model's dtype; `torch.float8_e4m3fn` for a cache in fp8.
+        mask_variant: "v1" … "v5".
+    """
+    config = {**pipe.transformer.config, "mask_variant": mask_variant}
+    sizes = []
+    for window in windows:
+        latent_frames = tuple(shape.latent_frames[scene] for scene in window.scenes)
+        layout = pipe.transformer.scene_layout(*shape.latent_size[1:], latent_frames)
+        generated = [scene in window.new for scene in window.scenes]
+        sizes.append(context_cache_bytes(config, layout, generated, dtype))
+    return max(sizes)
 
 
 def check_continues(window: int | None) -> None:
@@ -292,11 +413,13 @@ def _scenes(
     for number in range(len(plan.prompts)):
         if number not in made:
             window = next(windows)
-            part = slice(window.scenes.start, window.scenes.stop)
-            texts = [plan.prompts[part], plan.negative_prompts[part]]
+            texts = [[texts[i] for i in window.scenes] for texts in (plan.prompts, plan.negative_prompts)]
+            frames = [plan.shape.frames[i] for i in window.scenes]
             context_keys = [keys.get(scene) for scene in window.scenes]
             seeds = [plan.seed, *(plan.seeds[scene] for scene in window.new)]
-            made_from = [model, plan.settings, texts, plan.shape.frames[part], context_keys, seeds, window.new]
+            made_from = [model, plan.settings, texts, frames, context_keys, seeds, window.new]
+            if plan.context_refresh > 1 and window.context:
+                made_from.append([plan.context_refresh, plan.context_cache_dtype])
             keys |= {scene: store.key(made_from, scene) if store else "" for scene in window.new}
             made |= _load_or_generate(pipe, plan, window, made, keys, store, watch)
         yield made[number]
@@ -328,45 +451,57 @@ def _generate_window(
     pipe: Mask2DiTPipeline, plan: StoryPlan, window: Window, made: Mapping[int, torch.Tensor], watch: "_Watch"
 ) -> dict[int, torch.Tensor]:
     """Generates the latents of a window's new scenes from those of its context."""
-    part = slice(window.scenes.start, window.scenes.stop)
     num_scenes = len(plan.prompts)
+    latent_frames = [plan.shape.latent_frames[i] for i in window.scenes]
     for scene in window.new:
         watch.observer(SceneStarted(scene))
+    generator = torch.Generator().manual_seed(_window_seed(plan.seed, window.new[0]))
     progress_bar = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(**{**progress_bar, "desc": f"{_name(window.new)} of {num_scenes}"})
     try:
         latents = pipe(
-            plan.prompts[part],
-            negative_prompt=plan.negative_prompts[part],
-            num_frames=plan.shape.frames[part],
+            [plan.prompts[i] for i in window.scenes],
+            negative_prompt=[plan.negative_prompts[i] for i in window.scenes],
+            num_frames=[plan.shape.frames[i] for i in window.scenes],
             context_latents=torch.cat([made[i] for i in window.context], dim=1) if window.context else None,
             scene_mask=[scene in window.new for scene in window.scenes],
-            generator=torch.Generator().manual_seed(_window_seed(plan.seed, window.new[0])),
-            latents=_own_noise(pipe, plan, window),
+            generator=generator,
+            latents=_own_noise(pipe, plan, window, generator),
             output_type="latent",
-            callback_on_step_end=watch.callback(window, plan.shape.latent_frames[part]),
+            callback_on_step_end=watch.callback(window, latent_frames),
             callback_on_step_end_tensor_inputs=watch.tensors,
+            context_refresh=plan.context_refresh if window.context else 1,
+            context_cache_device=plan.context_cache_device,
+            context_cache_dtype=plan.context_cache_dtype,
             **plan.settings,
         ).frames
     finally:
         pipe.set_progress_bar_config(**progress_bar)
-    of_scenes = dict(zip(window.scenes, latents.cpu().split(plan.shape.latent_frames[part], dim=1)))
+    of_scenes = dict(zip(window.scenes, latents.cpu().split(latent_frames, dim=1)))
     for scene in window.new:
         require_finite(f"the latents of scene {scene + 1} of {num_scenes}", of_scenes[scene], SAMPLING_REMEDY)
     return {scene: of_scenes[scene] for scene in window.new}
 
 
-def _own_noise(pipe: Mask2DiTPipeline, plan: StoryPlan, window: Window) -> torch.Tensor | None:
-    """Draws the initial noise of a window's new scenes, if one of them has its own seed."""
+def _own_noise(
+    pipe: Mask2DiTPipeline, plan: StoryPlan, window: Window, generator: torch.Generator
+) -> torch.Tensor | None:
+    """Draws the initial noise of a window's new scenes as the pipeline would, except for scenes with their own seed.
+
+    Returns:
+        (1, new*F, C, h, w); None if no scene has its own seed.
+    """
     seeds = [plan.seeds[scene] for scene in window.new]
     if all(seed is None for seed in seeds):
         return None
-    noise = []
-    for scene, seed in zip(window.new, seeds):
-        generator = torch.Generator().manual_seed(_window_seed(plan.seed, scene) if seed is None else seed)
-        shape = (1, plan.shape.latent_frames[scene], *plan.shape.latent_size)
-        noise.append(torch.randn(shape, generator=generator, dtype=pipe.transformer.dtype))
-    return torch.cat(noise, dim=1)
+    latent_frames = [plan.shape.latent_frames[scene] for scene in window.new]
+    shape = (1, sum(latent_frames), *plan.shape.latent_size)
+    noise = torch.randn(shape, generator=generator, dtype=pipe.transformer.dtype)
+    for scene, seed in zip(noise.split(latent_frames, dim=1), seeds):
+        if seed is not None:
+            own = torch.Generator().manual_seed(seed)
+            scene.copy_(torch.randn(scene.shape, generator=own, dtype=scene.dtype))
+    return noise
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,27 @@ from mask2dit.files import read_json, write_text
 from mask2dit.reporting.bootstrap import mean_interval
 from mask2dit.reporting.plots import line_plot
 from mask2dit.reporting.tables import markdown_table
-from mask2dit.storyworld.measure import code_identity, measure_scene, visual_consistency
+from mask2dit.storyworld.measure import (
+    OF_ACTORS,
+    UNRELATED,
+    SceneMeasurement,
+    code_identity,
+    differences,
+    measure_scene,
+    visual_consistency,
+)
 from mask2dit.storyworld.observe import find_cuts
-from mask2dit.storyworld.trial import RECORD, TASKS, TrialConfig, read_record, story_seeds, video_path
-from mask2dit.storyworld.world import caption, describe, sample_story
+from mask2dit.storyworld.trial import (
+    RECORD,
+    TASKS,
+    TrialConfig,
+    read_record,
+    returning_actors,
+    story_of,
+    story_seeds,
+    video_path,
+)
+from mask2dit.storyworld.world import caption, describe
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import contact_sheet, write_image
 
@@ -76,6 +93,15 @@ TRIALS = (
     ("middle scene from its neighbours", "middle"),
     ("scenes 3 to 8, one after another", "sliding"),
 )
+CONTEXT_TRIALS = (
+    ("a return after two scenes, context: last", "return_last"),
+    ("a return after two scenes, context: anchor", "return_anchor"),
+    ("a return after two scenes, context: cast", "return_cast"),
+    ("a return after two scenes, no context", "return_no_context"),
+    ("twelve scenes, context: last", "drift_last"),
+    ("twelve scenes, context: anchor", "drift_anchor"),
+    ("twelve scenes, context: cast", "drift_cast"),
+)
 
 
 @dataclass(kw_only=True)
@@ -84,7 +110,7 @@ class ReportConfig:
 
     trials: str = "outputs/storyworld/trials"
     """Folder of the trials: one folder per split and in it one per trial, named as in `SPLITS` and `TRIALS`. Trials in
-    `steps` compare samplers."""
+    `steps` compare samplers, those in `contexts` the choice of context, named as in `CONTEXT_TRIALS`."""
     ablations: str = "outputs/storyworld/ablations"
     """Folder of the ablations: one folder per run, named as in `ABLATIONS`, with its trials in `trials/fixed` and
     `trials/extension`."""
@@ -121,6 +147,7 @@ def write_report(config: ReportConfig) -> None:
     text = _replace(text, "trials", trials_table(summaries))
     text = _replace(text, "kinds", kinds_table(summaries))
     text = _replace(text, "steps", steps_table(summaries))
+    text = _replace(text, "contexts", contexts_table(summaries))
     for name, rows in ABLATIONS.items():
         text = _replace(text, name, ablation_table(summaries, rows))
     sliding = {label: summaries.get(f"trials/{split}/sliding") for label, split in SPLITS}
@@ -162,10 +189,10 @@ def measure_video(config: TrialConfig, seed: int, video: np.ndarray) -> dict:
     Returns:
         "seed"; "right": for each generated scene, True if all of it is right; "kinds": the same for each attribute, by kind;
         "consistency" and its "groups"; "to_first": the consistency of each later scene with the first; "cuts": True if cuts
-        are where scenes begin and nowhere else.
+        are where scenes begin and nowhere else; "returned": the consistency of the actors that return, or None.
     """
     task = TASKS[config.task]
-    story = sample_story(seed, task.num_scenes, config.split)
+    story = story_of(config, seed)
     parts = np.split(video, task.num_scenes)
     scenes = [measure_scene(part, describe(story, k)) for k, part in enumerate(parts)]
     pairs = [pair for pair in combinations(range(task.num_scenes), 2) if set(pair) & set(task.generated)]
@@ -183,7 +210,17 @@ def measure_video(config: TrialConfig, seed: int, video: np.ndarray) -> dict:
         "groups": consistency.by_group,
         "to_first": [visual_consistency(scenes, [(0, k)]).overall for k in range(1, task.num_scenes)],
         "cuts": find_cuts(video) == boundaries,
+        "returned": _consistency_of_returned(scenes, returning_actors(story)) if task.returns else None,
     }
+
+
+def _consistency_of_returned(scenes: Sequence[SceneMeasurement], returned: Sequence[int]) -> float:
+    """The consistency in hue and size between the first scene and the last of the actors with these indices."""
+    first, last = scenes[0], scenes[-1]
+    numbers = sorted(first.identity["hue"].keys() & last.identity["hue"].keys())
+    found = differences(first, last)
+    places = [numbers.index(k + 1) for k in returned]
+    return float(np.mean([1 - found[part][place] / UNRELATED[part] for part in OF_ACTORS for place in places]))
 
 
 def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
@@ -206,6 +243,7 @@ def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
         "consistency": _interval([story["consistency"] for story in stories]),
         "first_to_last": _interval([story["to_first"][-1] for story in stories]),
         "cuts": float(np.mean([story["cuts"] for story in stories])),
+        "returned": _interval([story["returned"] for story in stories]) if TASKS[config.task].returns else None,
         "kinds": {kind: float(np.mean(values)) for kind, values in kinds.items() if values},
         "right_by_scene": np.mean([story["right"] for story in stories], axis=0).tolist(),
         "to_first": np.mean([story["to_first"] for story in stories], axis=0).tolist(),
@@ -266,6 +304,26 @@ def kinds_table(summaries: dict) -> str:
         columns = [f"{100 * kinds[kind]:.1f}%" if kind in kinds else NOT_RUN for kind in KINDS]
         rows.append([label, split, *columns])
     return markdown_table(["task", "split", *KINDS], rows)
+
+
+def contexts_table(summaries: dict) -> str:
+    """Results of long stories by the choice of their context, in Markdown."""
+    rows = []
+    for label, name in CONTEXT_TRIALS:
+        found = summaries.get(f"trials/contexts/{name}")
+        columns = [NOT_RUN] * 5
+        if found:
+            returned = found["returned"]
+            columns = [
+                f"{found['stories']} {found['range']}",
+                _percent(found["right"]),
+                _percent(found["last_right"]),
+                _number(found["first_to_last"]),
+                _number(returned) if returned else "",
+            ]
+        rows.append([label, *columns])
+    measures = ("scenes all right", "last scene all right", "first to last", "actor that returns to first")
+    return markdown_table(["stories with", "stories", *measures], rows)
 
 
 def ablation_table(summaries: dict, rows: Sequence[Row]) -> str:
@@ -337,7 +395,7 @@ def _sheet(folder: Path, seeds: Sequence[int]):
     for seed in seeds:
         reader = open_video(video_path(folder, seed))
         scenes += np.split(reader.read(range(reader.num_frames)).numpy(), count)
-        texts += [caption(sample_story(seed, count, config.split), k) for k in range(count)]
+        texts += [caption(story_of(config, seed), k) for k in range(count)]
     return contact_sheet(scenes, texts, columns=5, thumb_width=128)
 
 

@@ -7,6 +7,7 @@ Shapes: B stories, S scenes, F latent frames per scene, C latent channels, h x w
 """
 
 import dataclasses
+import itertools
 import json
 import logging
 import sys
@@ -19,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from mask2dit.command import run_command
-from mask2dit.config import DTYPES, SAMPLERS, check_at_least, check_choice
+from mask2dit.config import CONTEXTS, DTYPES, SAMPLERS, check_at_least, check_choice, check_context_cache
 from mask2dit.files import check_writable, read_json, write_text
 from mask2dit.provenance import describe_changes, software
 from mask2dit.randomness import generator_for
@@ -45,6 +46,9 @@ class Task:
     given: tuple[int, ...] = ()
     is_isolated: bool = False
     """True if the given scenes are hidden from the model, which generates the others without them."""
+    returns: bool = False
+    """True if an actor of the first scene is absent from the next scenes and returns in the last, as in
+    `returning_story`."""
 
     @property
     def generated(self) -> tuple[int, ...]:
@@ -57,11 +61,15 @@ TASKS = {
     "no_context": Task(3, given=(0, 1), is_isolated=True),  # the control: the third scene alone
     "middle": Task(3, given=(0, 2)),
     "sliding": Task(8, given=(0, 1)),  # two real scenes, then one scene after another
+    "drift": Task(12, given=(0, 1)),  # the same for longer
+    "return": Task(4, given=(0, 1, 2), returns=True),  # three real scenes, two of them without an actor of the fourth
+    "return_no_context": Task(4, given=(0, 1, 2), returns=True, is_isolated=True),  # its control
 }
 WINDOW = 3  # scenes that the model was trained with
 # The first story of each purpose; lower numbers are for training. Settings are chosen on tuning stories. Published numbers
 # come from reporting stories alone, on which nothing is ever chosen.
 FIRST_STORY = {"tuning": 100_000, "reporting": 10_000_000}
+SEEDS_APART = 1_000_000_000  # between the stories that `returning_story` tries
 
 
 @dataclass(kw_only=True)
@@ -77,7 +85,10 @@ class TrialConfig:
     mask_variant: str | None = None
     """Mask variant: v1, v2, v3, v4 or v5; null: the model's own."""
     task: str = "fixed"
-    """Task: fixed, extension, no_context, middle or sliding."""
+    """Task: fixed, extension, no_context, middle, sliding, drift, return or return_no_context."""
+    context: str = "last"
+    """Earlier scenes that a window continues from in a story of more than three scenes: last, anchor (with scene 1) or
+    cast."""
     output_dir: str = "outputs/storyworld/trials/fixed"
     """Folder for the videos and the record."""
     split: str = "held_out"
@@ -94,6 +105,10 @@ class TrialConfig:
     """Denoising steps."""
     guidance_scale: float = 2.0
     """Weight of classifier-free guidance."""
+    context_refresh: int = 1
+    """Compute given scenes at the first and every k-th step alone; 1 is exact."""
+    context_cache_dtype: str = "auto"
+    """Data type of the given scenes' keys and values that are kept between: auto (the model's) or fp8."""
     num_frames: int = 9
     """Frames per scene."""
     height: int = 64
@@ -107,10 +122,16 @@ class TrialConfig:
 
     def __post_init__(self):
         check_choice("task", self.task, TASKS)
+        check_choice("context", self.context, CONTEXTS)
         check_choice("split", self.split, SPLITS)
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("stories", self.stories, FIRST_STORY)
         check_choice("dtype", self.dtype, DTYPES)
+        check_context_cache(self.context_refresh, "model", self.context_cache_dtype)
+        if self.context_refresh > 1 and (not TASKS[self.task].given or TASKS[self.task].is_isolated):
+            raise ValueError(
+                f"context_refresh={self.context_refresh} keeps given scenes, but task={self.task} has none"
+            )
         for name in ("num_stories", "batch_size"):
             check_at_least(name, getattr(self, name), 1)
 
@@ -146,9 +167,8 @@ def run_trial(config: TrialConfig) -> None:
     pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
-    for first in tqdm(range(0, len(missing), config.batch_size), unit="batch"):
-        seeds = missing[first : first + config.batch_size]
-        stories = [sample_story(seed, task.num_scenes, config.split) for seed in seeds]
+    for seeds in tqdm(_batches(config, missing), unit="batch"):
+        stories = [story_of(config, seed) for seed in seeds]
         generators = [generator_for(config.seed, seed) for seed in seeds]
         for seed, video in zip(seeds, make_stories(pipe, config, stories, generators)):
             write_video(video_path(folder, seed), to_uint8(video), FPS, full_chroma=True)
@@ -163,7 +183,7 @@ def make_stories(
     Args:
         pipe: the model.
         config: settings of the trial.
-        stories: stories with as many scenes as the task.
+        stories: stories with as many scenes as the task, and with equal `windows`.
         generators: one per story.
     """
     task = TASKS[config.task]
@@ -174,7 +194,7 @@ def make_stories(
         rendered = [[render_scene(story, k, config.num_frames, config.height, config.width)] for story in stories]
         scenes[k] = pipe.encode_context(rendered, [config.num_frames], config.height, config.width)
 
-    for window, generated in windows(task):
+    for window, generated in windows(config, stories[0]):
         context = [scenes[k] for k in window if k not in generated]
         latents = pipe(
             [[texts[k] for k in window] for texts in prompts],
@@ -182,6 +202,8 @@ def make_stories(
             scene_mask=[k in generated for k in window],
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,
+            context_refresh=config.context_refresh if context else 1,
+            context_cache_dtype=config.context_cache_dtype,
             generator=list(generators),
             output_type="latent",
             **size,
@@ -191,15 +213,48 @@ def make_stories(
     return pipe.decode_latents(torch.cat(scenes, dim=1), [scene.shape[1] for scene in scenes])
 
 
-def windows(task: Task) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The calls that generate a task's scenes: the scenes that each sees, and those of them that it generates."""
+def windows(config: TrialConfig, story: Story) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """The calls that generate a story's scenes: the scenes that each sees, and those of them that it generates."""
+    task = TASKS[config.task]
     if task.is_isolated:
-        return [((k,), (k,)) for k in task.generated]
+        return tuple(((k,), (k,)) for k in task.generated)
     if task.num_scenes <= WINDOW:
-        return [(tuple(range(task.num_scenes)), task.generated)]
-    from mask2dit.pipelines.story import story_windows
+        return ((tuple(range(task.num_scenes)), task.generated),)
+    from mask2dit.pipelines.story import ContextRule, story_windows
 
-    return [(tuple(scenes), new) for scenes, new in story_windows(task.num_scenes, range(len(task.given)), WINDOW)]
+    actors = [frozenset(map(str, scene.present)) for scene in story.scenes]
+    return tuple(story_windows(task.num_scenes, task.given, WINDOW, ContextRule(config.context), actors))
+
+
+def story_of(config: TrialConfig, seed: int) -> Story:
+    """The story behind a video of a trial."""
+    task = TASKS[config.task]
+    if task.returns:
+        return returning_story(seed, task.num_scenes, config.split)
+    return sample_story(seed, task.num_scenes, config.split)
+
+
+def returning_story(seed: int, num_scenes: int, split: str) -> Story:
+    """The first of a seed's stories in which `returning_actors` finds one."""
+    for attempt in itertools.count():
+        story = sample_story(seed + SEEDS_APART * attempt, num_scenes, split)
+        if returning_actors(story):
+            return story
+
+
+def returning_actors(story: Story) -> list[int]:
+    """Indices of the actors of the first scene that are absent from all others but the last."""
+    first, *middle, last = (set(scene.present) for scene in story.scenes)
+    return sorted((first & last).difference(*middle))
+
+
+def _batches(config: TrialConfig, seeds: Sequence[int]) -> list[list[int]]:
+    """Divides stories into batches with equal windows."""
+    groups: dict[tuple, list[int]] = {}
+    for seed in seeds:
+        groups.setdefault(windows(config, story_of(config, seed)), []).append(seed)
+    size = config.batch_size
+    return [group[first : first + size] for group in groups.values() for first in range(0, len(group), size)]
 
 
 def story_seeds(config: TrialConfig) -> range:

@@ -116,20 +116,20 @@ class Validation(Callback):
 
     @torch.no_grad()
     def _losses(self, trainer: Trainer) -> dict[str, float]:
-        config, accelerator = trainer.config.validation, trainer.accelerator
+        config, accelerator, group = trainer.config.validation, trainer.accelerator, trainer.group
         num_scenes = trainer.config.data.num_scenes
         tasks = {"normal": None, "extension": torch.arange(num_scenes) == num_scenes - 1}
         count = min(config.num_samples, len(self._dataset))
         sums = torch.zeros(len(tasks), len(config.timesteps), device=accelerator.device)
-        for first in range(0, count, accelerator.num_processes):
+        for first in range(0, count, group.count):
             # As in `_draw`: every process takes part in every forward pass, but each sample counts on one process only.
-            position = min(first + accelerator.process_index, count - 1)
-            is_mine = position == first + accelerator.process_index
-            inputs = trainer.inputs(collate([self._dataset[Position(0, position)]]))
+            position = min(first + group.number, count - 1)
+            is_mine = group.is_first and position == first + group.number
+            inputs = trainer.inputs(collate([self._dataset[Position(0, position)]]) if group.is_first else None)
             for i, mask in enumerate(tasks.values()):
                 for j, timestep in enumerate(config.timesteps):
                     arguments = {**inputs, "timesteps": torch.full((1,), timestep, device=accelerator.device)}
-                    arguments["scene_mask"] = mask
+                    arguments |= {"scene_mask": mask, "context_timesteps": None}  # given scenes are clean, as in use
                     with accelerator.autocast():
                         loss = diffusion_loss(trainer.transformer, trainer.pipe.scheduler, **arguments)
                     sums[i, j] += loss if is_mine else 0
@@ -142,17 +142,17 @@ class Validation(Callback):
 
     def _draw(self, trainer: Trainer, transformer: Mask2DiTTransformer3DModel) -> None:
         """Generates all scenes of each story at once, and its last scene from those before it, as mp4 and contact sheet."""
-        config, accelerator = trainer.config.validation, trainer.accelerator
+        config, accelerator, group = trainer.config.validation, trainer.accelerator, trainer.group
         folder = Path(trainer.config.output_dir) / "samples"
         folder.mkdir(exist_ok=True)
         pipe = Mask2DiTPipeline(**{**trainer.pipe.components, "transformer": transformer})
         pipe.set_progress_bar_config(disable=True)
         sheets = {}
-        for first in range(0, len(config.stories), accelerator.num_processes):
+        for first in range(0, len(config.stories), group.count):
             # A process without a story left generates the last one too, since ZeRO stage 3 needs all processes in every
             # forward pass.
-            number = min(first + accelerator.process_index, len(config.stories) - 1)
-            is_mine = number == first + accelerator.process_index
+            number = min(first + group.number, len(config.stories) - 1)
+            is_mine = group.is_first and number == first + group.number
             try:
                 story = self._story(trainer, pipe, config.stories[number])
             except (

@@ -32,7 +32,8 @@ PREFIX = "checkpoint-"
 STATE = "run.json"
 # Keys that may differ between a run and its continuation: where it runs, how far, how it ends, and its reports.
 FREE_KEYS = ("resume", "max_steps", "decay_steps", "num_workers", "checkpoint_every", "keep_checkpoints", "log_every",
-             "trackers", "validation", "output_dir", "dry_run", "micro_batch_size", "copy_frozen")  # fmt: skip
+             "trackers", "validation", "output_dir", "dry_run", "micro_batch_size", "sequence_parallel",
+             "copy_frozen")  # fmt: skip
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:

@@ -1,15 +1,22 @@
 """Processes, device and precision of a run: one process or many, plain DDP or DeepSpeed, a GPU or the CPU.
 
+With `sequence_parallel=n`, n neighbouring processes share their samples. For DDP and ZeRO, all processes are still data
+parallel: the gradients that Ulysses leaves on them are right when averaged over all of them (`ShardedLayout.gather_video`).
+accelerate's own sequence parallelism is of no use here, since it replaces the attention of transformers' models; nor are
+DeepSpeed's groups for it, with which ZeRO would add up gradients instead, and DDP would not.
+
 The training configuration is the only source of batch size, accumulation, clipping and precision. A DeepSpeed file sets how
 ZeRO shards; if it sets those too, they must agree.
 """
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin
 from accelerate.utils import InitProcessGroupKwargs
 
@@ -48,7 +55,8 @@ def deepspeed_config(config: TrainConfig, num_processes: int) -> dict[str, Any] 
     if stage not in (1, 2, 3):
         raise ValueError(f"{str(path)!r}: the ZeRO stage has to be 1, 2 or 3, but is {stage!r}")
     required = {
-        "train_batch_size": config.batch_size,
+        # DeepSpeed counts a sample once for each process that shares it.
+        "train_batch_size": config.batch_size * config.sequence_parallel,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps(config, num_processes),
         "gradient_clipping": config.max_grad_norm,
@@ -68,15 +76,57 @@ def deepspeed_config(config: TrainConfig, num_processes: int) -> dict[str, Any] 
 
 
 def accumulation_steps(config: TrainConfig, num_processes: int) -> int:
-    """Forward passes per process and batch. Raises `ValueError` if the batch does not divide evenly."""
-    at_once = config.micro_batch_size * num_processes
+    """Forward passes per process and batch. Raises `ValueError` if the batch or the processes do not divide evenly."""
+    shared_by = config.sequence_parallel
+    num_groups, rest = divmod(num_processes, shared_by)
+    if rest:
+        raise ValueError(
+            f"sequence_parallel={shared_by} does not divide the {num_processes} processes of this run: start a multiple of "
+            f"{shared_by} processes"
+        )
+    at_once = config.micro_batch_size * num_groups
     steps, rest = divmod(config.batch_size, at_once)
     if rest or not steps:
+        groups = f"{num_groups} groups of {shared_by} processes" if shared_by > 1 else f"{num_processes} processes"
         raise ValueError(
-            f"batch_size={config.batch_size} does not divide into {num_processes} processes with micro_batch_size="
+            f"batch_size={config.batch_size} does not divide into {groups} with micro_batch_size="
             f"{config.micro_batch_size}: the nearest are {max(steps, 1) * at_once} and {(steps + 1) * at_once}"
         )
     return steps
+
+
+@dataclass(frozen=True)
+class SampleGroup:
+    """The processes that share this process's samples: `sequence_parallel` neighbours, or this process alone."""
+
+    number: int
+    """Number of this group, from 0."""
+    count: int
+    """Number of groups."""
+    process_group: dist.ProcessGroup | None = None
+    """None: this process alone."""
+
+    @property
+    def is_first(self) -> bool:
+        """True on the process that reads samples for its group."""
+        return self.process_group is None or self.process_group.rank() == 0
+
+    def from_first(self, value: Any) -> Any:
+        """Returns the value that the first process of the group has. Its tensors have to be on the CPU."""
+        if self.process_group is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=dist.get_global_rank(self.process_group, 0), group=self.process_group)
+        return values[0]
+
+
+def create_sample_group(config: TrainConfig, accelerator: Accelerator) -> SampleGroup:
+    """Divides the processes of a run into groups that share samples. All processes call it."""
+    rank, size, shared_by = accelerator.process_index, accelerator.num_processes, config.sequence_parallel
+    if shared_by == 1:
+        return SampleGroup(rank, size)
+    group, _ = dist.new_subgroups(shared_by)
+    return SampleGroup(rank // shared_by, size // shared_by, group)
 
 
 def zero_stage(config: TrainConfig) -> int:

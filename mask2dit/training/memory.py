@@ -18,6 +18,9 @@ class MemoryEstimate:
     parameters: int
     trainable: int
     tokens: int
+    """Tokens of a sample."""
+    own_tokens: int
+    """Tokens of a sample that one process computes."""
     weights: int
     gradients: int
     optimizer: int
@@ -33,7 +36,8 @@ class MemoryEstimate:
     def __str__(self) -> str:
         lines = [
             f"parameters          {self.parameters:,} ({self.trainable:,} trained)",
-            f"tokens a sample     {self.tokens:,}",
+            f"tokens per sample   {self.tokens:,}"
+            + ("" if self.own_tokens == self.tokens else f" ({self.own_tokens:,} per process)"),
             f"weights             {self.weights / GIB:8.2f} GiB per process",
             f"gradients           {self.gradients / GIB:8.2f} GiB",
             f"optimizer           {self.optimizer / GIB:8.2f} GiB ({self.optimizer_device})",
@@ -56,7 +60,8 @@ def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_process
     2 + 2 + 12 bytes in 16 bits, and ZeRO splits the optimizer (stage 1), gradients (2) and weights (3) over the processes
     (Rajbhandari et al. 2020, Sec. 3). Activations are estimated at 34 bytes per token and channel of a block in 16 bits
     (Korthikanti et al. 2022, Eq. 2, without the attention matrix), for every block that is not checkpointed and for one that
-    is, plus the inputs that checkpointed blocks keep.
+    is, plus the inputs that checkpointed blocks keep. With `sequence_parallel=n`, a process has an n-th of each scene's
+    tokens.
     """
     transformer, data = skeleton.transformer, config.data
     _, latent_frames, (_, height, width) = skeleton.video_shape(
@@ -90,7 +95,8 @@ def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_process
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
     layers = transformer.config.num_layers
     scale = 1 if half else 2
-    tokens = config.micro_batch_size * layout.length
+    own_tokens = sum(-(-length // config.sequence_parallel) for length in layout.text_lengths + layout.video_lengths)
+    tokens = config.micro_batch_size * own_tokens
     block = 34 * tokens * width * scale
     interval = config.gradient_checkpointing
     checkpointed = 0 if not interval else -(-layers // interval)
@@ -101,6 +107,7 @@ def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_process
         parameters=parameters,
         trainable=trainable,
         tokens=layout.length,
+        own_tokens=own_tokens,
         **sizes,
         activations=activations,
         optimizer_device="main memory" if "offload_optimizer" in zero else "device",

@@ -22,6 +22,7 @@ from mask2dit.models.attention import check_attention_backend
 from mask2dit.models.hub import local_model
 from mask2dit.models.loading import folder_variants
 from mask2dit.models.masks import cross_scene
+from mask2dit.models.parallel import apply_ulysses, check_degree
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.training.callbacks import Checkpoints, Logging, Validation, load_validation_dataset
@@ -30,6 +31,7 @@ from mask2dit.training.config import TrainConfig
 from mask2dit.training.engine import (
     accumulation_steps,
     create_accelerator,
+    create_sample_group,
     deepspeed_config,
     world_size,
     zero_stage,
@@ -67,9 +69,11 @@ def train(config: TrainConfig) -> int:
     for part in (pipe.vae, pipe.text_encoder):
         if part is not None and part.device.type != "meta":
             part.to(accelerator.device)
+    group = create_sample_group(config, accelerator)
+    apply_ulysses(pipe.transformer, group.process_group)
     # Logging comes last, since it destroys the process group at the end.
     callbacks = [Checkpoints(), Validation(plan.validation_dataset), Export(), Logging()]
-    trainer = Trainer(config, accelerator, pipe, plan.dataset, callbacks, start=found[1] if found else 0)
+    trainer = Trainer(config, accelerator, pipe, plan.dataset, callbacks, start=found[1] if found else 0, group=group)
     if found:
         with load_errors(found[0], config):
             trainer.load(found[0])
@@ -138,6 +142,7 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
             )
     skeleton = Mask2DiTPipeline.skeleton(config.model, configs_only=config.dry_run, variant=config.variant)
     skeleton.video_shape(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
+    check_degree("sequence_parallel", config.sequence_parallel, skeleton.transformer.config.num_attention_heads)
     # Not the cache in a dry run: comparing it with the model would read the model's weights.
     data = replace(config.data, cache=None) if config.dry_run else config.data
     quarantine = Path(config.output_dir) / "quarantine.jsonl"  # the run's list of clips that could not be read

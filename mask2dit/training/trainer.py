@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.randomness import generator_for
 from mask2dit.training.checkpoints import save_checkpoint
 from mask2dit.training.config import TrainConfig
+from mask2dit.training.engine import SampleGroup
 from mask2dit.training.objective import diffusion_loss
 from mask2dit.training.optimizer import create_optimizer
 
@@ -60,6 +62,7 @@ class Trainer:
         dataset: from `build_dataset`.
         callbacks: called in this order.
         start: number of steps done before, whose state `load` loads.
+        group: the processes that share samples, from `create_sample_group`. None: none share any.
     """
 
     def __init__(
@@ -70,9 +73,11 @@ class Trainer:
         dataset: StoryDataset,
         callbacks: Sequence[Callback] = (),
         start: int = 0,
+        group: SampleGroup | None = None,
     ):
         self.config, self.accelerator, self.pipe = config, accelerator, pipe
         self.dataset, self.callbacks, self.step = dataset, callbacks, start
+        self.group = group or SampleGroup(accelerator.process_index, accelerator.num_processes)
         self.optimizer = create_optimizer(config, pipe.transformer)
         self.ema = EMAModel(pipe.transformer.parameters(), decay=config.ema_decay) if config.ema_decay else None
         data = config.data
@@ -118,28 +123,46 @@ class Trainer:
         self.accelerator.load_state(str(checkpoint))
 
     @torch.no_grad()
-    def inputs(self, batch: dict) -> dict[str, torch.Tensor]:
-        """The inputs of `diffusion_loss` from a batch. Each random draw is a function of the sample's position."""
+    def inputs(self, batch: dict | None) -> dict[str, torch.Tensor]:
+        """The inputs of `diffusion_loss` from a batch. Each random draw is a function of the sample's position.
+
+        Args:
+            batch: from the dataset, on the first process of the sample group; None on the others.
+        """
         config, device = self.config, self.accelerator.device
-        latents, embeds = prepare_batch(self.pipe, batch, config.seed, device)
-        noise, timesteps, masks = [], [], []
-        for i, position in enumerate(zip(batch["epoch"], batch["position"])):
+        latents, embeds, positions = self._encode(batch)
+        num_scenes = config.data.num_scenes
+        noise, timesteps, masks, context_timesteps = [], [], [], []
+        for i, position in enumerate(positions):
             draw = generator_for(config.seed, *position, "objective")
             noise.append(torch.randn(latents.shape[1:], generator=draw))
             timesteps.append(torch.randint(len(self.pipe.scheduler.alphas_cumprod), (1,), generator=draw))
-            num_scenes = len(batch["captions"][i])
             masks.append(scene_mask(num_scenes, config.conditional_probability, config.given_scenes, draw))
             if torch.rand(1, generator=draw) < config.text_dropout:
                 embeds[i] = self._empty_text.repeat(num_scenes, 1)
+            context_timesteps.append(torch.randint(config.context_noise + 1, (1,), generator=draw))
         return {
             "latents": latents.float(),
             "noise": torch.stack(noise).to(device),
             "prompt_embeds": embeds,
             "timesteps": torch.cat(timesteps).to(device),
             "scene_mask": torch.stack(masks).to(device),
+            "context_timesteps": torch.cat(context_timesteps).to(device),
         }
 
-    def _step(self, batches: Iterator[dict]) -> dict[str, float]:
+    def _encode(self, batch: dict | None) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
+        """Latents, text embeddings and positions of a batch. The first process of a sample group encodes it for the others,
+        which may not even read the same clips, where a clip is replaced that fails to be read once."""
+        device, encoded = self.accelerator.device, None
+        if batch is not None:
+            latents, embeds = prepare_batch(self.pipe, batch, self.config.seed, device)
+            if self.group.process_group is None:
+                return latents, embeds, list(zip(batch["epoch"], batch["position"]))
+            encoded = latents.cpu(), embeds.cpu(), list(zip(batch["epoch"], batch["position"]))
+        latents, embeds, positions = self.group.from_first(encoded)
+        return latents.to(device), embeds.to(device), positions
+
+    def _step(self, batches: Iterator[dict | None]) -> dict[str, float]:
         """Takes one optimization step over `batch_size` samples. Returns its metrics."""
         started = time.perf_counter()
         waited, losses, names = 0.0, [], []
@@ -149,7 +172,7 @@ class Trainer:
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            names += [name for sample in batch["names"] for name in sample]
+            names += [name for sample in batch["names"] for name in sample] if batch else []
             with self.accelerator.accumulate(self.transformer):
                 with self.accelerator.autocast():
                     loss = diffusion_loss(
@@ -180,14 +203,16 @@ class Trainer:
             "data_wait": waited / seconds,
         }
 
-    def _batches(self) -> Iterator[dict]:
-        """The batches of this process, from the next step to the last one."""
+    def _batches(self) -> Iterator[dict | None]:
+        """The batches of this process, from the next step to the last one; None for each that another one reads for it."""
+        if not self.group.is_first:
+            yield from repeat(None)
         sampler = PositionSampler(
             len(self.dataset),
             start=self.step * self.config.batch_size,
             stop=self.config.max_steps * self.config.batch_size,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
+            rank=self.group.number,
+            world_size=self.group.count,
         )
         loader = DataLoader(
             self.dataset,

@@ -2,7 +2,6 @@ import struct
 
 import numpy as np
 import pytest
-import torch
 
 from mask2dit.curation.config import FilterConfig, ScoreConfig
 from mask2dit.curation.score import Scores, TextDetector, apply_filters, motion_and_shake, score, score_settings
@@ -55,7 +54,7 @@ def test_each_limit_drops_what_lies_beyond_it(limits, rule):
 
 def test_clips_are_scored_for_what_is_asked_only(story):
     _, clips, folder = story
-    results = [entry for _, [entry] in score(clips.values(), folder, ScoreConfig(motion=True), torch.device("cpu"))]
+    results = [entry for _, [entry] in score(clips.values(), (None, None), folder, ScoreConfig(motion=True))]
     assert [entry.id for entry in results] == list(clips)
     assert (results[0].short_side, results[0].motion, results[0].text, results[0].aesthetic) == (64, 0, None, None)
 

@@ -1,15 +1,20 @@
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
+from diffusers import CogVideoXDDIMScheduler
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mask2dit.pipelines.events import Cancelled, PreviewMade, SceneStarted, StepFinished
-from mask2dit.pipelines.story import SceneStore, generate_story, plan_windows, story_windows
+from mask2dit.pipelines.story import (
+    ContextRule,
+    SceneStore,
+    _window_seed,
+    generate_story,
+    nearest_num_frames,
+    plan_windows,
+    story_windows,
+)
 
 PROMPTS = ["a fox", "a lake", "a hut", "the moon", "morning"]
 SMALL = {"height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 2}
@@ -33,7 +38,7 @@ def tell(pipe, prompts=PROMPTS, **options):
 )
 def test_each_window_continues_from_the_last_scenes_that_fit(num_scenes, given, window, expected):
     windows = story_windows(num_scenes, given, window)
-    assert [((scenes.start, scenes.stop), list(new)) for scenes, new in windows] == expected
+    assert windows == [(tuple(range(*scenes)), tuple(new)) for scenes, new in expected]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,44 @@ def test_each_window_continues_from_the_last_scenes_that_fit(num_scenes, given, 
 )
 def test_a_scene_between_given_ones_sees_those_on_both_sides(num_scenes, missing, window, expected):
     windows = story_windows(num_scenes, set(range(num_scenes)) - missing, window)
-    assert [((scenes.start, scenes.stop), list(new)) for scenes, new in windows] == expected
+    assert windows == [(tuple(range(*scenes)), tuple(new)) for scenes, new in expected]
+
+
+def test_anchors_stay_in_every_window_and_the_latest_scenes_fill_it():
+    windows = story_windows(6, (), 4, ContextRule("anchor", (2,)))
+    assert windows == [((0, 1, 2, 3), (0, 1, 2, 3)), ((1, 2, 3, 4), (4,)), ((1, 3, 4, 5), (5,))]
+
+
+def test_the_cast_rule_takes_the_scenes_that_share_most_actors_and_the_latest_one():
+    actors = [frozenset(names) for names in ("ab", "a", "c", "c", "ab", "d")]
+    windows = story_windows(6, (), 3, ContextRule("cast"), actors)
+    assert [window.context for window in windows] == [[], [1, 2], [0, 3], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"context": "first"}, "context.*last, anchor, cast"),
+        ({"context": "anchor", "anchors": []}, r"anchors=\[\]"),
+        ({"context": "anchor", "anchors": [0]}, r"anchors=\[0\]"),
+        ({"context": "anchor", "anchors": [1, 2]}, r"anchors=\[1, 2\].*window=4"),
+    ],
+)
+def test_contexts_that_do_not_exist_or_fit_are_refused(small_pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate_story(small_pipeline, PROMPTS, window=3, **SMALL, **options)
+
+
+def test_scenes_depend_on_their_context_and_not_on_the_rule_that_found_it(small_pipeline, tmp_path):
+    cast = ["Actor1 and Actor2", "Actor1", "a lake", "Actor1 and Actor2"]
+    store = SceneStore(tmp_path, "weights")
+    by_cast = tell(small_pipeline, cast, context="cast", store=store)
+    made = {path.name for path in tmp_path.iterdir()}
+    by_anchor = tell(small_pipeline, cast, context="anchor", store=store)
+    assert {path.name for path in tmp_path.iterdir()} == made
+    assert torch.equal(by_cast[3], by_anchor[3])
+    assert torch.equal(by_cast[3], tell(small_pipeline, cast, context="anchor")[3])
+    assert not torch.equal(by_cast[3], tell(small_pipeline, cast, context="last")[3])
 
 
 def test_impossible_windows_are_refused():
@@ -140,19 +182,14 @@ def test_only_what_a_change_touches_is_made_again(small_pipeline, tmp_path, monk
     assert len(calls) == made_again
 
 
-@pytest.mark.slow
-def test_a_story_is_found_again_by_another_process(small_model, tmp_path):
+def test_a_story_is_found_again_by_another_process(small_pipeline, tmp_path):
     # The scheduler leaves keys out, for which diffusers notes defaults in an order that differs between processes.
-    code = (
-        "import sys; from mask2dit import Mask2DiTPipeline, generate_story; from diffusers import CogVideoXDDIMScheduler;"
-        "from mask2dit.pipelines.story import SceneStore; pipe = Mask2DiTPipeline.from_pretrained(sys.argv[1]);"
-        "pipe.scheduler = CogVideoXDDIMScheduler.from_config({'snr_shift_scale': 1.0});"
-        "list(generate_story(pipe, ['a'], height=64, width=96, num_frames=9, num_inference_steps=1,"
-        "store=SceneStore(sys.argv[2], 'weights')))"
-    )
-    for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        subprocess.run([sys.executable, "-c", code, small_model, tmp_path], check=True, env=environment)
+    small_pipeline.scheduler = CogVideoXDDIMScheduler.from_config({"snr_shift_scale": 1.0})
+    defaults = small_pipeline.scheduler.config["_use_default_values"]
+    assert len(set(defaults)) > 1
+    for order in (sorted(defaults), sorted(defaults, reverse=True)):
+        small_pipeline.scheduler.register_to_config(_use_default_values=order)
+        tell(small_pipeline, PROMPTS[:1], store=SceneStore(tmp_path, "weights"))
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -238,7 +275,12 @@ def test_a_scene_with_its_own_seed_keeps_its_noise_whatever_the_storys_seed(smal
     )
     for seed in (1, 2):
         tell(small_pipeline, PROMPTS[:2], seed=seed, seeds=[None, 5])
-    (first, second), (other, same) = (noise.chunk(2, dim=1) for noise in noises)
+    tell(small_pipeline, PROMPTS[:2], seed=1, seeds=[None, 6])
+    tell(small_pipeline, PROMPTS[:2], seed=1)
+    (first, second), (other, same), (kept, _) = (noise.chunk(2, dim=1) for noise in noises[:3])
+    assert torch.equal(first, kept) and noises[3] is None
+    default = torch.randn(1, 6, *first.shape[2:], generator=torch.Generator().manual_seed(_window_seed(1, 0)))
+    assert torch.equal(first, default[:, :3])  # a seed of one scene leaves the noise of the others as it was
     assert torch.equal(second, same) and not torch.equal(first, other)
     assert torch.equal(second, torch.randn(second.shape, generator=torch.Generator().manual_seed(5)))
 
@@ -264,6 +306,12 @@ def test_an_observer_stops_the_story_and_finished_windows_stay(small_pipeline, t
     with pytest.raises(Cancelled):
         tell(small_pipeline, observer=stop, store=SceneStore(tmp_path, "weights"))
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("wanted, carried", [(1, 1), (2, 5), (4, 5), (48, 49), (49, 49), (50, 49), (51, 53), (0.1, 1)])
+def test_the_nearest_number_of_frames_is_one_that_the_vae_carries(small_pipeline, wanted, carried):
+    assert nearest_num_frames(small_pipeline, wanted) == carried
+    assert small_pipeline.video_shape(64, 96, carried, 1).frames == (carried,)
 
 
 def test_seeds_decide_the_noise(small_pipeline):
@@ -305,4 +353,33 @@ def test_prompts_that_are_one_text_are_refused(small_pipeline):
 def test_a_window_that_the_positions_cannot_carry_is_refused(make_pipeline):
     pipe = make_pipeline(use_rotary_positional_embeddings=False)  # sin-cos: at most 3 latent frames a scene
     with pytest.raises(ValueError, match="sin-cos positions"):
-        plan_windows(pipe, 5, (), 3, 64, 96, 13)
+        plan_windows(pipe, PROMPTS, (), 3, 64, 96, 13)
+
+
+def test_the_context_cache_works_in_windows_with_context_and_is_part_of_their_scenes_keys(
+    small_pipeline, tmp_path, monkeypatch
+):
+    """The first window has no context, so its scenes are those of any refresh."""
+    calls = []
+    call = type(small_pipeline).__call__
+    monkeypatch.setattr(
+        type(small_pipeline),
+        "__call__",
+        lambda *args, **kwargs: calls.append(kwargs["context_refresh"]) or call(*args, **kwargs),
+    )
+    store = SceneStore(tmp_path / "scenes", "weights")
+    exact = tell(small_pipeline, PROMPTS[:4], store=store)
+    cached = tell(small_pipeline, PROMPTS[:4], store=store, context_refresh=2)
+    assert calls == [1, 1, 2]
+    assert all(torch.equal(*scenes) for scenes in zip(exact[:3], cached))
+    assert not torch.equal(exact[3], cached[3])
+    calls.clear()
+    again = tell(small_pipeline, PROMPTS[:4], store=store, context_refresh=2, context_cache_device="cpu")
+    assert torch.equal(again[3], cached[3]) and not calls
+    tell(small_pipeline, PROMPTS[:4], store=store, context_refresh=2, context_cache_dtype="fp8")
+    assert calls == [2]
+
+
+def test_a_context_cache_without_context_is_refused(small_pipeline):
+    with pytest.raises(ValueError, match="context_refresh=2"):
+        generate_story(small_pipeline, PROMPTS[:3], window=3, **SMALL, context_refresh=2)

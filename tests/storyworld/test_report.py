@@ -7,13 +7,14 @@ import pytest
 
 from mask2dit.storyworld.render import render_story
 from mask2dit.storyworld.report import ABLATIONS, NOT_RUN, ReportConfig, measure_video, write_report
-from mask2dit.storyworld.trial import TrialConfig, story_seeds, video_path
+from mask2dit.storyworld.trial import TrialConfig, story_of, story_seeds, video_path
 from mask2dit.storyworld.world import sample_story, with_new_identity
 from mask2dit.video.writing import write_video
 
-TABLES = ("trials", "kinds", "steps", "pictures")
+TABLES = ("trials", "kinds", "steps", "contexts", "pictures")
 PAGE = "\n".join(
-    f"<!-- begin {name} -->\n<!-- end {name} -->" for name in ("trials", "kinds", "steps", "pictures", *ABLATIONS)
+    f"<!-- begin {name} -->\n<!-- end {name} -->"
+    for name in ("trials", "kinds", "steps", "contexts", "pictures", *ABLATIONS)
 )
 
 
@@ -54,6 +55,15 @@ def test_rendered_stories_are_measured_as_right_and_consistent(config, perfect, 
     assert "![The best stories](page/good.png)" in page and f"A longer story: {NOT_RUN}" in page
     assert f"| v1: scenes isolated | {NOT_RUN} | {NOT_RUN} |" in page
     assert {"results.json", "good.png", "failed.png"} <= {path.name for path in (tmp_path / "page").iterdir()}
+
+
+def test_an_actor_that_returns_is_compared_with_its_first_scene():
+    trial = TrialConfig(task="return", split="train")
+    story = story_of(trial, 3)
+    same = np.concatenate(render_story(story))
+    other = np.concatenate([*render_story(story)[:3], render_story(with_new_identity(story, 5))[3]])
+    assert measure_video(trial, 3, same)["returned"] > 0.9
+    assert measure_video(trial, 3, other)["returned"] < 0.1
 
 
 def test_samplers_and_numbers_of_steps_are_listed_in_order(config, perfect, tmp_path):

@@ -1,0 +1,121 @@
+"""The engine that runs stages in this process, or in several processes of this machine."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from mask2dit.engine.config import EngineConfig, Resources
+from mask2dit.engine.share import Outcome, Pool, Process, Runner, Workers, in_batches, share
+
+Place = tuple[tuple[str, str], ...]
+
+_runner: Runner  # of a worker process
+
+
+class LocalEngine:
+    """Runs stages on this machine. Close it at the end.
+
+    Args:
+        config: the number of workers and their resources.
+    """
+
+    def __init__(self, config: EngineConfig):
+        self.config = config
+        self._pool = Pool(LocalWorker)
+
+    def run(self, name: str, process: Process, items: Sequence, workers: Workers) -> Iterator:
+        """Yields the results of a stage over items, in any order.
+
+        Args:
+            name: the stage's name, a key of `resources`.
+            process: the stage, a generator function over items.
+            items: the items.
+            workers: how workers run it.
+        """
+        if self.config.num_workers is None:
+            yield from process(items, *([workers.load()] if workers.load else []))
+            return
+        resources = self.config.resources.get(name, Resources())
+        batches = in_batches(items, resources.batch or workers.batch)
+        gpus = _visible_gpus() if workers.uses_gpu else []
+        count = self.config.num_workers
+        if gpus:
+            count = max(1, min(count, int(len(gpus) / (resources.num_gpus or 1))))
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+        places: list[Place] = [
+            (("OMP_NUM_THREADS", threads), *([("CUDA_VISIBLE_DEVICES", gpus[i % len(gpus)])] if gpus else []))
+            for i in range(count)
+        ]
+        runner = pickle.dumps(Runner(process, workers.load))
+        yield from share(name, batches, runner, self._pool, places)
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._pool.stop_others()
+
+
+class LocalWorker:
+    """A process of this machine.
+
+    Args:
+        place: variables of its environment, which libraries read when they are imported.
+    """
+
+    lost = BrokenProcessPool
+
+    def __init__(self, place: Place):
+        context = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
+        self._executor = ProcessPoolExecutor(1, context, _start, (place,))
+        self._pid = self._executor.submit(os.getpid)
+
+    def load(self, runner: bytes) -> Future:
+        return self._executor.submit(_load, runner)
+
+    def run(self, batch: list) -> Future:
+        return self._executor.submit(_run, batch)
+
+    def stop(self) -> None:
+        if self._pid.done() and not self._pid.exception():
+            for child in multiprocessing.active_children():
+                if child.pid == self._pid.result():
+                    child.terminate()  # raises SystemExit in it, so that it removes its unfinished files
+        self._executor.shutdown(cancel_futures=True)
+
+
+def _start(place: Place) -> None:
+    """Prepares a worker process."""
+    os.environ.update(place)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted driver stops its workers itself
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _load(runner: bytes) -> Outcome:
+    global _runner
+    _runner = pickle.loads(runner)  # imports the stage's libraries
+    return _runner.load()
+
+
+def _run(batch: list) -> Outcome:
+    return _runner.run(batch)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _visible_gpus() -> list[str]:
+    """The names of this process's GPUs for `CUDA_VISIBLE_DEVICES`."""
+    import torch
+
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named or [str(number) for number in range(torch.cuda.device_count())]

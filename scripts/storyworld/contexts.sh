@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Measures long stories by the choice of their context: bash scripts/storyworld/contexts.sh [key=value ...]
+# The overrides are those of configs/storyworld/trial.yaml, such as num_stories=40.
+#
+#   PYTHON    the interpreter (python)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+trial=("${PYTHON:-python}" -m mask2dit.storyworld.trial split=train stories=reporting)
+trials=outputs/storyworld/trials/contexts
+
+for context in last anchor cast; do
+  "${trial[@]}" task=return context=$context output_dir=$trials/return_$context "$@"
+  "${trial[@]}" task=drift context=$context output_dir=$trials/drift_$context "$@"
+done
+"${trial[@]}" task=return_no_context output_dir=$trials/return_no_context "$@"

@@ -1,0 +1,59 @@
+import os
+import time
+from functools import partial
+
+import pytest
+
+from mask2dit.engine.config import EngineConfig, Resources
+from mask2dit.engine.local import LocalEngine
+from mask2dit.engine.open import open_engine
+from mask2dit.engine.share import Workers
+
+STAGE = """
+import os
+import signal
+
+def load(folder):
+    (folder / f"loaded-{os.getpid()}").touch()
+    return folder
+
+def double(items, folder):
+    for item in items:
+        yield os.getpid(), 2 * item
+        if item == 3 and not (folder / "died").exists():
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_without_workers_this_process_does_the_work():
+    engine = LocalEngine(EngineConfig())
+    done = engine.run(
+        "stage", lambda items, factor: (factor * item for item in items), [1, 2], Workers(load=lambda: 3)
+    )
+    assert list(done) == [3, 6]
+
+
+@pytest.mark.slow
+def test_processes_share_the_work_and_one_that_is_killed_loses_nothing(tmp_path, monkeypatch):
+    (tmp_path / "stage_of_the_test.py").write_text(STAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import stage_of_the_test as stage
+
+    config = EngineConfig(num_workers=2, resources={"double": Resources(batch=2)})
+    with open_engine(config) as engine:
+        workers = Workers(load=partial(stage.load, tmp_path))
+        done = list(engine.run("double", stage.double, range(8), workers))
+        again = list(engine.run("double", stage.double, range(8), workers))
+    for results in (done, again):
+        assert sorted(result for _, result in results) == [2 * i for i in range(8)]
+    pids = {pid for pid, _ in done + again}
+    assert os.getpid() not in pids and 2 <= len(pids) <= 3
+    assert (tmp_path / "died").exists()
+    assert len(list(tmp_path.glob("loaded-*"))) in (3, 4)  # a worker that still loads at the end of a stage is stopped
+    for pid in pids:
+        for _ in range(100):
+            if not os.path.exists(f"/proc/{pid}"):
+                break
+            time.sleep(0.05)
+        assert not os.path.exists(f"/proc/{pid}")
