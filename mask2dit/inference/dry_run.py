@@ -19,7 +19,7 @@ from mask2dit.pipelines.story import ContextRule, Window, context_cache_size, pl
 NAMES = {"text_encoder": "text encoder", "transformer": "transformer", "vae": "VAE"}
 
 
-def describe_run(config: InferenceConfig, device: torch.device) -> str:
+def describe_needs(config: InferenceConfig, device: torch.device) -> str:
     """Describes the memory of every memory mode and the arithmetic of a run.
 
     Raises:

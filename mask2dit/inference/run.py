@@ -19,7 +19,7 @@ from mask2dit.device import choose_device
 from mask2dit.files import check_writable
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
-from mask2dit.inference.dry_run import check_fits, describe_run, fitting_modes, predict
+from mask2dit.inference.dry_run import check_fits, describe_needs, fitting_modes, predict
 from mask2dit.inference.from_story import resolve_story, seed_of
 from mask2dit.inference.output import STORE, StoryFiles, check_name, claim_output, comparison_sheet
 from mask2dit.inference.sources import (
@@ -82,7 +82,7 @@ def generate(config: InferenceConfig, observer: Observer = ignore) -> Path | Non
     if config.build_untrained and Path(config.model).name.startswith("untrained"):
         build_untrained_model(config.model)
     if config.dry_run:
-        print(describe_run(config, device))
+        print(describe_needs(config, device))
         return None
     plan = plan_generation(config, device)
     for i, prompt in enumerate(plan.config.prompts):
