@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -22,6 +22,8 @@ T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
 CONTEXTS = ("last", "anchor", "cast")  # choices of earlier scenes, see mask2dit.pipelines.story.ContextRule
 SAMPLERS = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}  # by name, diffusers' classes
+CONTEXT_CACHE_DEVICES = ("model", "cpu")
+CONTEXT_CACHE_DTYPES = ("auto", "fp8")
 REPOSITORY = Path(__file__).parents[1]  # if the package runs from a checkout
 NULL, STRING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"  # YAML's tags
 
@@ -129,6 +131,14 @@ def check_between(name: str, value: float, least: float, most: float) -> None:
     check_finite(name, value)
     if not least <= value <= most:
         raise ValueError(f"{name}={value} has to lie between {least} and {most}")
+
+
+def check_context_cache(refresh: int, device: str, dtype: str) -> None:
+    """Raises `ValueError` for invalid values of `context_refresh`, `context_cache_device` and `context_cache_dtype`."""
+    if not isinstance(refresh, Integral) or refresh < 1:
+        raise ValueError(f"context_refresh={refresh} has to be a number of steps, at least 1")
+    check_choice("context_cache_device", device, CONTEXT_CACHE_DEVICES)
+    check_choice("context_cache_dtype", dtype, CONTEXT_CACHE_DTYPES)
 
 
 def check_file_name(name: str, value: str, suffix: str) -> None:

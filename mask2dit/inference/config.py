@@ -4,7 +4,16 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, ClassVar
 
-from mask2dit.config import CONTEXTS, DTYPES, SAMPLERS, check_at_least, check_choice, check_file_name, check_finite
+from mask2dit.config import (
+    CONTEXTS,
+    DTYPES,
+    SAMPLERS,
+    check_at_least,
+    check_choice,
+    check_context_cache,
+    check_file_name,
+    check_finite,
+)
 
 CONTEXT_STARTS = ("center", "random")
 DEFAULT_SEED = 42
@@ -69,6 +78,13 @@ class SamplingConfig:
     """Scale of classifier-free guidance; 1 or less: no guidance."""
     use_dynamic_cfg: bool = False
     """Vary the guidance scale over the steps by the formula of diffusers' CogVideoX pipeline."""
+    context_refresh: int = 1
+    """Compute given scenes at the first and every k-th step alone, and attend to their kept keys and values between. 1 is
+    exact. docs/speed.md compares values."""
+    context_cache_device: str = "model"
+    """Where keys and values of given scenes are kept: model (where the transformer computes) or cpu (main memory)."""
+    context_cache_dtype: str = "auto"
+    """Data type of kept keys and values: auto (the model's) or fp8, which halves their memory."""
 
     # The machine
     dtype: str = "bfloat16"
@@ -97,6 +113,7 @@ class SamplingConfig:
         if self.fps > 1000:
             raise ValueError(f"fps={self.fps} has to be at most 1000 frames per second")
         check_finite("guidance_scale", self.guidance_scale)
+        check_context_cache(self.context_refresh, self.context_cache_device, self.context_cache_dtype)
 
 
 @dataclass(kw_only=True)

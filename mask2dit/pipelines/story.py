@@ -17,9 +17,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mask2dit.config import CONTEXTS, check_choice, check_finite
+from mask2dit.config import CONTEXTS, check_choice, check_context_cache, check_finite
 from mask2dit.files import atomic_path
 from mask2dit.hashing import digest
+from mask2dit.models.context_cache import context_cache_bytes
 from mask2dit.pipelines.events import Observer, PreviewMade, SceneStarted, StepFinished, ignore
 from mask2dit.pipelines.mask2dit import (
     SAMPLING_REMEDY,
@@ -234,6 +235,9 @@ def generate_story(
     num_inference_steps: int = 50,
     guidance_scale: float = 6.0,
     use_dynamic_cfg: bool = False,
+    context_refresh: int = 1,
+    context_cache_device: str = "model",
+    context_cache_dtype: str = "auto",
     seed: int = 0,
     seeds: Sequence[int | None] | None = None,
     store: SceneStore | None = None,
@@ -253,6 +257,7 @@ def generate_story(
             `context_latents`.
         noise_context, height, width, num_frames, num_inference_steps, guidance_scale, use_dynamic_cfg: as for the
             pipeline.
+        context_refresh, context_cache_device, context_cache_dtype: as for the pipeline, in windows with context.
         seed: seed of the noise, combined with the number of a window's first new scene.
         seeds: seed of each scene's initial noise. None: derived from `seed`, for all scenes or for one.
         store: keeps finished scenes, so that an interrupted story continues from them.
@@ -272,6 +277,7 @@ def generate_story(
     pipe.check_steps(num_inference_steps)
     check_scheduler(pipe.scheduler)
     check_finite("guidance_scale", guidance_scale)
+    check_context_cache(context_refresh, context_cache_device, context_cache_dtype)
     num_scenes = len(prompts)
     height, width, num_frames = pipe.fill_size(height, width, num_frames)
     shape = pipe.video_shape(height, width, num_frames, num_scenes)
@@ -282,14 +288,15 @@ def generate_story(
     for name, values in (("negative_prompt", negative_prompt), ("seeds", seeds)):
         if len(values) != num_scenes:
             raise ValueError(f"{name} has {len(values)} entries for {num_scenes} scenes")
+    rule = ContextRule(context, tuple(anchors))
+    windows = plan_windows(pipe, prompts, scenes, window, height, width, num_frames, rule)
+    check_context_refresh(context_refresh, windows)
     plan = StoryPlan(
         prompts=prompts,
         negative_prompts=negative_prompt,
         shape=shape,
         given=scenes,
-        windows=plan_windows(
-            pipe, prompts, scenes, window, height, width, num_frames, ContextRule(context, tuple(anchors))
-        ),
+        windows=windows,
         settings={
             "height": height,
             "width": width,
@@ -298,6 +305,9 @@ def generate_story(
             "use_dynamic_cfg": use_dynamic_cfg,
             "noise_context": noise_context,
         },
+        context_refresh=context_refresh,
+        context_cache_device=context_cache_device,
+        context_cache_dtype=context_cache_dtype,
         seed=seed,
         seeds=seeds,
     )
@@ -317,9 +327,46 @@ class StoryPlan:
     """Windows, as `story_windows` returns them."""
     settings: dict
     """Arguments of the pipeline that all windows share."""
+    context_refresh: int
+    """As for the pipeline, in windows with context."""
+    context_cache_device: str
+    context_cache_dtype: str
     seed: int
     seeds: Sequence[int | None]
     """Seeds of the scenes that have their own."""
+
+
+def check_context_refresh(context_refresh: int, windows: Sequence[Window]) -> None:
+    """Raises `ValueError` if given scenes are to be kept between steps, but no window has any."""
+    if context_refresh > 1 and not any(window.context for window in windows):
+        raise ValueError(
+            f"context_refresh={context_refresh} keeps given scenes between steps, but no window of this story has any: use "
+            "context_refresh=1, or a window that is shorter than the story"
+        )
+
+
+def context_cache_size(
+    pipe: Mask2DiTPipeline, windows: Sequence[Window], shape: VideoShape, dtype: torch.dtype, mask_variant: str
+) -> int:
+    """Predicts the bytes that the context cache of a story keeps for each guidance branch, in the largest of its windows.
+
+    Needs no weights.
+
+    Args:
+        pipe: the pipeline, or its skeleton.
+        windows: the story's windows, as of `plan_windows`.
+        shape: frames of the whole story.
+        dtype: the model's dtype; `torch.float8_e4m3fn` for a cache in fp8.
+        mask_variant: "v1" … "v5".
+    """
+    config = {**pipe.transformer.config, "mask_variant": mask_variant}
+    sizes = []
+    for window in windows:
+        latent_frames = tuple(shape.latent_frames[scene] for scene in window.scenes)
+        layout = pipe.transformer.scene_layout(*shape.latent_size[1:], latent_frames)
+        generated = [scene in window.new for scene in window.scenes]
+        sizes.append(context_cache_bytes(config, layout, generated, dtype))
+    return max(sizes)
 
 
 def check_continues(window: int | None) -> None:
@@ -371,6 +418,8 @@ def _scenes(
             context_keys = [keys.get(scene) for scene in window.scenes]
             seeds = [plan.seed, *(plan.seeds[scene] for scene in window.new)]
             made_from = [model, plan.settings, texts, frames, context_keys, seeds, window.new]
+            if plan.context_refresh > 1 and window.context:
+                made_from.append([plan.context_refresh, plan.context_cache_dtype])
             keys |= {scene: store.key(made_from, scene) if store else "" for scene in window.new}
             made |= _load_or_generate(pipe, plan, window, made, keys, store, watch)
         yield made[number]
@@ -421,6 +470,9 @@ def _generate_window(
             output_type="latent",
             callback_on_step_end=watch.callback(window, latent_frames),
             callback_on_step_end_tensor_inputs=watch.tensors,
+            context_refresh=plan.context_refresh if window.context else 1,
+            context_cache_device=plan.context_cache_device,
+            context_cache_dtype=plan.context_cache_dtype,
             **plan.settings,
         ).frames
     finally:

@@ -1,10 +1,7 @@
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
+from diffusers import CogVideoXDDIMScheduler
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -185,19 +182,14 @@ def test_only_what_a_change_touches_is_made_again(small_pipeline, tmp_path, monk
     assert len(calls) == made_again
 
 
-@pytest.mark.slow
-def test_a_story_is_found_again_by_another_process(small_model, tmp_path):
+def test_a_story_is_found_again_by_another_process(small_pipeline, tmp_path):
     # The scheduler leaves keys out, for which diffusers notes defaults in an order that differs between processes.
-    code = (
-        "import sys; from mask2dit import Mask2DiTPipeline, generate_story; from diffusers import CogVideoXDDIMScheduler;"
-        "from mask2dit.pipelines.story import SceneStore; pipe = Mask2DiTPipeline.from_pretrained(sys.argv[1]);"
-        "pipe.scheduler = CogVideoXDDIMScheduler.from_config({'snr_shift_scale': 1.0});"
-        "list(generate_story(pipe, ['a'], height=64, width=96, num_frames=9, num_inference_steps=1,"
-        "store=SceneStore(sys.argv[2], 'weights')))"
-    )
-    for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        subprocess.run([sys.executable, "-c", code, small_model, tmp_path], check=True, env=environment)
+    small_pipeline.scheduler = CogVideoXDDIMScheduler.from_config({"snr_shift_scale": 1.0})
+    defaults = small_pipeline.scheduler.config["_use_default_values"]
+    assert len(set(defaults)) > 1
+    for order in (sorted(defaults), sorted(defaults, reverse=True)):
+        small_pipeline.scheduler.register_to_config(_use_default_values=order)
+        tell(small_pipeline, PROMPTS[:1], store=SceneStore(tmp_path, "weights"))
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -362,3 +354,32 @@ def test_a_window_that_the_positions_cannot_carry_is_refused(make_pipeline):
     pipe = make_pipeline(use_rotary_positional_embeddings=False)  # sin-cos: at most 3 latent frames a scene
     with pytest.raises(ValueError, match="sin-cos positions"):
         plan_windows(pipe, PROMPTS, (), 3, 64, 96, 13)
+
+
+def test_the_context_cache_works_in_windows_with_context_and_is_part_of_their_scenes_keys(
+    small_pipeline, tmp_path, monkeypatch
+):
+    """The first window has no context, so its scenes are those of any refresh."""
+    calls = []
+    call = type(small_pipeline).__call__
+    monkeypatch.setattr(
+        type(small_pipeline),
+        "__call__",
+        lambda *args, **kwargs: calls.append(kwargs["context_refresh"]) or call(*args, **kwargs),
+    )
+    store = SceneStore(tmp_path / "scenes", "weights")
+    exact = tell(small_pipeline, PROMPTS[:4], store=store)
+    cached = tell(small_pipeline, PROMPTS[:4], store=store, context_refresh=2)
+    assert calls == [1, 1, 2]
+    assert all(torch.equal(*scenes) for scenes in zip(exact[:3], cached))
+    assert not torch.equal(exact[3], cached[3])
+    calls.clear()
+    again = tell(small_pipeline, PROMPTS[:4], store=store, context_refresh=2, context_cache_device="cpu")
+    assert torch.equal(again[3], cached[3]) and not calls
+    tell(small_pipeline, PROMPTS[:4], store=store, context_refresh=2, context_cache_dtype="fp8")
+    assert calls == [2]
+
+
+def test_a_context_cache_without_context_is_refused(small_pipeline):
+    with pytest.raises(ValueError, match="context_refresh=2"):
+        generate_story(small_pipeline, PROMPTS[:3], window=3, **SMALL, context_refresh=2)
