@@ -40,6 +40,8 @@ def check_story(config: CheckStoryConfig) -> tuple[list[Fault], str]:
     Raises:
         FileNotFoundError, IsADirectoryError: if there is no such file, or no model with the name that `model` has.
     """
+    if not config.story:
+        raise ValueError("name the story file to check, as in story=my-story.yaml")
     try:
         file = load_story_file(config.story)
     except StoryError as error:

@@ -248,8 +248,6 @@ class CheckStoryConfig:
     """Number of scenes generated together; null: all at once."""
 
     def __post_init__(self):
-        if not self.story:
-            raise ValueError("name the story file to check, as in story=my-story.yaml")
         check_at_least("fps", self.fps, 1)
         for name in ("num_frames", "window"):
             if getattr(self, name) is not None:
