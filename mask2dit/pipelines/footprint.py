@@ -152,7 +152,9 @@ class Footprint:
     def on_gpu(self, mode: str) -> int:
         """Predicts the peak of a memory mode on the GPU."""
         return max(
-            self._resident(mode, name) + self.activations[name] + (self.context_cache if name == "transformer" else 0)
+            self._resident(mode, name)
+            + self.activations[name]
+            + (self.context_cache if name == "transformer" and self.context_cache_on_gpu else 0)
             for name in self.weights
         )
 
