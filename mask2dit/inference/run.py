@@ -35,6 +35,7 @@ from mask2dit.models.context_cache import FP8
 from mask2dit.models.hub import local_model, recorded
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
+from mask2dit.models.quantization import check_quantization
 from mask2dit.pipelines.events import Event, Observer, PreviewMade, SceneFinished, ignore
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
@@ -266,6 +267,8 @@ def plan_generation(
         ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, with a remedy.
     """
     check_memory_mode(config.memory, device)
+    for form in config.quantization.components.values():
+        check_quantization(form, device, config.memory)
     config = local_model(config)
     if config.mask_variant is not None:
         cross_scene(config.mask_variant)
@@ -348,6 +351,7 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipe
         mask_variant=config.mask_variant,
         torch_dtype=getattr(torch, config.dtype),
         variant=config.variant,
+        quantization=config.quantization.components,
     )
     pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
     if config.lora.path:
@@ -401,6 +405,7 @@ def weights_identity(config: InferenceConfig) -> str:
     parts = [fingerprint(config.model), f"attention {config.attention_backend}", f"tiling {config.vae_tiling}"]
     if config.variant:
         parts.append(f"variant {config.variant}")
+    parts += [f"{name} in {form}" for name, form in config.quantization.components.items()]
     if config.memory == "fp8":
         parts.append("fp8")
     if config.lora.path:

@@ -8,7 +8,7 @@ import inspect
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from itertools import accumulate
@@ -218,6 +218,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
+        quantization: Mapping[str, str] | None = None,
         **components,
     ) -> "Mask2DiTPipeline":
         """Reads a folder in diffusers' layout, or a model of the Hugging Face Hub: trained here, released by the authors, or
@@ -234,6 +235,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             variant: the variant to load if a component has several, such as "fp16" for
                 `diffusion_pytorch_model.fp16.safetensors`. Components without this variant load their plain weights.
             revision, token, cache_dir, local_files_only: as for `mask2dit.models.hub.fetch_model`; of no effect for a folder.
+            quantization: forms of `mask2dit.models.quantization.FORMS` for "transformer" and "text_encoder", as in
+                `{"transformer": "int8"}`.
             **components: loaded components by name, instead of those in the folder.
 
         Raises:
@@ -243,6 +246,11 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             TypeError: for a keyword that is not a component.
         """
         dtypes = _component_dtypes(torch_dtype)
+        quantization = quantization or {}
+        if unknown := quantization.keys() - {"transformer", "text_encoder"}:
+            raise ValueError(
+                f"quantization can name transformer and text_encoder, but not {', '.join(sorted(unknown))}"
+            )
         for name in components:
             if name not in COMPONENTS:
                 raise TypeError(
@@ -268,6 +276,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 mask_variant=mask_variant,
                 torch_dtype=dtypes["transformer"],
                 variant=variants["transformer"],
+                quantization=quantization.get("transformer"),
             ),
             "vae": lambda: load_model(
                 AutoencoderKLCogVideoX,
@@ -277,7 +286,10 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 torch_dtype=dtypes["vae"],
             ),
             "text_encoder": lambda: load_text_encoder(
-                folder / "text_encoder", dtypes["text_encoder"], variants["text_encoder"]
+                folder / "text_encoder",
+                dtypes["text_encoder"],
+                variants["text_encoder"],
+                quantization.get("text_encoder"),
             ),
         }
         pipeline = cls(**{name: components[name] if name in components else load() for name, load in loaders.items()})
