@@ -177,6 +177,9 @@ class InferenceConfig(SamplingConfig):
     record: str | None = field(default=None, metadata={"record_for": "redo"})
     """Record from which scenes are kept; null: the configuration file, where redo is on the command line."""
 
+    prompt_cache: str | None = None
+    """Folder that keeps the embeddings of prompts; the text encoder is loaded only if one is missing. null: no cache."""
+
     # Sampling
     seed: int | None = None
     """Seed of the noise; null: the story's, or 42."""

@@ -56,6 +56,7 @@ from mask2dit.models.loading import (
 from mask2dit.models.lora import load_lora
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.memory import check_vae_tiles
+from mask2dit.pipelines.prompt_cache import PromptCache
 from mask2dit.video.reading import read_scene
 
 logger = logging.getLogger(__name__)
@@ -205,6 +206,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         )
         self.vae_scale_factor_spatial = 2 ** (len(vae.config.block_out_channels) - 1)
         self.vae_scale_factor_temporal = vae.config.temporal_compression_ratio
+        self.prompt_cache: PromptCache | None = None
+        """Embeddings that are kept; None: every prompt is embedded anew."""
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
 
     @classmethod
@@ -506,7 +509,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             check_shape(name, given, (batch_size, count, *shape.latent_size), "stories, latent frames, channels, h, w")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators for {batch_size} stories")
-        if self.text_encoder is None and (prompts or (guided and negatives)):
+        if self.text_encoder is None and self.prompt_cache is None and (prompts or (guided and negatives)):
             raise ValueError(
                 "this pipeline has no text encoder: give prompt_embeds and, with guidance, negative_prompt_embeds too"
             )
@@ -684,17 +687,37 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         Returns:
             (B, S, L, D) in the text encoder's dtype.
         """
-        window = self.transformer.config.max_text_seq_length
         texts = list(dict.fromkeys(text for story in prompts for text in story))  # embed repeated texts once
         for text in texts:
             cut = self.describe_cut(text)
             if cut is not None and cut not in CUTS_WARNED_OF:
                 CUTS_WARNED_OF.add(cut)
                 logger.warning("%s", cut)
-        tokens = self.tokenizer(texts, padding="max_length", max_length=window, truncation=True, return_tensors="pt")
-        embeds = self.text_encoder(tokens.input_ids.to(self._execution_device))[0]  # (texts, L, D)
-        by_text = dict(zip(texts, embeds))
+        if self.prompt_cache is None:
+            by_text = dict(zip(texts, self._embed(texts)))
+        else:
+            by_text = {text: self._cached_embedding(text) for text in texts}
         return torch.stack([torch.stack([by_text[text] for text in story]) for story in prompts])
+
+    def _embed(self, texts: list[str]) -> torch.Tensor:
+        """Embeds texts, (texts, L, D)."""
+        window = self.transformer.config.max_text_seq_length
+        tokens = self.tokenizer(texts, padding="max_length", max_length=window, truncation=True, return_tensors="pt")
+        return self.text_encoder(tokens.input_ids.to(self._execution_device))[0]
+
+    def _cached_embedding(self, text: str) -> torch.Tensor:
+        """Takes the embedding of a text from the cache, (L, D), or computes and keeps it. Texts are embedded one by one, as
+        the last bits of a result may depend on the rest of a batch."""
+        embedding = self.prompt_cache.load(text)
+        if embedding is None:
+            if self.text_encoder is None:
+                raise ValueError(
+                    f"the prompt {text[:QUOTED]!r} is not in {str(self.prompt_cache.folder)!r}, and the text encoder is not "
+                    "loaded: load the model with it"
+                )
+            embedding = self._embed([text])[0]
+            self.prompt_cache.save(text, embedding)
+        return embedding.to(self._execution_device)
 
     def describe_cut(self, prompt: str) -> str | None:
         """Describes the part of a prompt that the text window cuts off; None if the prompt fits. Needs no weights."""

@@ -20,7 +20,15 @@ import torch
 from tqdm import tqdm
 
 from mask2dit.command import run_command
-from mask2dit.config import CONTEXTS, DTYPES, SAMPLERS, check_at_least, check_choice, check_context_cache
+from mask2dit.config import (
+    CONTEXTS,
+    DTYPES,
+    QUANTIZATIONS,
+    SAMPLERS,
+    check_at_least,
+    check_choice,
+    check_context_cache,
+)
 from mask2dit.files import check_writable, read_json, write_text
 from mask2dit.provenance import describe_changes, software
 from mask2dit.randomness import generator_for
