@@ -34,6 +34,11 @@ def theme() -> gr.themes.Base:
     """Returns the look of the page."""
     return gr.themes.Default(
         primary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "Consolas", "monospace"]
+    ).set(
+        body_text_color_subdued="*neutral_600",  # enough contrast for small text
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
     )
 
 
