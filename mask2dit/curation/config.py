@@ -270,6 +270,10 @@ class CurationConfig(EngineConfig):
 
     films: str = "films"
     """Folder of films, searched with its subfolders."""
+    shots: str | None = None
+    """What the files are. null: films, which are cut. folder: shots, which are not cut; the shots of a folder, in the order
+    of their names, make up a film. FILE.csv: shots, listed in order with the columns film and path, which is relative to
+    `films`."""
     output: str = "outputs/curation"
     """Folder for the results of stages, the clips, their features and the review page. A run continues from existing
     results."""
@@ -308,6 +312,13 @@ class CurationConfig(EngineConfig):
                 raise ValueError(f"stages has to hold {', '.join(STAGES)}, but holds {name!r}")
         for name in ("num_frames", "max_stride"):
             check_at_least(name, getattr(self, name), 1)
+        if self.shots is not None:
+            if self.shots != "folder" and not self.shots.endswith(".csv"):
+                raise ValueError(f"shots={self.shots!r} has to be null, folder or a .csv file")
+            if self.write.remove_borders:
+                raise ValueError(
+                    f"shots={self.shots} needs write.remove_borders=false: within one shot, a plain sky looks like a border"
+                )
         limits = self.filter
         for name, measured, remedy in (
             ("min_motion", self.score.motion, "score.motion=true"),
