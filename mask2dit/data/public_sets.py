@@ -60,8 +60,6 @@ class PublicSetConfig:
         check_choice("form", self.form, FORMS)
         check_at_least("num_scenes", self.num_scenes, 1)
         check_at_least("max_gap", self.max_gap, 0)
-        if self.form == "table" and self.captions is None:
-            raise ValueError("captions has to name the table for form=table")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +97,8 @@ def import_set(config: PublicSetConfig) -> int:
         OSError: if the manifests cannot be written.
     """
     videos, target = Path(config.videos), Path(config.output)
+    if config.form == "table" and config.captions is None:
+        raise ValueError("captions has to name the table for form=table")
     if not videos.is_dir():
         raise FileNotFoundError(f"there is no folder of videos {config.videos!r}")
     check_writable(target)
