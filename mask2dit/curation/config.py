@@ -136,6 +136,25 @@ class EmbedConfig:
 
 
 @dataclass(kw_only=True)
+class DuplicatesConfig:
+    """Removal of near-identical clips of different films."""
+
+    remove: bool = True
+    """Keep one of several near-identical clips: the one with the largest picture, then the longest."""
+    threshold: float = 0.97
+    """Minimum cosine of the prints of two frames, tiny pictures without brightness and contrast, that count as the same."""
+    min_share: float = 0.75
+    """Minimum share of the shorter clip's frames, 0 to 1, that the other clip shows too."""
+    min_cosine: float = 0.8
+    """Minimum cosine of the ViCLIP features of two duplicates."""
+
+    def __post_init__(self):
+        check_between("duplicates.threshold", self.threshold, -1, 1)
+        check_between("duplicates.min_share", self.min_share, 0, 1)
+        check_between("duplicates.min_cosine", self.min_cosine, -1, 1)
+
+
+@dataclass(kw_only=True)
 class GroupConfig:
     """Groups of consecutive clips with similar content."""
 
@@ -291,6 +310,7 @@ class CurationConfig(EngineConfig):
     score: ScoreConfig = field(default_factory=ScoreConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
+    duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     group: GroupConfig = field(default_factory=GroupConfig)
     caption: CaptionConfig = field(default_factory=CaptionConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)

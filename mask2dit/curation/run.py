@@ -12,6 +12,7 @@ from mask2dit.curation.caption import Captions, caption, caption_settings, has_a
 from mask2dit.curation.captioners import Captioner, OpenAICaptioner, TransformersCaptioner
 from mask2dit.curation.config import STAGES, CaptionConfig, CurationConfig
 from mask2dit.curation.doubts import doubtful_cuts
+from mask2dit.curation.duplicates import drop_duplicates, film_families, find_twins
 from mask2dit.curation.embed import Embedder, Features, embed, embed_settings
 from mask2dit.curation.export import export
 from mask2dit.curation.group import Group, adjacent_pairs, by_film, group, single
@@ -30,7 +31,7 @@ from mask2dit.device import choose_device
 from mask2dit.engine.config import resolve_shard
 from mask2dit.engine.open import open_engine
 from mask2dit.engine.share import Workers
-from mask2dit.files import check_writable, write_text
+from mask2dit.files import check_writable, write_lines, write_text
 from mask2dit.hashing import digest
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ def check(config: CurationConfig) -> dict[str, dict]:
     if "split" in config.stages and config.shots is None:
         for name in config.split.detectors:
             load_detector(name, config.split)
+    if "group" in config.stages and config.duplicates.remove:
+        import_optional("faiss")
     if "export" in config.stages and config.shard == "0/1":
         check_writable(config.export.folder)
     settings = {
@@ -172,6 +175,7 @@ def _make_manifests(
 ) -> int:
     """Runs the stages from groups to manifests, and writes the review page. Returns the exit status."""
     run, folder = workspace.run, workspace.folder
+    clips, features, families = _remove_duplicates(config, workspace, clips, features)
     process = partial(group, folder=folder, config=config.group)
     windows = run(
         "group", Group, by_film(features, clips, times), settings["group"], process, workers=Workers(batch=16)
@@ -216,7 +220,7 @@ def _make_manifests(
     logger.info("%s shows %d captions; decisions: %d", page, len(captions), num_decided)
     if "export" not in config.stages:
         return 0
-    rows, exported = export(folder, config, clips, captions, decisions)
+    rows, exported = export(folder, config, clips, captions, decisions, families)
     workspace.count("export", len(captions), exported)
     if not any(rows.values()):
         logger.warning(
@@ -233,6 +237,22 @@ def _make_manifests(
         logger.info("%s: %d rows%s", path, count, "" if count else f", so it is not written{stays}")
     has_all = rows["sft.json"] and (rows["pretrain.csv"] or not config.caption.singles)
     return 0 if has_all and not workspace.funnel["caption"]["not done"] else 1
+
+
+def _remove_duplicates(
+    config: CurationConfig, workspace: Workspace, clips: Mapping[str, Clip], features: list[Features]
+) -> tuple[Mapping[str, Clip], list[Features], dict[str, str]]:
+    """Leaves out all but one of near-identical clips. Returns the clips, their features and the families of films."""
+    if not config.duplicates.remove:
+        return clips, features, {}
+    twins = find_twins(features, clips, workspace.folder, config.duplicates)
+    results = drop_duplicates(features, clips, twins)
+    workspace.count("duplicates", len(features), results)
+    dropped = [entry for entry in results if isinstance(entry, Dropped)]
+    lines = [{"clip": entry.id, **entry.details} for entry in dropped]
+    write_lines(workspace.folder / f"duplicates{workspace.suffix}.jsonl", lines)
+    left = kept(results)
+    return {entry.id: clips[entry.id] for entry in left}, left, film_families(clips, twins)
 
 
 def _verify(
