@@ -11,7 +11,7 @@ from pathlib import Path
 from mask2dit.curation.caption import Captions, caption, caption_settings, has_attempts_left
 from mask2dit.curation.captioners import Captioner, OpenAICaptioner, TransformersCaptioner
 from mask2dit.curation.config import STAGES, CaptionConfig, CurationConfig
-from mask2dit.curation.doubts import doubtful_cuts
+from mask2dit.curation.doubts import DoubtfulCut, doubtful_cuts
 from mask2dit.curation.duplicates import drop_duplicates, film_families, find_twins
 from mask2dit.curation.embed import Embedder, Features, embed, embed_settings
 from mask2dit.curation.export import export
@@ -19,7 +19,7 @@ from mask2dit.curation.group import Group, adjacent_pairs, by_film, group, singl
 from mask2dit.curation.optional import import_optional
 from mask2dit.curation.probe import Film, find_films, probe, shot_times
 from mask2dit.curation.report import funnel_table, similarity_plot, write_card
-from mask2dit.curation.review import DECISIONS, read_decisions, write_review
+from mask2dit.curation.review import DECISIONS, Decision, read_decisions, write_review
 from mask2dit.curation.score import Scores, apply_filters, load_scorers, score, score_settings
 from mask2dit.curation.split import Scene, load_detector, split
 from mask2dit.curation.stand_in import stand_in
@@ -212,12 +212,8 @@ def _make_manifests(
         return 0
 
     decisions = read_decisions(folder / DECISIONS, captions, config.caption.max_words)
-    of_id = {entry.id: entry for entry in groups}
-    cosines_of = {entry.id: entry.cosines for entry in verified}
     doubts = doubtful_cuts(windows, clips, config.group.ceiling)
-    page = write_review(folder, of_id, clips, captions, cosines_of, decisions, config.verify.flag_below, doubts)
-    num_decided = sum(entry.key in decisions for entry in captions)
-    logger.info("%s shows %d captions; decisions: %d", page, len(captions), num_decided)
+    _write_page(config, folder, groups, clips, captions, verified, decisions, doubts)
     if "export" not in config.stages:
         return 0
     rows, exported = export(folder, config, clips, captions, decisions, families)
@@ -253,6 +249,23 @@ def _remove_duplicates(
     write_lines(workspace.folder / f"duplicates{workspace.suffix}.jsonl", lines)
     left = kept(results)
     return {entry.id: clips[entry.id] for entry in left}, left, film_families(clips, twins)
+
+
+def _write_page(
+    config: CurationConfig,
+    folder: Path,
+    groups: list[Group],
+    clips: Mapping[str, Clip],
+    captions: list[Captions],
+    verified: list[Verified],
+    decisions: Mapping[str, Decision],
+    doubts: list[DoubtfulCut],
+) -> None:
+    of_id = {entry.id: entry for entry in groups}
+    cosines_of = {entry.id: entry.cosines for entry in verified}
+    page = write_review(folder, of_id, clips, captions, cosines_of, decisions, config.verify.flag_below, doubts)
+    num_decided = sum(entry.key in decisions for entry in captions)
+    logger.info("%s shows %d captions; decisions: %d", page, len(captions), num_decided)
 
 
 def _verify(
