@@ -14,7 +14,7 @@ from mask2dit.stories.writer import StoryRequest, ask_for_story
 from mask2dit.studio.config import StudioConfig
 from mask2dit.studio.engine import PREVIEW, Engine, check_settings, default_settings, find_models, settings_of
 from mask2dit.studio.jobs import Job, JobQueue
-from mask2dit.studio.project import SCENES, Draft, DraftScene, Projects, Version
+from mask2dit.studio.project import MAX_SCENES, SCENES, Draft, DraftScene, Projects, Version
 
 ATTEMPTS = 3  # answers of the writer until one is valid
 FOX = "a red fox, wearing a blue scarf"
@@ -161,7 +161,11 @@ class Studio:
                     raise ValueError(f"scene {number}: {fault}")
 
         endpoint = Endpoint(
-            config.writer_base_url, config.writer_model, config.writer_api_key_env, config.writer_timeout, max_retries=1
+            config.writer_base_url,
+            config.writer_model,
+            config.writer_api_key_env,
+            config.writer_timeout,
+            max_retries=1,
         )
         request = StoryRequest(num_scenes=num_scenes, idea=idea)
         return self.create(empty.with_story(ask_for_story(endpoint.ask, request, check, ATTEMPTS)))

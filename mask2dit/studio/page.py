@@ -80,7 +80,7 @@ def _header(studio: Studio) -> dict:
         example = gr.Dropdown(list(EXAMPLES), label="Begin with an example", value=None, scale=3, min_width=200)
         with gr.Column(scale=2, min_width=200):
             new = gr.Button("New project", size="md")
-            opened = gr.UploadButton("Open a story file", file_types=[".yaml", ".yml", ".json"], size="md")
+            opened = gr.UploadButton("Open a story file", file_types=[".yaml", ".yml", ".json", ".txt"], size="md")
     return {"project": project, "example": example, "new": new, "opened": opened}
 
 
@@ -104,7 +104,9 @@ def _story() -> dict:
     )
     with gr.Accordion("Style and negative prompt", open=False):
         style = gr.Textbox(label="Style", info="Appended to every prompt.", max_lines=2, interactive=False)
-        negative = gr.Textbox(label="Negative prompt", info="What no scene should show.", max_lines=2, interactive=False)
+        negative = gr.Textbox(
+            label="Negative prompt", info="What no scene should show.", max_lines=2, interactive=False
+        )
     return {"title": title, "style": style, "negative": negative, "cast": cast}
 
 

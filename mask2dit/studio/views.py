@@ -89,7 +89,8 @@ def scenes(view: ProjectView, selected: str, faults: Sequence[str]) -> str:
             classes.append("is-small")
         cards.append(
             f'<article class="{" ".join(classes)}" aria-label="Scene {scene.number}"{_shape(scene)}>'
-            f"{_picture(scene, scene.number in making, len(view.scenes) <= MOST_PLAYED)}<div><h3>Scene {scene.number}{_tags(scene, making)}</h3>"
+            + _picture(scene, scene.number in making, len(view.scenes) <= MOST_PLAYED)
+            + f"<div><h3>Scene {scene.number}{_tags(scene, making)}</h3>"
             f"<p>{escape(scene.scene.prompt) or '<em>no prompt yet</em>'}</p>"
             f'<p class="studio-note">{escape(_facts(scene))}</p>'
             + (f'<p class="studio-fault">{escape(fault)}</p>' if fault else "")
