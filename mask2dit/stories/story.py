@@ -17,6 +17,7 @@ from mask2dit.texts import find_encoding_fault
 ACTOR = re.compile(r"\bActor[1-9][0-9]*\b")  # the only form of actors' names: Actor1, Actor2, …, Actor10, …
 STORY_KEYS = ("title", "style", "negative", "seed", "cast", "scenes")
 SCENE_KEYS = ("prompt", "seconds", "frames", "seed", "video")
+ALIASES = ("duration",)  # of seconds, in stories of evaluations
 SENTENCE_ENDS = ".!?…。！？।؟"
 MAX_SEED = 2**63
 MAX_NAME = 200  # bytes of a story's name as a file name, which leaves room for suffixes
@@ -145,9 +146,7 @@ def describe_place(place: Place) -> str:
     match place:
         case ("scenes", int(index), *_):
             return f"scene {index + 1}"
-        case ("cast", str(actor), *_):
-            return f"cast, {actor}"
-        case (str(key), *_):
+        case (str(key), *_) if key in STORY_KEYS:
             return key
     return "the story"
 
@@ -157,7 +156,7 @@ def find_faults(record: object) -> Iterator[tuple[Place, str]]:
     if not isinstance(record, dict):
         yield (), f"a story has a title, a cast and scenes, but this is {_shown(record)}"
         return
-    yield from _unknown_keys((), "a story", record, STORY_KEYS)
+    yield from _unknown_keys((), record, STORY_KEYS)
     yield from _title_faults(record.get("title"))
     for key in ("style", "negative"):
         if record.get(key) is not None:
@@ -224,7 +223,7 @@ def _scene_faults(index: int, scene: object, cast: Mapping[str, str]) -> Iterato
     if len(scene) == 1 and isinstance(key := next(iter(scene)), str) and (" " in key or ACTOR.search(key)):
         yield here, f"the prompt {_shown(f'{key}: {scene[key]}')} has a colon: put quotes around it"
         return
-    yield from _unknown_keys(here, "a scene", scene, (*SCENE_KEYS, "duration"))
+    yield from _unknown_keys(here, scene, SCENE_KEYS + ALIASES)
     prompt = scene.get("prompt")
     if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
         yield prompt_at if "prompt" in scene else here, "the prompt is missing"
@@ -289,12 +288,13 @@ def _text_faults(place: Place, text: object, required: bool = True) -> Iterator[
         yield place, f"{place[-1]} is empty"
 
 
-def _unknown_keys(place: Place, what: str, record: Mapping, known: Sequence[str]) -> Iterator[tuple[Place, str]]:
+def _unknown_keys(place: Place, record: Mapping, known: Sequence[str]) -> Iterator[tuple[Place, str]]:
     for key in record:
         if key not in known:
             close = difflib.get_close_matches(str(key).lower(), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}"
-            yield (*place, str(key)), f"{what} has no key {_shown(key)}; {hint}"
+            listed = ", ".join(name for name in known if name not in ALIASES)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys are {listed}"
+            yield (*place, str(key)), f"there is no key {_shown(key)}; {hint}"
 
 
 def _shown(value: object) -> str:
