@@ -95,7 +95,7 @@ class LatentCache:
             example = f", such as {missing[0].label} ({missing[0].name})" if missing else ""
             raise ValueError(
                 f"the cache {str(self.folder)!r} is not complete: {len(missing)} clips{example} and {len(captions)} captions "
-                "are missing; run python -m mask2dit.data.cache again, which goes on where it was"
+                "are missing; run python -m mask2dit.data.cache again; it computes only what is missing"
             )
         changed = [clip for clip in clips if self._has_changed(clip)]
         if changed:
