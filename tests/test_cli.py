@@ -15,7 +15,7 @@ from mask2dit.command import load
 from mask2dit.usage import describe_keys
 
 ROOT = Path(__file__).parents[1]
-WORDS = {"generate", "train", "cache", "check", "evaluate", "study", "curate", "write"}
+WORDS = {"generate", "train", "cache", "check", "evaluate", "study", "curate", "write", "studio"}
 
 
 def test_help_lists_every_command(capsys):
