@@ -1,6 +1,8 @@
 import json
 import multiprocessing
+import pickle
 import threading
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
