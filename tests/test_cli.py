@@ -15,7 +15,7 @@ from mask2dit.command import load
 from mask2dit.usage import describe_keys
 
 ROOT = Path(__file__).parents[1]
-WORDS = {"generate", "train", "cache", "check", "evaluate", "study", "curate", "write"}
+WORDS = {"generate", "train", "cache", "check", "evaluate", "study", "curate", "write", "studio"}
 
 
 def test_help_lists_every_command(capsys):
@@ -90,7 +90,7 @@ RECIPES = {
     "data/cache": ("mask2dit.data.config:CacheConfig", set()),
     "evaluation/mask2dit": ("mask2dit.evaluation.config:EvaluationConfig", {"generation.negative_prompt"}),
     "evaluation/study": ("mask2dit.evaluation.config:StudyConfig", set()),
-    "evaluation/write_prompts": ("mask2dit.evaluation.write_prompts:WritePromptsConfig", set()),
+    "evaluation/write_prompts": ("mask2dit.inference.write:WriteConfig", {"output"}),
     "curation/films": ("mask2dit.curation.config:CurationConfig", {"filter.min_short_side"}),
     "storyworld/films": ("mask2dit.storyworld.films:FilmsConfig", set()),
     "storyworld/model": ("mask2dit.storyworld.build:BuildConfig", set()),

@@ -49,7 +49,9 @@ def test_a_run_writes_video_contact_sheet_and_record(config):
 def test_a_run_checks_its_model_and_fingerprints_its_weights_once(config, monkeypatch):
     calls = []
     skeleton, fingerprint = Mask2DiTPipeline.skeleton, run.fingerprint
-    monkeypatch.setattr(Mask2DiTPipeline, "skeleton", lambda *args: calls.append("skeleton") or skeleton(*args))
+    monkeypatch.setattr(
+        Mask2DiTPipeline, "skeleton", lambda *args, **kw: calls.append("skeleton") or skeleton(*args, **kw)
+    )
     monkeypatch.setattr(run, "fingerprint", lambda path: calls.append("fingerprint") or fingerprint(path))
     generate(config())
     assert calls == ["skeleton", "fingerprint"]
