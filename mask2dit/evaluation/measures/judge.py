@@ -29,6 +29,7 @@ class JudgeMeasure(Measure):
     """Marks from 1 to 5 for the questions of the rubric."""
 
     name = "judge"
+    is_of_one_process = True
     columns = tuple(
         Column(f"judge_{key}", f"Judge: {key.replace('_', ' ')} (1-5)", is_percentage=False) for key in QUESTIONS
     )
