@@ -5,7 +5,6 @@ description, word for word, in every scene that shows it. A story holds each des
 """
 
 import difflib
-import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ SCENE_KEYS = ("prompt", "seconds", "frames", "seed", "video")
 ALIASES = ("duration",)  # of seconds, in stories of evaluations
 SENTENCE_ENDS = ".!?…。！？।؟"
 MAX_SEED = 2**63
+MAX_SECONDS, MAX_FRAMES = 3600, 100_000  # of one scene; far more than any model carries
 MAX_NAME = 200  # bytes of a story's name as a file name, which leaves room for suffixes
 
 Place = tuple[str | int, ...]
@@ -267,11 +267,11 @@ def _actor_faults(place: Place, prompt: str, cast: Mapping[str, str]) -> Iterato
 
 
 def _length_faults(place: Place, key: str, value: object) -> Iterator[tuple[Place, str]]:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if key == "frames" and (type(value) is not int or value < 1):
-        yield place, f"frames has to be a positive whole number, but is {_shown(value)}"
-    elif key != "frames" and not (is_number and float(str(value)) > 0):
-        yield place, f"{key} has to be a positive number of seconds, but is {_shown(value)}"
+    if key == "frames":
+        if type(value) is not int or not 1 <= value <= MAX_FRAMES:
+            yield place, f"frames has to be a whole number from 1 to {MAX_FRAMES}, but is {_shown(value)}"
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
+        yield place, f"{key} has to be a positive number of seconds, at most {MAX_SECONDS}, but is {_shown(value)}"
 
 
 def _seed_faults(place: Place, seed: object) -> Iterator[tuple[Place, str]]:
