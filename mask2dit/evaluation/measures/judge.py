@@ -83,7 +83,7 @@ def _marks_from(record: dict) -> dict[str, float]:
         judged = record.get(key)
         mark = judged.get("mark") if isinstance(judged, dict) else None
         if isinstance(mark, bool) or not isinstance(mark, int | float) or not 1 <= mark <= 5:
-            raise ValueError(f"the mark for {key} has to lie between 1 and 5, but is {mark!r}")
+            raise ValueError(f"the mark for {key} has to be between 1 and 5, but is {mark!r}")
         marks[key] = float(mark)
     return marks
 
