@@ -2,9 +2,9 @@
 
 Each clip of a folder is measured as it is and with drawn text: subtitles of one and of two lines, small ones, and yellow
 ones without an outline; a title that shows in the middle for a quarter of the time; a sign that moves with the scene, in the
-middle or below; a logo in a corner. A cell holds the mean share of frames with subtitles, as the detector counts them, and the
-mean share of the picture that text covers, with the share that the drawn text's bounds cover in parentheses. Clips of fewer
-than 240 rows are left out, since drawn text is not legible in them.
+middle or below; a logo in a corner. A cell holds the mean share of frames with subtitles, as the detector counts them, and
+the mean share of the picture that text covers, with the share that the drawn text's bounds cover in parentheses. Clips of
+fewer than 240 rows are left out, since drawn text is not legible in them.
 
     python benchmarks/text.py
     python benchmarks/text.py --clips MY/CLIPS

@@ -57,7 +57,7 @@ class SplitConfig:
         check_between("split.doubt_above", self.doubt_above, 0, 1)
         if self.force_cut_above is not None and not 0 < self.force_cut_length <= self.force_cut_above:
             raise ValueError(
-                f"split.force_cut_length={self.force_cut_length} has to lie between 0 and "
+                f"split.force_cut_length={self.force_cut_length} has to be between 0 and "
                 f"split.force_cut_above={self.force_cut_above}"
             )
 
@@ -175,7 +175,7 @@ class GroupConfig:
         check_at_least("group.max_gap", self.max_gap, 0)
         if not -1 <= self.threshold < self.ceiling <= 1:
             raise ValueError(
-                f"group.threshold={self.threshold} has to lie between -1 and group.ceiling={self.ceiling}, and that at 1 or "
+                f"group.threshold={self.threshold} has to be between -1 and group.ceiling={self.ceiling}, and that at 1 or "
                 "below: both are cosines"
             )
 

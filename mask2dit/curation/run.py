@@ -75,8 +75,8 @@ def check(config: CurationConfig) -> dict[str, dict]:
     """
     if Path(config.output).resolve().is_relative_to(Path(config.films).resolve()):
         raise ValueError(
-            f"output={config.output!r} lies in films={config.films!r}, where the next run would take clips for films: choose "
-            "a folder outside it"
+            f"output={config.output!r} is inside films={config.films!r}, and the next run would take its clips for films: "
+            "choose a folder outside it"
         )
     if config.engine == "local":  # the nodes of a cluster may have other devices than this machine
         choose_device(config.device)

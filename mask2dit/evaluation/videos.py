@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -73,6 +73,9 @@ class StoryVideo:
             raise ValueError(
                 f"{self.path} has {total} frames, in which the boundaries {list(self.boundaries)} do not lie in order"
             )
+
+    def __getstate__(self) -> dict:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # not the open file
 
     @cached_property
     def reader(self) -> VideoReader:

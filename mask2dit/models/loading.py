@@ -345,7 +345,7 @@ def index_names(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{str(index)!r} is no index of weights ({error!r}): fetch it again") from error
+        raise ValueError(f"{str(index)!r} is not an index of weights ({error!r}): fetch it again") from error
 
 
 def _names_by_variant(available: Collection[str], names: tuple[str, str]) -> dict[str | None, list[str]]:

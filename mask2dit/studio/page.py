@@ -8,11 +8,11 @@ from typing import Any
 
 import gradio as gr
 
-from mask2dit.config import DTYPES, SAMPLERS
+from mask2dit.config import CONTEXTS, DTYPES, SAMPLERS
 from mask2dit.pipelines.memory import MEMORY_MODES
 from mask2dit.studio import views
 from mask2dit.studio.actions import EXAMPLES, ProjectView, Studio
-from mask2dit.studio.engine import SETTINGS, part_of, settings_of
+from mask2dit.studio.engine import SETTINGS, settings_of
 from mask2dit.studio.jobs import explain
 from mask2dit.studio.project import Draft, DraftScene
 
@@ -34,6 +34,11 @@ def theme() -> gr.themes.Base:
     """Returns the look of the page."""
     return gr.themes.Default(
         primary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "Consolas", "monospace"]
+    ).set(
+        body_text_color_subdued="*neutral_600",  # enough contrast for small text
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
     )
 
 
@@ -56,15 +61,15 @@ def build_page(studio: Studio) -> gr.Blocks:
         parts = Parts(_header(studio))
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
-                parts.parts |= _story() | _scene() | _settings(studio)
+                parts.parts |= _writer(studio) | _story() | _scene() | _settings(studio)
             with gr.Column(scale=6, min_width=320):
                 parts.parts |= _results()
-        parts.parts["tab"] = gr.State(lambda: secrets.token_hex(4))
+        parts.parts["tab"] = gr.State("")
         parts.parts["base"] = gr.State(0)
         parts.parts["drawn"] = gr.State("")
         parts.parts["timer"] = gr.Timer(1.0)
+        _add_api(studio)  # first, so that its names are those of the functions
         _connect(page, parts, Handlers(studio, parts))
-        _add_api(studio)
     return page
 
 
@@ -75,29 +80,40 @@ def _header(studio: Studio) -> dict:
         example = gr.Dropdown(list(EXAMPLES), label="Begin with an example", value=None, scale=3, min_width=200)
         with gr.Column(scale=2, min_width=200):
             new = gr.Button("New project", size="md")
-            opened = gr.UploadButton("Open a story file", file_types=[".yaml", ".yml", ".json"], size="md")
+            opened = gr.UploadButton("Open a story file", file_types=[".yaml", ".yml", ".json", ".txt"], size="md")
     return {"project": project, "example": example, "new": new, "opened": opened}
 
 
+def _writer(studio: Studio) -> dict:
+    with gr.Accordion("Write with a language model", open=False, visible=studio.has_writer):
+        idea = gr.Textbox(label="Idea", info="What the story is about. It becomes a new project.", max_lines=3)
+        number = gr.Number(3, label="Number of scenes", precision=0, minimum=1)
+        write = gr.Button("Write the story", size="md")
+    return {"idea": idea, "idea_scenes": number, "write": write}
+
+
 def _story() -> dict:
-    title = gr.Textbox(label="Title", max_lines=1, max_length=200)
+    title = gr.Textbox(label="Title", max_lines=1, max_length=200, interactive=False)
     cast = gr.Textbox(
         label="Cast",
         info="One actor per line, as in  Actor1: a red fox, wearing a blue scarf. Scenes name Actor1, and the description "
         "is added.",
         lines=2,
         max_lines=8,
+        interactive=False,
     )
     with gr.Accordion("Style and negative prompt", open=False):
-        style = gr.Textbox(label="Style", info="Appended to every prompt.", max_lines=2)
-        negative = gr.Textbox(label="Negative prompt", info="What no scene should show.", max_lines=2)
+        style = gr.Textbox(label="Style", info="Appended to every prompt.", max_lines=2, interactive=False)
+        negative = gr.Textbox(
+            label="Negative prompt", info="What no scene should show.", max_lines=2, interactive=False
+        )
     return {"title": title, "style": style, "negative": negative, "cast": cast}
 
 
 def _scene() -> dict:
     parts = {"selected": gr.Radio([], label="Scene", elem_id="scene-choice")}
     parts["editing"] = gr.Textbox(visible="hidden", label="id")
-    parts["prompt"] = gr.Textbox(label="Prompt of the scene", lines=3, max_lines=8)
+    parts["prompt"] = gr.Textbox(label="Prompt of the scene", lines=3, max_lines=8, interactive=False)
     parts["counter"] = gr.HTML(elem_classes="studio-line")
     with gr.Row():
         parts["seconds"] = gr.Number(label="Seconds", info="Empty: the model's", minimum=0, min_width=120)
@@ -126,6 +142,16 @@ def _settings(studio: Studio) -> dict:
             parts["guidance_scale"] = gr.Number(label="Guidance", min_width=120)
             parts["sampler"] = gr.Dropdown(list(SAMPLERS), label="Sampler", min_width=120)
             parts["window"] = gr.Number(label="Scenes at once", **whole)
+        with gr.Row():
+            parts["context"] = gr.Dropdown(
+                list(CONTEXTS), label="Continue from", info="Scenes that a new one sees", min_width=160
+            )
+            parts["context_refresh"] = gr.Number(
+                label="Context cache",
+                info="Steps between refreshes of given scenes; 1: exact",
+                precision=0,
+                min_width=160,
+            )
         with gr.Row():
             parts["num_frames"] = gr.Number(label="Frames per scene", info="Empty: the model's", **whole)
             parts["height"] = gr.Number(label="Height", info="Empty: the model's", **whole)
@@ -189,12 +215,11 @@ class Handlers:
     @told
     def load(self, request: gr.Request) -> dict:
         name = request.query_params.get("project")
-        projects = list(self.studio.projects)
-        if name in projects:
-            return self._show(name)
-        if name:
-            return {**self._empty(), self.parts["message"]: views.note(f"There is no project {name[:60]!r}.", True)}
-        return self._empty()
+        tab = {self.parts["tab"]: secrets.token_hex(4)}
+        if name in list(self.studio.projects):
+            return {**self._show(name), **tab}
+        fault = views.note(f"There is no project {name[:60]!r}.", is_fault=True) if name else ""
+        return {**self._empty(), **tab, self.parts["message"]: fault}
 
     @told
     def open(self, name: str | None) -> dict:
@@ -213,7 +238,13 @@ class Handlers:
         return self._show(self.studio.open_story(path))
 
     @told
+    def write(self, idea: str, num_scenes: int) -> dict:
+        return self._show(self.studio.write(idea, num_scenes))
+
+    @told
     def edit(self, name, editing, tab, base, *fields) -> dict:
+        if not name:  # the page is still filled in
+            return {self.parts["base"]: base}
         draft = self._save(name, editing, tab, base, fields)
         return {
             self.parts["base"]: draft.revision,
@@ -350,10 +381,12 @@ class Handlers:
         return {
             parts["project"]: gr.update(choices=list(self.studio.projects), value=name),
             parts["example"]: None,
-            parts["title"]: draft.title,
-            parts["style"]: draft.style,
-            parts["negative"]: draft.negative,
-            parts["cast"]: "\n".join(f"{actor}: {text}" for actor, text in draft.cast),
+            parts["title"]: gr.update(value=draft.title, interactive=True),
+            parts["style"]: gr.update(value=draft.style, interactive=True),
+            parts["negative"]: gr.update(value=draft.negative, interactive=True),
+            parts["cast"]: gr.update(
+                value="\n".join(f"{actor}: {text}" for actor, text in draft.cast), interactive=True
+            ),
             parts["selected"]: gr.update(choices=choices, value=selected),
             parts["editing"]: scene.id,
             parts["prompt"]: gr.update(value=scene.prompt, interactive=bool(ids)),
@@ -404,11 +437,9 @@ class Handlers:
         if index is None:
             return ""
         engine, model = self.studio.engine, settings_of(draft)["model"]
-        fault = engine.find_faults(part_of(draft, [index]))[0]
-        if fault:
+        if fault := engine.find_fault(draft, index):
             return views.note(fault, is_fault=True)
-        (prompt,) = part_of(draft, [index]).story().prompts
-        return views.counter(*engine.count_tokens(model, [prompt]), engine.text_window(model))
+        return views.counter(*engine.count_tokens(model, [draft.prompts()[index]]), engine.text_window(model))
 
     def _story_file(self, name: str):
         path = self.studio.projects.open(name).story_file
@@ -427,7 +458,7 @@ def parse_cast(text: str) -> tuple[tuple[str, str], ...]:
 
 def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     """Connects the components with the handlers."""
-    everything = list({id(part): part for name, part in parts.parts.items() if name not in ("timer", "tab")}.values())
+    everything = list({id(part): part for name, part in parts.parts.items() if name != "timer"}.values())
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     # One at a time, in the order in which the page sent them.
     ordered = {**quiet, "outputs": everything, "concurrency_id": "draft", "concurrency_limit": 1}
@@ -442,6 +473,8 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     remember(parts["new"].click(handlers.new, None, **ordered))
     remember(parts["example"].select(handlers.begin_example, [parts["example"]], **ordered))
     remember(parts["opened"].upload(handlers.open_file, [parts["opened"]], **ordered))
+    writing = {**ordered, "concurrency_id": "writer", "show_progress": "minimal", "show_progress_on": parts["write"]}
+    remember(parts["write"].click(handlers.write, parts.of("idea", "idea_scenes"), **writing))
     edited = [name for name in FIELDS if name != "model"]
     for name in edited:
         # Not `input`, which a text that is pasted does not trigger. The page's own changes are no changes of the draft.
