@@ -9,6 +9,7 @@ import numpy as np
 from mask2dit.curation.optional import import_optional
 
 MIN_SCORE = 0.7  # of a box; patterns in pictures stay below it, lines of text above
+MAX_LINE_SIDE = 0.3  # of the shorter side of a line, relative to the picture
 LONGEST_SIDE = 960  # pixels, to which larger pictures are scaled down for the detector
 
 # A subtitle, relative to the picture's height and width.
@@ -73,7 +74,7 @@ class TextDetector:
         for frame in frames:
             height, width = frame.shape[:2]
             found = self.detect(np.ascontiguousarray(frame[..., ::-1])).boxes
-            corners = np.zeros((0, 4, 2)) if found is None else np.asarray(found)
+            corners = [] if found is None else [box for box in np.asarray(found) if _is_line(box, height, width)]
             covered = np.zeros((height, width), np.uint8)
             for polygon in corners:
                 self.cv2.fillConvexPoly(covered, polygon.round().astype(np.int32), 1)
@@ -105,6 +106,11 @@ def _is_placed(box: Box) -> bool:
         and box.bottom - box.top <= MAX_LINE_HEIGHT
         and box.aspect >= MIN_ASPECT
     )
+
+
+def _is_line(polygon: np.ndarray, height: int, width: int) -> bool:
+    """False for large parts of the picture, such as a plain sky, which the detector sometimes marks."""
+    return float(min(np.ptp(polygon, axis=0) / (width, height))) <= MAX_LINE_SIDE
 
 
 def _box(polygon: np.ndarray, height: int, width: int) -> Box:

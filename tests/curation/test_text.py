@@ -1,4 +1,5 @@
 import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +36,14 @@ def test_other_text_is_none(boxes):
 def detect():
     pytest.importorskip("rapidocr", reason="pip install mask2dit[curation]")
     return TextDetector()
+
+
+def test_a_large_part_of_the_picture_is_no_text(detect, monkeypatch):
+    sky = np.float32([[0, 0], [319, 0], [319, 120], [0, 120]])
+    title = np.float32([[80, 60], [240, 60], [240, 100], [80, 100]])
+    monkeypatch.setattr(detect, "detect", lambda image: SimpleNamespace(boxes=np.stack([sky, title])))
+    text, _ = detect(np.zeros((1, 180, 320, 3), np.uint8))
+    assert text == pytest.approx(160 * 40 / (180 * 320), rel=0.05)
 
 
 @pytest.mark.slow
