@@ -134,6 +134,13 @@ def apply_ulysses(
     transformer.ulysses_group = group
 
 
+def gather_branches(prediction: torch.Tensor, group: "torch.distributed.ProcessGroup") -> torch.Tensor:
+    """Gathers the predictions (B, …) of guidance, one branch per process, to (2*B, …) in the order of the processes."""
+    branches = [torch.empty_like(prediction) for _ in range(group.size())]
+    torch.distributed.all_gather(branches, prediction.contiguous(), group=group)
+    return torch.cat(branches)
+
+
 def _exchange(sent: torch.Tensor, group: "torch.distributed.ProcessGroup") -> torch.Tensor:
     """Sends part i of (n, …) to process i. Returns the parts received, by sender; differentiable."""
     return all_to_all_single_autograd(sent.contiguous(), None, None, group)

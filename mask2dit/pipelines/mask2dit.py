@@ -53,6 +53,7 @@ from mask2dit.models.loading import (
     weight_files,
 )
 from mask2dit.models.lora import load_lora
+from mask2dit.models.parallel import gather_branches
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.memory import check_vae_tiles
 from mask2dit.video.reading import read_scene
@@ -180,6 +181,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
+    guidance_group = None
+    """The processes with one branch of guidance each, from `mask2dit.pipelines.parallel`; None: both are on this one."""
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds", "denoised"]
 
     def __init__(
@@ -470,6 +473,11 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             ("context_latents", context_latents, num_given),
         ):
             check_shape(name, given, (batch_size, count, *shape.latent_size), "stories, latent frames, channels, h, w")
+        shares_passes = self.guidance_group is not None or self.transformer.ulysses_group is not None
+        if shares_passes and generator is None:
+            raise ValueError(
+                "processes that share passes have to draw the same noise: give each a generator of one seed"
+            )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators for {batch_size} stories")
         if self.text_encoder is None and (prompts or (guided and negatives)):
@@ -555,12 +563,14 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     continue
                 self._current_timestep = t
                 guided = state.guided
-                embeds = state.prompt_embeds
-                if guided:
-                    embeds = torch.cat([state.negative_prompt_embeds, embeds])
+                branches = [state.negative_prompt_embeds, state.prompt_embeds] if guided else [state.prompt_embeds]
+                divided = guided and self.guidance_group is not None
+                if divided:
+                    branches = [branches[self.guidance_group.rank()]]
+                embeds = torch.cat(branches)
                 with self.transformer.cache_context("cond_uncond"):
                     noise_pred = self.transformer(
-                        hidden_states=torch.cat([state.latents] * 2) if guided else state.latents,
+                        hidden_states=torch.cat([state.latents] * len(branches)),
                         encoder_hidden_states=embeds.flatten(1, 2),
                         timestep=(t * scene_timesteps).expand(len(embeds), -1),
                         image_rotary_emb=image_rotary_emb,
@@ -569,6 +579,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                         return_dict=False,
                     )[0].float()
 
+                if divided:
+                    noise_pred = gather_branches(noise_pred, self.guidance_group)
                 if use_dynamic_cfg:
                     progress = (num_inference_steps - t.item()) / num_inference_steps
                     self._guidance_scale = 1 + state.guidance_scale * (1 - math.cos(math.pi * progress**5.0)) / 2
