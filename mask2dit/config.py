@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -22,6 +22,8 @@ T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
 CONTEXTS = ("last", "anchor", "cast")  # choices of earlier scenes, see mask2dit.pipelines.story.ContextRule
 SAMPLERS = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}  # by name, diffusers' classes
+CONTEXT_CACHE_DEVICES = ("model", "cpu")
+CONTEXT_CACHE_DTYPES = ("auto", "fp8")
 REPOSITORY = Path(__file__).parents[1]  # if the package runs from a checkout
 NULL, STRING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"  # YAML's tags
 
@@ -60,7 +62,7 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
     try:
         if path is not None:
             config = OmegaConf.merge(config, _read(schema, Path(path)))
-        from_file = config
+        from_file = config = _without_replaced(schema, config, overrides)
         for override in overrides:
             if "=" not in override:
                 raise ValueError(f"{override!r} has to be of the form key=value")
@@ -131,6 +133,14 @@ def check_between(name: str, value: float, least: float, most: float) -> None:
         raise ValueError(f"{name}={value} has to lie between {least} and {most}")
 
 
+def check_context_cache(refresh: int, device: str, dtype: str) -> None:
+    """Raises `ValueError` for invalid values of `context_refresh`, `context_cache_device` and `context_cache_dtype`."""
+    if not isinstance(refresh, Integral) or refresh < 1:
+        raise ValueError(f"context_refresh={refresh} has to be a number of steps, at least 1")
+    check_choice("context_cache_device", device, CONTEXT_CACHE_DEVICES)
+    check_choice("context_cache_dtype", dtype, CONTEXT_CACHE_DTYPES)
+
+
 def check_file_name(name: str, value: str, suffix: str) -> None:
     """Raises `ValueError`, naming the key, unless `value + suffix` is a plain file name."""
     is_control = [unicodedata.category(character) in ("Cc", "Cs") for character in value]
@@ -153,6 +163,20 @@ def parse_shard(shard: str) -> tuple[int, int]:
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ValueError(f"shard has to be i/n with i from 0 to n - 1, such as 0/1, but is {shard!r}")
     return int(index), int(count)
+
+
+def _without_replaced(schema: type, config, overrides: Sequence[str]):
+    """Resets the keys of a file that an override replaces by another form of the same input.
+
+    `schema.ALTERNATIVES` holds groups of keys of which only one may be set.
+    """
+    groups = getattr(schema, "ALTERNATIVES", ())
+    overridden = {re.split(r"[.\[=]", override)[0] for override in overrides}
+    replaced = {
+        key for group in groups for other in groups if other != group and overridden & set(other) for key in group
+    }
+    defaults = OmegaConf.structured(schema)
+    return OmegaConf.merge(config, {key: defaults[key] for key in replaced - overridden})
 
 
 def _read(schema: type, path: Path):

@@ -1,8 +1,8 @@
 """Scenes as spans of tokens: the one definition of the order of text and video in the sequence."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, compress, pairwise
 
 Span = tuple[int, int]  # (start, stop) in the joint sequence
 
@@ -60,6 +60,10 @@ class SceneLayout:
     def text_spans(self) -> tuple[Span, ...]:
         """Span of each scene's text."""
         return tuple(spans(self.text_lengths))
+
+    def select(self, chosen: Sequence[bool]) -> "SceneLayout":
+        """Returns the layout of the scenes that are marked True alone."""
+        return SceneLayout(tuple(compress(self.text_lengths, chosen)), tuple(compress(self.video_lengths, chosen)))
 
     @property
     def video_spans(self) -> tuple[Span, ...]:

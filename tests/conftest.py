@@ -14,6 +14,7 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
 from mask2dit.encoders.untrained import build_untrained_viclip
+from mask2dit.models import attention
 from mask2dit.pipelines.untrained import build_untrained_model
 
 # Tiny models lose more by waiting for a second thread than they gain by it, most of all on a busy machine.
@@ -137,6 +138,43 @@ def random_inputs():
         )
 
     return make
+
+
+class FrozenContext:
+    """An oracle of the context cache: computes all scenes, but takes the keys and values of given scenes from the last
+    refreshing call of the transformer.
+
+    Args:
+        generated: (S,) bools.
+        refresh: the first and every k-th call of the transformer refreshes.
+        num_layers: layers of the transformer.
+    """
+
+    def __init__(self, generated, refresh, num_layers):
+        self.generated, self.refresh, self.num_layers = generated, refresh, num_layers
+        self.kept, self.calls = {}, 0
+        self.grouped_attention = attention.grouped_attention
+
+    def __call__(self, query, key, value, layout, variant, backend=None, given=None):
+        call, layer = divmod(self.calls, self.num_layers)
+        self.calls += 1
+        if call % self.refresh == 0:
+            self.kept[layer] = (key, value)
+        is_given = torch.zeros(layout.length, 1, 1, dtype=torch.bool)
+        for (start, stop), new in zip((*layout.text_spans, *layout.video_spans), self.generated * 2):
+            is_given[start:stop] = not new
+        key, value = (torch.where(is_given, kept, new) for kept, new in zip(self.kept[layer], (key, value)))
+        return self.grouped_attention(query, key, value, layout, variant, backend)
+
+
+@pytest.fixture
+def freeze_context(monkeypatch):
+    """Puts a `FrozenContext` in the place of attention, until the end of the test."""
+
+    def freeze(generated, refresh, num_layers=TINY["num_layers"]):
+        monkeypatch.setattr(attention, "grouped_attention", FrozenContext(generated, refresh, num_layers))
+
+    return freeze
 
 
 @pytest.fixture

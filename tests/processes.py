@@ -129,6 +129,7 @@ def pipeline(case: dict) -> float:
             scene_mask=[True, True, False],
             num_inference_steps=4,
             use_dynamic_cfg=True,
+            context_refresh=2,
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
         ).frames
@@ -148,12 +149,41 @@ def pipeline(case: dict) -> float:
     return error
 
 
+def context_cache(case: dict) -> float:
+    """The second of two calls with a context cache, shared by all processes, against one process alone."""
+    import torch
+    import torch.distributed as dist
+
+    from mask2dit import Mask2DiTTransformer3DModel
+    from mask2dit.models.context_cache import ContextCache
+    from mask2dit.models.parallel import apply_ulysses
+
+    torch.manual_seed(0)
+    transformer = Mask2DiTTransformer3DModel(**TINY, **case)
+    latents, text = torch.randn(2, 9, 4, 8, 12), torch.randn(2, 18, 24)
+
+    @torch.no_grad()
+    def run() -> torch.Tensor:
+        cache = ContextCache((False, True, False), 2, dtype="auto")
+        for timestep in (900, 500):
+            timesteps = torch.tensor([[0, timestep, 0]] * 2)
+            sample = transformer(
+                latents + timestep / 1000, text, timesteps, None, (2, 4, 3), context_cache=cache
+            ).sample
+        return sample
+
+    expected = run()
+    apply_ulysses(transformer, dist.group.WORLD)
+    return difference(run(), expected)
+
+
 def difference(found, expected) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
 CHECKS = {f"ulysses, {name}": (ulysses, case) for name, case in CASES.items()}
 CHECKS |= {f"pipeline, cfg={cfg}": (pipeline, {"cfg": cfg}) for cfg in (1, 2)}
+CHECKS |= {f"context cache, {variant}": (context_cache, {"mask_variant": variant}) for variant in ("v2", "v3")}
 SLOW = {"ulysses, compiled blocks"}
 
 

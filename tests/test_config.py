@@ -67,7 +67,7 @@ def test_overrides_win_and_take_their_keys_type(tmp_path):
         ("prompts: [a]", ["seed"], "'seed' has to be of the form key=value"),
         ("prompts: a", [], "config.yaml: prompts has to be a list, such as prompts=[…]"),
         ("prompts: [a]", ["lora=x"], "lora=x: this is a group of keys"),
-        ("prompts: [a]", ["seed="], "seed=: seed needs a value"),
+        ("prompts: [a]", ["fps="], "fps=: fps needs a value"),
         ("- a", [], "config.yaml: it has to hold keys and values"),
         ("prompts: [a]", ["lora.pth=x"], "there is no key 'lora.pth'; did you mean 'lora.path'?"),
         ("prompts: ['a: b', {then: c}]", [], "prompts has to hold texts, but one is {'then': 'c'}"),

@@ -23,7 +23,6 @@ from mask2dit.endpoint import (
     ask_until_valid,
 )
 from mask2dit.video.frames import middle_frames
-from mask2dit.video.reading import open_video
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +153,7 @@ def caption_group(
     content: list[dict] = [{"type": "text", "text": instructions(len(group.clips), config.max_words)}]
     for number, name in enumerate(group.clips, start=1):
         content.append({"type": "text", "text": f"Scene {number}:"})
-        reader = open_video(folder / clips[name].path)
+        reader = clips[name].open(folder)
         for frame in reader.read(middle_frames(0, reader.num_frames, config.frames_per_scene)).numpy():
             image = Image.fromarray(frame)
             image.thumbnail((config.longest_side, config.longest_side))

@@ -4,11 +4,12 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from mask2dit.config import DTYPES, check_at_least, check_choice, check_positive
+from mask2dit.config import DTYPES, check_at_least, check_between, check_choice, check_positive
 from mask2dit.encoders.config import ViCLIPConfig
 from mask2dit.engine.config import EngineConfig
 
 STAGES = ("probe", "split", "write", "score", "filter", "embed", "group", "single", "caption", "verify", "export")
+DETECTORS = ("transnet", "content", "adaptive", "fades")
 ON_WORKERS = (
     "probe",
     "split",
@@ -25,10 +26,14 @@ BACKENDS = ("openai", "transformers", "stand_in")
 class SplitConfig:
     """Detection of cuts in films."""
 
-    detectors: list[str] = field(default_factory=lambda: ["content"])
-    """Detectors whose cuts are combined. PySceneDetect's: content (hard cuts), adaptive (hard cuts, more robust to camera
-    motion) and fades (to and from black). Your own: module:function, which takes a `VideoReader` and returns the first
-    frame of every scene but the first."""
+    detectors: list[str] = field(default_factory=lambda: ["transnet"])
+    """Detectors whose cuts are combined: transnet (TransNet V2: hard cuts, dissolves and fades); PySceneDetect's content
+    (hard cuts), adaptive (hard cuts, more robust to camera motion) and fades (to and from black). Your own:
+    module:function, which takes a `VideoReader` and returns the first frame of every scene but the first."""
+    transnet_threshold: float = 0.5
+    """Probability at which transnet's transitions count."""
+    doubt_above: float = 0.2
+    """Probability above which transnet's other transitions are listed on the review page."""
     content_threshold: float = 27.0
     """Threshold of the detector content."""
     adaptive_threshold: float = 3.0
@@ -44,10 +49,12 @@ class SplitConfig:
         if not self.detectors:
             raise ValueError("split.detectors is empty: name at least one, such as content")
         for name in self.detectors:
-            if name not in ("content", "adaptive", "fades") and ":" not in name:
+            if name not in DETECTORS and ":" not in name:
                 raise ValueError(
-                    f"split.detectors has to hold content, adaptive, fades or module:function, not {name!r}"
+                    f"split.detectors has to hold {', '.join(DETECTORS)} or module:function, not {name!r}"
                 )
+        check_between("split.transnet_threshold", self.transnet_threshold, 0, 1)
+        check_between("split.doubt_above", self.doubt_above, 0, 1)
         if self.force_cut_above is not None and not 0 < self.force_cut_length <= self.force_cut_above:
             raise ValueError(
                 f"split.force_cut_length={self.force_cut_length} has to lie between 0 and "
@@ -57,8 +64,11 @@ class SplitConfig:
 
 @dataclass(kw_only=True)
 class WriteConfig:
-    """Clips written from films."""
+    """Clips made from scenes."""
 
+    encode: bool = True
+    """Encode each clip as a file. false: clips are frame ranges of the films, which the manifests name; nothing is encoded
+    again, and the films have to stay where they are."""
     trim_frames: int = 2
     """Frames trimmed from both ends of a scene, where the neighbouring scene often still shows."""
     remove_borders: bool = True
@@ -70,6 +80,10 @@ class WriteConfig:
         check_at_least("write.trim_frames", self.trim_frames, 0)
         if self.max_short_side is not None:
             check_at_least("write.max_short_side", self.max_short_side, 16)
+            if not self.encode:
+                raise ValueError(
+                    "write.max_short_side needs write.encode=true: frame ranges keep the size of the film"
+                )
 
 
 @dataclass(kw_only=True)
@@ -128,7 +142,7 @@ class GroupConfig:
     num_scenes: int = 3
     """Scenes per group."""
     max_gap: float = 1.0
-    """Maximum gap between consecutive clips, in seconds of the film."""
+    """Maximum gap between consecutive clips, in seconds of the film, without the transition between them."""
     threshold: float = 0.8
     """Minimum cosine of consecutive clips. The paper's ablation compares 0.0, 0.6, 0.7 and 0.8; 0.8 gave the most
     consistent videos."""

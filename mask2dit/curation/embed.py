@@ -20,7 +20,7 @@ from mask2dit.encoders.viclip import load_viclip, preprocess
 from mask2dit.files import atomic_path, open_tensors
 from mask2dit.hashing import digest, fingerprint
 from mask2dit.video.frames import middle_frames
-from mask2dit.video.reading import open_video
+from mask2dit.video.reading import VideoReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,10 @@ class Embedder:
         self.preprocessing = config.preprocessing
 
     @torch.inference_mode()
-    def videos(self, paths: Sequence[Path]) -> np.ndarray:
-        """Features of video files, (B, E), with norm 1."""
+    def videos(self, readers: Iterable[VideoReader]) -> np.ndarray:
+        """Features of videos, (B, E), with norm 1."""
         videos = []
-        for path in paths:
-            reader = open_video(path)
+        for reader in readers:
             frames = reader.read(middle_frames(0, reader.num_frames, self.model.num_frames))
             videos.append(preprocess(frames, self.model.input_resolution, self.preprocessing))
         return normalise(self.model.encode_video(torch.stack(videos).to(self.device)).float().cpu().numpy())
@@ -86,7 +85,7 @@ def embed(clips: Iterable[Clip], embedder: Embedder, folder: Path, batch_size: i
     (folder / "features").mkdir(exist_ok=True)
     clips = iter(clips)
     while batch := list(islice(clips, batch_size)):
-        features = embedder.videos([folder / clip.path for clip in batch]).astype(np.float32)
+        features = embedder.videos(clip.open(folder) for clip in batch).astype(np.float32)
         # The name depends on the settings, so that features of other weights are not overwritten.
         path = folder / "features" / f"{digest([settings, *(clip.key for clip in batch)])}.safetensors"
         with atomic_path(path) as temporary:

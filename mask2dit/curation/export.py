@@ -19,6 +19,7 @@ from mask2dit.files import check_writable, write_text
 from mask2dit.hashing import digest
 
 CSV_FIELDS = ("fps", "width", "height", "caption", "path", "num_frame")
+RANGE_FIELDS = ("start", "end", "crop")
 
 
 def export(
@@ -52,12 +53,12 @@ def export(
         texts = decision.captions if decision else entry.captions
         of_entry = [clips[name] for name in entry.clips]
         is_validation = in_validation(entry.source, config.export.validation_share)
-        paths = [os.path.relpath(folder / clip.path, target) for clip in of_entry]
+        paths = [_relative_path(folder, clip, target) for clip in of_entry]
         if len(of_entry) > 1:
             values = [_sft_scene(*scene) for scene in zip(of_entry, texts, paths)]
             sft[is_validation].append({"prefix": entry.id, "values": values})
         pretrain[is_validation] += [
-            [clip.fps, clip.width, clip.height, text, path, clip.num_frames]
+            [clip.fps, clip.width, clip.height, text, path, clip.num_frames, *_range(clip)]
             for clip, text, path in zip(of_entry, texts, paths)
             if clip.num_frames >= required_frames(data)
         ]
@@ -90,8 +91,20 @@ def _json(rows: list[dict]) -> str:
 
 def _csv(rows: list[list]) -> str:
     with io.StringIO(newline="") as file:
-        csv.writer(file).writerows([CSV_FIELDS, *rows])
+        fields = (*CSV_FIELDS, *RANGE_FIELDS)[: max(map(len, rows))]
+        csv.writer(file).writerows([fields, *rows])
         return file.getvalue()
+
+
+def _relative_path(folder: Path, clip: Clip, target: Path) -> str:
+    if clip.is_range:  # the path may leave the output folder, which may be a link
+        return os.path.relpath(os.path.realpath(folder / clip.path), os.path.realpath(target))
+    return os.path.relpath(folder / clip.path, target)
+
+
+def _range(clip: Clip) -> list:
+    """The values of `RANGE_FIELDS`; none for a clip with a file of its own."""
+    return [clip.start, clip.stop, " ".join(map(str, clip.crop))] if clip.is_range else []
 
 
 def _sft_scene(clip: Clip, caption: str, path: str) -> dict:
@@ -103,4 +116,5 @@ def _sft_scene(clip: Clip, caption: str, path: str) -> dict:
         "fps": clip.fps,
         "url": path,
         "caption": caption,
+        **({"start": clip.start, "end": clip.stop, "crop": clip.crop} if clip.is_range else {}),
     }

@@ -84,7 +84,7 @@ def find_fault(
 ) -> tuple[str, str] | None:
     """The rule that keeps clips from being a group, with the reason; None if they are one."""
     for number, (before, after) in enumerate(pairwise(clips), start=1):
-        gap = (after.start - before.stop) / before.fps
+        gap = (after.start - after.transition - before.stop) / before.fps
         if gap > config.max_gap:
             return "gap", f"{gap:.2f} s between clips {number} and {number + 1}"
     for i, j in combinations(range(len(clips)), 2):
@@ -97,8 +97,8 @@ def find_fault(
     return None
 
 
-def adjacent_cosines(windows: Iterable[Group | Dropped]) -> list[float]:
-    """The cosine of each pair of neighbouring clips, counted once, in windows without a gap."""
+def adjacent_pairs(windows: Iterable[Group | Dropped]) -> dict[tuple[str, str], float]:
+    """The cosine of each pair of neighbouring clips, by their ids, in windows without a gap."""
     found = {}
     for window in windows:
         if isinstance(window, Dropped):
@@ -108,4 +108,4 @@ def adjacent_cosines(windows: Iterable[Group | Dropped]) -> list[float]:
         else:
             clips, similarity = window.clips, window.similarity
         found |= {pair: similarity[i][i + 1] for i, pair in enumerate(pairwise(clips))}
-    return list(found.values())
+    return found

@@ -11,16 +11,17 @@ from PIL import Image
 
 from mask2dit.curation.answers import check_captions
 from mask2dit.curation.caption import Captions
+from mask2dit.curation.doubts import DoubtfulCut
 from mask2dit.curation.group import Group
 from mask2dit.curation.write import Clip
 from mask2dit.files import atomic_path, write_text
 from mask2dit.hashing import digest
 from mask2dit.reporting.pages import render
 from mask2dit.texts import parse_json, read_text
-from mask2dit.video.reading import open_video
 
 DECISIONS = "decisions.json"
 POSTER_SIZE = (480, 320)
+MAX_DOUBTS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ def write_review(
     cosines: Mapping[str, Sequence[float]],
     decisions: Mapping[str, Decision],
     flag_below: float,
+    doubts: Sequence[DoubtfulCut] = (),
 ) -> Path:
     """Writes `review.html`, and a picture of every clip in `posters`.
 
@@ -52,6 +54,7 @@ def write_review(
         cosines: cosines of captions with their clips, by the captions' id, as far as known.
         decisions: earlier decisions, by the captions' key. The page keeps those about other captions.
         flag_below: cosine below which captions are flagged.
+        doubts: cuts to look at, of which the page shows the first `MAX_DOUBTS`.
     """
     (folder / "posters").mkdir(exist_ok=True)
     entries = []
@@ -66,7 +69,8 @@ def write_review(
                 "clips": [
                     {
                         "path": clip.path,
-                        "poster": _poster(folder, clip),
+                        "range": [clip.start / clip.fps, clip.stop / clip.fps] if clip.is_range else None,
+                        "poster": _poster(folder, clip, clip.num_frames // 2),
                         "info": f"{clip.start}-{clip.stop}, {clip.num_frames / clip.fps:.1f} s, {clip.width}x{clip.height}",
                         "cosine": of_captions and of_captions[i],
                     }
@@ -88,7 +92,16 @@ def write_review(
         "read": digest(records),
     }
     page = folder / "review.html"
-    write_text(page, render("review.html", title="Review of captions", data=data))
+    shown_doubts = [
+        {
+            "source": doubt.source,
+            "why": doubt.why,
+            "posters": [_poster(folder, clips[name], frame) for name, frame in doubt.frames],
+        }
+        for doubt in doubts[:MAX_DOUBTS]
+    ]
+    text = render("review.html", title="Review of captions", data=data, doubts=shown_doubts, num_doubts=len(doubts))
+    write_text(page, text)
     return page
 
 
@@ -121,12 +134,12 @@ def read_decisions(path: Path, captions: Sequence[Captions], max_words: int) -> 
     return found
 
 
-def _poster(folder: Path, clip: Clip) -> str:
-    """Saves the middle frame of a clip. Returns its path relative to the output folder."""
-    path = folder / "posters" / f"{digest(clip.key)}.jpg"
+def _poster(folder: Path, clip: Clip, frame: int) -> str:
+    """Saves a frame of a clip. Returns its path relative to the output folder."""
+    path = folder / "posters" / f"{digest([clip.key, frame])}.jpg"
     if not path.exists():
-        reader = open_video(folder / clip.path)
-        image = Image.fromarray(reader.read([reader.num_frames // 2])[0].numpy())
+        reader = clip.open(folder)
+        image = Image.fromarray(reader.read([min(frame, reader.num_frames - 1)])[0].numpy())
         image.thumbnail(POSTER_SIZE)
         with atomic_path(path) as temporary:
             image.save(temporary, quality=85)

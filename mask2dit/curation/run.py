@@ -11,9 +11,10 @@ from pathlib import Path
 from mask2dit.curation.caption import Captions, caption, caption_settings, has_attempts_left
 from mask2dit.curation.captioners import Captioner, OpenAICaptioner, TransformersCaptioner
 from mask2dit.curation.config import STAGES, CaptionConfig, CurationConfig
+from mask2dit.curation.doubts import doubtful_cuts
 from mask2dit.curation.embed import Embedder, Features, embed, embed_settings
 from mask2dit.curation.export import export
-from mask2dit.curation.group import Group, adjacent_cosines, by_film, group, single
+from mask2dit.curation.group import Group, adjacent_pairs, by_film, group, single
 from mask2dit.curation.optional import import_optional
 from mask2dit.curation.probe import Film, find_films, probe
 from mask2dit.curation.report import funnel_table, similarity_plot, write_card
@@ -35,7 +36,7 @@ from mask2dit.hashing import digest
 logger = logging.getLogger(__name__)
 
 # Packages of the extra, by the stage that imports them.
-PACKAGES = {"split": "scenedetect", "score": "cv2", "caption": "openai"}
+PACKAGES = {"score": "cv2", "caption": "openai"}
 
 
 def curate(config: CurationConfig) -> int:
@@ -121,8 +122,10 @@ def _make_clips(
         for warning in film.warnings:
             logger.warning("%s: %s", film.id, warning)
 
-    process = partial(split, folder=folder_of_films, config=config.split, min_frames=_min_frames(config))
-    scenes = run("split", Scene, kept(films), settings["split"], process, workers=Workers())
+    min_frames = _min_frames(config)
+    process = partial(split, folder=folder_of_films, config=config.split, min_frames=min_frames, device=config.device)
+    workers = Workers(uses_gpu="transnet" in config.split.detectors)
+    scenes = run("split", Scene, kept(films), settings["split"], process, workers=workers)
 
     process = partial(write, films=folder_of_films, folder=folder, config=config.write, settings=settings["write"])
     workers = Workers(batch=8)  # scenes of a film, which share an open file and the search for borders
@@ -159,7 +162,7 @@ def _make_manifests(
     run, folder = workspace.run, workspace.folder
     process = partial(group, folder=folder, config=config.group)
     windows = run("group", Group, by_film(features, clips), settings["group"], process, workers=Workers(batch=16))
-    cosines = adjacent_cosines(windows)
+    cosines = list(adjacent_pairs(windows).values())
     if cosines and workspace.num_shards == 1:
         plot = similarity_plot(cosines, config.group.threshold, config.group.ceiling)
         write_text(folder / "similarity.svg", plot)
@@ -193,7 +196,8 @@ def _make_manifests(
     decisions = read_decisions(folder / DECISIONS, captions, config.caption.max_words)
     of_id = {entry.id: entry for entry in groups}
     cosines_of = {entry.id: entry.cosines for entry in verified}
-    page = write_review(folder, of_id, clips, captions, cosines_of, decisions, config.verify.flag_below)
+    doubts = doubtful_cuts(windows, clips, config.group.ceiling)
+    page = write_review(folder, of_id, clips, captions, cosines_of, decisions, config.verify.flag_below, doubts)
     num_decided = sum(entry.key in decisions for entry in captions)
     logger.info("%s shows %d captions; decisions: %d", page, len(captions), num_decided)
     if "export" not in config.stages:

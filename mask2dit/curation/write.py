@@ -1,11 +1,8 @@
-"""Writing scenes as clips, with ends trimmed and borders removed.
+"""Clips of scenes, with ends trimmed and borders removed: files of their own, or frame ranges of the films."""
 
-Clips are files rather than frame ranges of the film: neither manifest has a field for a frame range, and training would
-have to seek in long films for every sample.
-"""
-
+import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ from mask2dit.curation.config import WriteConfig
 from mask2dit.curation.split import Scene
 from mask2dit.curation.store import Dropped, Entry
 from mask2dit.hashing import digest
-from mask2dit.video.reading import FileReader, VideoReader, open_video
+from mask2dit.video.reading import FileReader, RangeReader, VideoReader, open_video
 from mask2dit.video.writing import write_video
 
 FRAMES_AT_ONCE = 16
@@ -29,49 +26,74 @@ DARK = 32  # largest value of a nearly black border, of 255
 
 @dataclass(frozen=True, kw_only=True)
 class Clip(Entry):
-    """A scene written to a file."""
+    """A scene without the frames and borders that are left out."""
 
+    file: str
+    """Path of the scene's video file in the folder of films."""
     path: str
-    """Relative to the output folder."""
+    """Relative to the output folder: the clip's own file, or the scene's video file if `is_range`."""
+    is_range: bool = False
+    """True if the clip is the frame range and the part of the picture in `path` that the next fields tell."""
     start: int
     stop: int
-    """The clip shows frames start … stop - 1 of the film."""
+    """The clip shows frames start … stop - 1 of the scene's video file."""
     crop: list[int]
     """Top, left, height and width in the film's picture."""
     num_frames: int
     fps: float
     width: int
     height: int
+    transition: int = 0
+    doubts: list[int] = field(default_factory=list)
+    """As in the scene."""
+
+    def open(self, folder: Path) -> VideoReader:
+        """A reader of the clip.
+
+        Args:
+            folder: the output folder.
+        """
+        reader = open_video(folder / self.path)
+        return RangeReader(reader, self.start, self.stop, self.crop) if self.is_range else reader
 
 
 def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfig, settings: dict) -> Iterator:
-    """Writes one file per scene below `folder` / clips. Drops scenes that cannot be decoded.
+    """Makes one clip per scene: a file below `folder` / clips, or a frame range if `config.encode` is off. Drops scenes that
+    cannot be decoded.
 
     Raises:
         OSError: if a file cannot be written.
     """
-    source, reader, crop = None, None, None
+    file, reader, crop = None, None, None
     for scene in scenes:
         start, stop = scene.start + config.trim_frames, scene.stop - config.trim_frames
         # The name depends on the settings, so that clips of other settings are not overwritten.
         name = f"{start}-{stop}-{digest([scene.key, settings])[:8]}.mp4"
-        path = folder / "clips" / Path(scene.source).with_suffix("") / name
+        path = folder / "clips" / Path(scene.file).with_suffix("") / name
         try:
-            if scene.source != source:
-                reader = FileReader(films / scene.source)
+            if scene.file != file:
+                reader = FileReader(films / scene.file)
                 crop = film_crop(reader, config)
-                source = scene.source
-            frames = cropped_frames(reader, start, stop, crop, config.max_short_side)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_video(path, frames, reader.fps)
-            clip = open_video(path)
+                file = scene.file
+            clip: VideoReader
+            if config.encode:
+                frames = cropped_frames(reader, start, stop, crop, config.max_short_side)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_video(path, frames, reader.fps)
+                clip = open_video(path)
+                relative = path.relative_to(folder).as_posix()
+            else:
+                clip = RangeReader(reader, start, stop, crop)
+                relative = os.path.relpath(films.absolute() / scene.file, folder.resolve())
         except ValueError as error:
             yield scene, [Dropped(id=scene.id, source=scene.source, rule="unreadable", why=str(error))]
             continue
         made = Clip(
             id=scene.id,
             source=scene.source,
-            path=path.relative_to(folder).as_posix(),
+            file=scene.file,
+            path=relative,
+            is_range=not config.encode,
             start=start,
             stop=stop,
             crop=list(crop),
@@ -79,6 +101,8 @@ def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfi
             fps=clip.fps,
             width=clip.width,
             height=clip.height,
+            transition=scene.transition,
+            doubts=scene.doubts,
         )
         yield scene, [made]
 

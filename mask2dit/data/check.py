@@ -4,7 +4,6 @@ The keys are those of `CheckConfig`. Every frame that training may read with the
 ranges if `num_windows` is set, else all frames from which ranges are taken.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from mask2dit.models.hub import fetch_model
 from mask2dit.models.loading import load_tokenizer
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.reporting.tables import text_table
-from mask2dit.video.reading import FileReader
+from mask2dit.video.reading import FileReader, RangeReader
 
 FRAMES_AT_ONCE = 16
 FPS_TOLERANCE = 0.01  # 23.98 stands for 24000/1001
@@ -115,14 +114,15 @@ def _decode(config: DataConfig, clip: Clip) -> _Video | str:
     try:
         if not clip.path.exists():
             return f"there is no file {clip.path}"
-        reader = FileReader(clip.path)
+        whole = FileReader(clip.path)
+        reader = RangeReader(whole, clip.start, clip.end, clip.crop)
         if reader.num_frames >= required_frames(config):
             indices = frames_to_read(config, clip.name, reader.num_frames)
             for start in range(0, len(indices), FRAMES_AT_ONCE):
                 reader.read(indices[start : start + FRAMES_AT_ONCE])
     except (OSError, ValueError) as error:
         return str(error)
-    return _Video(reader.num_frames, reader.fps, reader.width, reader.height, reader.warnings)
+    return _Video(reader.num_frames, reader.fps, reader.width, reader.height, whole.warnings)
 
 
 def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: bool) -> list[Problem]:
@@ -134,11 +134,11 @@ def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: 
     suffix = manifest_suffix(config)
     if isinstance(video, str):
         return [problem(PATH_FIELD[suffix], video)]
-    length = LENGTH_FIELD[suffix]
+    length, shown = LENGTH_FIELD[suffix], "file" if clip.name == clip.file else "frame range"
     problems = [problem(PATH_FIELD[suffix], warning, is_warning=True) for warning in video.warnings]
     if video.num_frames < required_frames(config):
         is_left_out = avoidable and not is_long_enough(clip, config)
-        message = f"the file has {video.num_frames} frames, but {describe_required_frames(config)}"
+        message = f"the {shown} has {video.num_frames} frames, but {describe_required_frames(config)}"
         problems.append(problem(length, message, is_warning=is_left_out))
     for field, stated, actual, tolerance in (
         (length, clip.num_frames, video.num_frames, 1 if length == "duration" else 0),  # a duration is rounded
@@ -148,7 +148,7 @@ def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: 
     ):
         if stated is not None and abs(stated - actual) > tolerance:
             unit = " frames" if field == length else ""
-            message = f"the manifest says {stated:.6g}{unit}, but the file has {actual:.6g}"
+            message = f"the manifest says {stated:.6g}{unit}, but the {shown} has {actual:.6g}"
             problems.append(problem(field, message, is_warning=True))
     return problems
 
@@ -162,20 +162,19 @@ def _check_caption(pipe: Mask2DiTPipeline, clip: Clip) -> list[Problem]:
 
 
 def _check_repeats(config: DataConfig, rows: list[list[Clip]]) -> list[Problem]:
-    """Warnings of files listed more than once: in the whole manifest for pre-training, in one row for fine-tuning."""
+    """Warnings of clips listed more than once: in the whole manifest for pre-training, in one row for fine-tuning."""
     field = PATH_FIELD[manifest_suffix(config)]
     problems = []
-    listed: dict[str, str] = {}
+    listed: dict[tuple, str] = {}
     for row in rows:
         if config.kind == "finetune":
             listed = {}
         for clip in row:
-            file = os.path.realpath(clip.path)
-            if file in listed:
+            if clip.frames in listed:
                 means = "a sample never takes it twice" if config.kind == "pretrain" else "a sample may show it twice"
-                message = f"is listed twice, first in {listed[file]}; {means}"
+                message = f"is listed twice, first in {listed[clip.frames]}; {means}"
                 problems.append(Problem(row=clip.row, scene=clip.scene, field=field, message=message, is_warning=True))
-            listed.setdefault(file, clip.label)
+            listed.setdefault(clip.frames, clip.label)
     return problems
 
 

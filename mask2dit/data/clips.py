@@ -1,5 +1,6 @@
 """Clips: choosing and reading the frames of a training scene."""
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from mask2dit.data.config import DataConfig
 from mask2dit.randomness import generator_for
 from mask2dit.video.frames import choose_frames, resize_and_crop
-from mask2dit.video.reading import open_video
+from mask2dit.video.reading import RangeReader, VideoReader, open_video
 
 # Pre-training drops the start and the end of a clip, where collected clips often still show the neighbouring scenes.
 DROPPED_PERCENT = 5
@@ -24,16 +25,20 @@ class UnreadableClipError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)  # small, since there may be millions in every process
 class Clip:
-    """One clip of a manifest: a video file with its caption, and the file's properties as listed there (None: not listed).
-
-    `name` is the path in the manifest, relative to `root`. It identifies the clip independently of the folder's location.
-    """
+    """One clip of a manifest: a video file or a part of one, its caption, and its properties as listed there (None: not
+    listed)."""
 
     root: Path
-    name: str
+    file: str
+    """Path in the manifest, relative to `root`."""
     caption: str
     row: int
     scene: int | None = None
+    start: int | None = None
+    end: int | None = None
+    """The clip shows frames start … end - 1 of the file; None: from the first frame, to the last."""
+    crop: tuple[int, int, int, int] | None = None
+    """Top, left, height and width of the part of the picture in pixels; None: all of it."""
     num_frames: int | None = None
     fps: float | None = None
     width: int | None = None
@@ -41,7 +46,21 @@ class Clip:
 
     @property
     def path(self) -> Path:
-        return self.root / self.name
+        return self.root / self.file
+
+    @property
+    def name(self) -> str:
+        """Identifies the clip independently of the folder's location: the file, with the frame range and the part of the
+        picture if there are any, such as "film.mp4#120-310"."""
+        if self.start is None and self.end is None and self.crop is None:
+            return self.file
+        frames = f"{self.start or 0}-{'' if self.end is None else self.end}"
+        return f"{self.file}#{frames}" + ("" if self.crop is None else "@" + ",".join(map(str, self.crop)))
+
+    @property
+    def frames(self) -> tuple[str, int, int | None]:
+        """The real path of the file and the frame range, which tell clips that show the same from others."""
+        return os.path.realpath(self.path), self.start or 0, self.end
 
     @property
     def label(self) -> str:
@@ -150,8 +169,23 @@ def read_clip(config: DataConfig, clip: Clip, variant: int) -> torch.Tensor:
             time.sleep(RETRY_SECONDS)
 
 
-def _read_once(config: DataConfig, clip: Clip, variant: int) -> torch.Tensor:
+def open_clip(clip: Clip) -> VideoReader:
+    """A reader of the clip's frames.
+
+    Raises:
+        FileNotFoundError, ValueError: if the file cannot be read, or does not hold the clip's frame range.
+    """
     reader = open_video(clip.path)
+    if clip.name == clip.file:
+        return reader
+    try:
+        return RangeReader(reader, clip.start, clip.end, clip.crop)
+    except ValueError as error:
+        raise ValueError(f"video {clip.path}: {error}") from error
+
+
+def _read_once(config: DataConfig, clip: Clip, variant: int) -> torch.Tensor:
+    reader = open_clip(clip)
     try:
         indices = choose_window(config, clip.name, reader.num_frames, variant)
     except ValueError as error:

@@ -137,9 +137,9 @@ class StoryDataset(Dataset, ABC):
 
 
 class PretrainDataset(StoryDataset):
-    """Samples of `num_scenes` random clips from different files.
+    """Samples of `num_scenes` random different clips: different files, or different frame ranges of a file.
 
-    An epoch takes every clip once, except for a remainder of fewer than `num_scenes`. Where a file that is listed more than
+    An epoch takes every clip once, except for a remainder of fewer than `num_scenes`. Where a clip that is listed more than
     once would occur twice in a sample, another clip replaces the second occurrence.
     """
 
@@ -148,10 +148,10 @@ class PretrainDataset(StoryDataset):
         self._clips = [clip for clip in listed if is_long_enough(clip, self.config)]
         self._num_items = len(self._clips)
         _log_left_out("clips", "they are too short", len(listed), len(self._clips), self.config)
-        num_files = len(_of_different_files(self._clips, self.config.num_scenes))
-        if num_files < self.config.num_scenes:
+        num_different = len(_different(self._clips, self.config.num_scenes))
+        if num_different < self.config.num_scenes:
             raise ValueError(
-                f"{self.config.manifest} has {num_files} clips of at least {required_frames(self.config)} frames, "
+                f"{self.config.manifest} has {num_different} clips of at least {required_frames(self.config)} frames, "
                 f"but a sample takes num_scenes={self.config.num_scenes} different ones"
             )
         return self._clips
@@ -164,12 +164,12 @@ class PretrainDataset(StoryDataset):
         clips: list[Clip] = []
         if not broken:
             in_order = [self._clips[i] for i in self._order(epoch)[position * n : (position + 1) * n]]
-            clips = _of_different_files(in_order, n)
+            clips = _different(in_order, n)
         if len(clips) < n:
             rest = [clip for clip in self._clips if clip.name not in broken]
             generator = generator_for(self.config.seed, "replacement", epoch, position, len(broken))
             others = (rest[i] for i in torch.randperm(len(rest), generator=generator).tolist())
-            clips = _of_different_files(chain(clips, others), n)
+            clips = _different(chain(clips, others), n)
         return clips if len(clips) == n else None
 
 
@@ -242,11 +242,11 @@ def collate(samples: list[dict]) -> dict:
     }
 
 
-def _of_different_files(clips: Iterable[Clip], count: int) -> list[Clip]:
-    """The first `count` clips of different files; two paths to one file count as the same."""
-    found: dict[str, Clip] = {}
+def _different(clips: Iterable[Clip], count: int) -> list[Clip]:
+    """The first `count` different clips; two paths to one file count as the same."""
+    found: dict[tuple, Clip] = {}
     for clip in clips:
-        found.setdefault(os.path.realpath(clip.path), clip)
+        found.setdefault(clip.frames, clip)
         if len(found) == count:
             break
     return list(found.values())

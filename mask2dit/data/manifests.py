@@ -15,6 +15,9 @@ from mask2dit.texts import find_encoding_fault, parse_json, read_text
 # Names of a clip's path and length in each format.
 PATH_FIELD = {".csv": "path", ".json": "url"}
 LENGTH_FIELD = {".csv": "num_frame", ".json": "duration"}
+# Names of the part of a file that a clip shows, in both formats: frames start … end - 1, and top, left, height and width in
+# pixels.
+RANGE_FIELDS = ("start", "end", "crop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ def _parse_csv(text: str, root: Path) -> tuple[list[list[Clip]], list[Problem]]:
     for name in ("path", "caption"):
         if name not in header:
             raise ValueError(f"it has no column {name!r}: its first line has to name the columns, but is {header}")
-    for name in ("path", "caption", "fps", "width", "height", "num_frame"):
+    for name in ("path", "caption", "fps", "width", "height", "num_frame", *RANGE_FIELDS):
         if header.count(name) > 1:
             raise ValueError(f"it has the column {name!r} {header.count(name)} times: leave one of them")
     rows: list[list[Clip]] = []
@@ -151,59 +154,105 @@ def _parse_json(text: str, root: Path) -> tuple[list[list[Clip]], list[Problem]]
     return rows, problems
 
 
-def _clip(record: dict, suffix: str, root: Path, row: int, scene: int | None, problems: list[Problem]) -> Clip | None:
-    """The clip that a record describes. If it is faulty: None, with the reasons added to `problems`."""
-    before = len(problems)
+class _Record:
+    """Reads the fields of a clip's record. Those that are faulty are added to `problems`."""
 
-    def fault(field: str, message: str) -> None:
-        problems.append(Problem(row=row, scene=scene, field=field, message=message))
+    def __init__(self, values: dict, suffix: str, row: int, scene: int | None, problems: list[Problem]):
+        self.values, self.suffix, self.row, self.scene, self.problems = values, suffix, row, scene, problems
 
-    def text(field: str) -> str:
-        value = record.get(field)
+    def fault(self, field: str, message: str) -> None:
+        self.problems.append(Problem(row=self.row, scene=self.scene, field=field, message=message))
+
+    def text(self, field: str) -> str:
+        value = self.values.get(field)
         if value is None:
-            fault(field, "is missing")
+            self.fault(field, "is missing")
         elif not isinstance(value, str):
-            fault(field, f"has to be a text, but is {value!r}")
+            self.fault(field, f"has to be a text, but is {value!r}")
         elif not value.strip():
-            fault(field, "is empty")
+            self.fault(field, "is empty")
         elif "\0" in value:
-            fault(field, f"holds a NUL character: {value!r}")
+            self.fault(field, f"holds a NUL character: {value!r}")
         elif wrong := find_encoding_fault(value):
-            fault(field, wrong)
+            self.fault(field, wrong)
         return value
 
-    def number(field: str, whole: bool = False) -> float | int | None:
-        value = record.get(field)
+    def number(self, field: str, whole: bool = False, least: int | None = None) -> float | int | None:
+        """A positive number, or one of at least `least`; None if it is missing or faulty."""
+        value = self.values.get(field)
         if value is None:
             return None
         # A CSV holds only texts; in JSON, a number in quotes has the wrong type.
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         try:
-            result = float(value) if is_number or suffix == ".csv" else math.nan
+            result = float(value) if is_number or self.suffix == ".csv" else math.nan
         except (ValueError, OverflowError):  # OverflowError: an integer beyond the range of floats
             result = math.nan
-        if not (math.isfinite(result) and result > 0 and (result.is_integer() or not whole)):
-            fault(field, f"has to be a positive {'whole ' if whole else ''}number, but is {value!r}")
+        is_enough = result > 0 if least is None else result >= least
+        if not (math.isfinite(result) and is_enough and (result.is_integer() or not whole)):
+            kind = f"{'whole ' if whole else ''}number"
+            kind = f"positive {kind}" if least is None else f"{kind} of at least {least}"
+            self.fault(field, f"has to be a {kind}, but is {value!r}")
             return None
         return int(result) if whole else result
 
-    name, caption = text(PATH_FIELD[suffix]), text("caption")
-    fps, width, height = number("fps"), number("width", whole=True), number("height", whole=True)
-    length = number(LENGTH_FIELD[suffix], whole=suffix == ".csv")
-    if suffix == ".json":  # seconds
-        length = None if length is None or fps is None else length * fps
-        if length is not None and not math.isfinite(length):
-            fault("duration", f"is too long: {record['duration']!r} s at {fps!r} fps")
+    def crop(self) -> tuple[int, int, int, int] | None:
+        value = self.values.get("crop")
+        if value is None:
+            return None
+        values = value.split() if self.suffix == ".csv" else value
+        try:
+            top, left, high, wide = (int(v) for v in values if self.suffix == ".csv" or type(v) is int)
+        except (ValueError, TypeError):
+            top = -1
+        if top < 0 or left < 0 or high < 1 or wide < 1 or len(values) != 4:
+            form = (
+                "four numbers, such as 16 0 128 192" if self.suffix == ".csv" else "a list, such as [16, 0, 128, 192]"
+            )
+            self.fault("crop", f"has to be top, left, height and width in pixels as {form}, but is {value!r}")
+            return None
+        return top, left, high, wide
+
+    def length(self, fps: float | None, start: int | None, end: int | None) -> int | None:
+        """The number of frames: those of the range if its end is known, else the stated ones."""
+        length = self.number(LENGTH_FIELD[self.suffix], whole=self.suffix == ".csv")
+        if self.suffix == ".json" and length is not None:  # seconds
+            length = math.inf if fps is None else length * fps
+            if fps is not None and not math.isfinite(length):
+                self.fault("duration", f"is too long: {self.values['duration']!r} s at {fps!r} fps")
+            length = round(length) if math.isfinite(length) else None
+        if start is not None and end is not None and end <= start:
+            self.fault("end", f"has to be above start={start}, but is {end}: a clip shows frames start to end - 1")
+        elif end is not None:
+            in_range = end - (start or 0)
+            # A duration is rounded.
+            if length is not None and abs(length - in_range) > (1 if self.suffix == ".json" else 0):
+                message = f"is {length} frames, but start and end hold {in_range}: leave it out, or correct them"
+                self.fault(LENGTH_FIELD[self.suffix], message)
+            return in_range
+        return length
+
+
+def _clip(values: dict, suffix: str, root: Path, row: int, scene: int | None, problems: list[Problem]) -> Clip | None:
+    """The clip that a record describes. If it is faulty: None, with the reasons added to `problems`."""
+    before = len(problems)
+    record = _Record(values, suffix, row, scene, problems)
+    name, caption = record.text(PATH_FIELD[suffix]), record.text("caption")
+    fps = record.number("fps")
+    width, height = record.number("width", whole=True), record.number("height", whole=True)
+    start, end = record.number("start", whole=True, least=0), record.number("end", whole=True)
+    length, crop = record.length(fps, start, end), record.crop()
     if len(problems) > before:
         return None
-    if suffix == ".json":
-        length = None if length is None else round(length)
     return Clip(
         root=root,
-        name=name,
+        file=name,
         caption=caption,
         row=row,
         scene=scene,
+        start=start,
+        end=end,
+        crop=crop,
         num_frames=length,
         fps=fps,
         width=width,

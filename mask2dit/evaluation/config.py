@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field, fields
 
-from mask2dit.config import check_at_least, check_choice, parse_shard
+from mask2dit.config import check_at_least, check_between, check_choice, parse_shard
 from mask2dit.encoders.config import ViCLIPConfig
 from mask2dit.inference.config import InferenceConfig, SamplingConfig
 
 MODES = ("fixed", "extension", "separate", "merged")
+CUT_DETECTORS = ("content", "transnet")
 BOUNDARIES = ("given", "equal", "detected")
 VBENCH_DIMENSIONS = (
     "subject_consistency",
@@ -59,12 +60,21 @@ class GenerationConfig(SamplingConfig):
 class CutConfig:
     """Detection of cuts, for comparison with scene boundaries."""
 
+    detector: str = "content"
+    """Detector: content (PySceneDetect: hard cuts) or transnet (TransNet V2: also dissolves, whose middle counts, and cuts
+    between like colours)."""
     threshold: float = 27.0
-    """Threshold of PySceneDetect's content detector."""
+    """Threshold of the detector content."""
     min_scene_frames: int = 5
-    """Minimum number of frames between two cuts."""
+    """Minimum number of frames between two cuts of the detector content."""
+    transnet_threshold: float = 0.5
+    """Probability at which transitions of the detector transnet count."""
     tolerance: int = 2
     """Maximum distance in frames between a cut and the boundary that it matches."""
+
+    def __post_init__(self):
+        check_choice("cuts.detector", self.detector, CUT_DETECTORS)
+        check_between("cuts.transnet_threshold", self.transnet_threshold, 0, 1)
 
 
 @dataclass(kw_only=True)

@@ -14,21 +14,22 @@ import numpy as np
 import torch
 
 from mask2dit.device import choose_device
-from mask2dit.evaluation.config import EvaluationConfig
+from mask2dit.evaluation.config import CutConfig, EvaluationConfig
 from mask2dit.files import write_text
 from mask2dit.hashing import fingerprint
 from mask2dit.inference import run as inference
 from mask2dit.inference.config import InferenceConfig
+from mask2dit.inference.from_story import scene_frames
 from mask2dit.models.hub import local_model, origin
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
-from mask2dit.pipelines.story import SceneStore, decode_scene
+from mask2dit.pipelines.story import SceneStore, check_context_refresh, decode_scene, story_windows
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import describe_changes, software
 from mask2dit.scenes import spans
 from mask2dit.stories import Story
 from mask2dit.storyworld.prompts import check_prompts
 from mask2dit.texts import parse_json, read_text
-from mask2dit.video.cuts import detect_cuts
+from mask2dit.video.cuts import TransNet, detect_cuts
 from mask2dit.video.files import is_video
 from mask2dit.video.reading import VideoReader, open_video
 from mask2dit.video.writing import write_video
@@ -38,7 +39,8 @@ logger = logging.getLogger(__name__)
 # Keys of `InferenceConfig` on which a video does not depend. A change of any other key makes videos stale.
 NAMED_BY_WEIGHTS = {"model", "revision", "variant", "build_untrained", "lora", "memory", "vae_tiling",
                     "attention_backend"}  # fmt: skip
-WITHOUT_EFFECT = {"compile", "device", "save_path", "name", "count", "preview_every"}
+WITHOUT_EFFECT = {"compile", "device", "save_path", "name", "count", "preview_every",
+                  "context_cache_device"}  # fmt: skip
 OF_CONTEXT_VIDEOS = {"context_videos", "context_start", "sample_context", "noise_context"}  # evaluation has none
 OF_RECORDS = {"redo", "following", "record"}  # evaluation makes whole stories
 HARMLESS = NAMED_BY_WEIGHTS | WITHOUT_EFFECT | OF_CONTEXT_VIDEOS | OF_RECORDS
@@ -110,11 +112,21 @@ def find_video(config: EvaluationConfig, story: Story) -> StoryVideo:
     if config.boundaries == "given":
         boundaries = _given_boundaries(path.with_suffix(".json"))
     elif config.boundaries == "detected":
-        cuts = config.cuts
-        boundaries = detect_cuts(open_video(path), cuts.threshold, cuts.min_scene_frames)
+        boundaries = story_cuts(open_video(path), config.cuts)
     else:
         boundaries = equal_boundaries(open_video(path).num_frames, len(story.prompts))
     return StoryVideo(story=story, path=path, boundaries=tuple(boundaries))
+
+
+def story_cuts(reader: VideoReader, config: CutConfig) -> list[int]:
+    """The cuts of a story's video.
+
+    Raises:
+        ModuleNotFoundError: if the detector's package is not installed.
+    """
+    if config.detector == "transnet":
+        return [transition.cut for transition in TransNet(config.transnet_threshold)(reader)]
+    return detect_cuts(reader, config.threshold, config.min_scene_frames)
 
 
 def equal_boundaries(num_frames: int, num_scenes: int) -> list[int]:
@@ -156,11 +168,21 @@ class Generator:
             build_untrained_model(self.settings.model)
         of_lengths = {tuple(self._num_frames(story)): story for story in reversed(stories)}
         for story in stories:
+            if given := [str(i) for i, scene in enumerate(story.scenes, start=1) if scene.video is not None]:
+                raise ValueError(
+                    f"story {story.title!r} gives the video of scene {', '.join(given)}, but an evaluation generates every "
+                    "scene: leave it out"
+                )
             inference_config = self._inference(story)
+            initial = self._num_initial(story)
             try:
                 check_prompts(self.settings.model, inference_config.prompts, inference_config.window)
                 if story in of_lengths.values():  # one story for each list of lengths is enough
-                    inference.plan_generation(inference_config, self.device, self._skeleton)
+                    # Checked below, since an extension has context that its configuration does not name.
+                    unrefreshed = replace(inference_config, context_refresh=1)
+                    inference.plan_generation(unrefreshed, self.device, self._skeleton)
+                    windows = story_windows(len(inference_config.prompts), range(initial), inference_config.window)
+                    check_context_refresh(inference_config.context_refresh, windows)
             except ValueError as error:
                 raise ValueError(f"story {story.title!r}: {error}") from error
         self.is_untrained = is_untrained(self.settings.model)
@@ -218,14 +240,12 @@ class Generator:
         return [" ".join(story.prompts)] if self.settings.mode == "merged" else list(story.prompts)
 
     def _num_frames(self, story: Story) -> list[int]:
-        """Frames of each clip. A duration is rounded to the nearest number of frames that the VAE can encode."""
+        """Frames of each clip, as near to the story's lengths as the VAE carries."""
         if self.settings.mode == "merged":
             return [self.settings.num_frames]
-        return [self._frames_of(duration) if duration else self.settings.num_frames for duration in story.durations]
-
-    def _frames_of(self, seconds: float) -> int:
-        ratio = self._skeleton.vae_scale_factor_temporal
-        return 1 + ratio * max(1, round((seconds * self.settings.fps - 1) / ratio))
+        if all(scene.length(self.settings.fps) is None for scene in story.scenes):
+            return [self.settings.num_frames] * len(story.scenes)
+        return scene_frames(self._skeleton, story, self.settings.fps, self.settings.num_frames)
 
     def _inference(self, story: Story) -> InferenceConfig:
         window = {"separate": 1, "merged": None}.get(self.settings.mode, self.settings.window)
@@ -233,11 +253,18 @@ class Generator:
             self._texts(story), self._num_frames(story), self.config.device, self._seed(story), str(self.folder)
         )
         config.window = window
+        config.negative_prompt = story.negative or config.negative_prompt
         return config
+
+    def _num_initial(self, story: Story) -> int:
+        """The number of scenes that a story is extended from; 0 if it is not extended."""
+        initial = self.settings.initial_scenes if self.settings.mode == "extension" else 0
+        return initial if initial < len(self._texts(story)) else 0
 
     def _made_from(self, story: Story) -> dict:
         config = self._inference(story)
-        settings = {name: value for name, value in asdict(config).items() if name not in HARMLESS}
+        harmless = HARMLESS if config.context_refresh > 1 else HARMLESS | {"context_refresh", "context_cache_dtype"}
+        settings = {name: value for name, value in asdict(config).items() if name not in harmless}
         initial = self.settings.initial_scenes if self.settings.mode == "extension" else None
         return {"weights": self.weights, "mode": self.settings.mode, "initial_scenes": initial, **settings}
 
@@ -260,9 +287,11 @@ class Generator:
     def _latents(self, story: Story) -> Iterator[torch.Tensor]:
         config = self._inference(story)
         store = SceneStore(self.folder / "scenes", self.weights)
-        initial = self.settings.initial_scenes
-        if self.settings.mode != "extension" or initial >= len(config.prompts):
+        initial = self._num_initial(story)
+        if not initial:
             return inference.story_latents(self.pipe, config, store)
-        beginning = replace(config, prompts=config.prompts[:initial], num_frames=config.num_frames[:initial])
+        beginning = replace(
+            config, prompts=config.prompts[:initial], num_frames=config.num_frames[:initial], context_refresh=1
+        )
         first = list(inference.story_latents(self.pipe, beginning, store))
         return inference.story_latents(self.pipe, config, store, given=dict(enumerate(first)))

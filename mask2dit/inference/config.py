@@ -1,11 +1,22 @@
 """Settings of the example scripts. Imports nothing heavy, so that mistakes are reported at once."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from types import NoneType
+from typing import Any, ClassVar
 
-from mask2dit.config import CONTEXTS, DTYPES, SAMPLERS, check_at_least, check_choice, check_file_name, check_finite
+from mask2dit.config import (
+    CONTEXTS,
+    DTYPES,
+    SAMPLERS,
+    check_at_least,
+    check_choice,
+    check_context_cache,
+    check_file_name,
+    check_finite,
+)
 
 CONTEXT_STARTS = ("center", "random")
+DEFAULT_SEED = 42
 
 
 @dataclass(kw_only=True)
@@ -67,6 +78,13 @@ class SamplingConfig:
     """Scale of classifier-free guidance; 1 or less: no guidance."""
     use_dynamic_cfg: bool = False
     """Vary the guidance scale over the steps by the formula of diffusers' CogVideoX pipeline."""
+    context_refresh: int = 1
+    """Compute given scenes at the first and every k-th step alone, and attend to their kept keys and values between. 1 is
+    exact. docs/speed.md compares values."""
+    context_cache_device: str = "model"
+    """Where keys and values of given scenes are kept: model (where the transformer computes) or cpu (main memory)."""
+    context_cache_dtype: str = "auto"
+    """Data type of kept keys and values: auto (the model's) or fp8, which halves their memory."""
 
     # The machine
     dtype: str = "bfloat16"
@@ -95,18 +113,29 @@ class SamplingConfig:
         if self.fps > 1000:
             raise ValueError(f"fps={self.fps} has to be at most 1000 frames per second")
         check_finite("guidance_scale", self.guidance_scale)
+        check_context_cache(self.context_refresh, self.context_cache_device, self.context_cache_dtype)
 
 
 @dataclass(kw_only=True)
 class InferenceConfig(SamplingConfig):
     """The story to generate, the model and the sampling. `configs/inference/*.yaml` hold values for all keys."""
 
+    ALTERNATIVES: ClassVar = (("story",), ("prompts", "context_videos", "scene_mask", "scene_seeds"))
+
     # The story
+    story: str | None = None
+    """Story file (docs/stories.md), in place of prompts and context_videos. Its style, lengths, negative prompt and given
+    scenes apply; its seed does unless seed is set. null: none."""
     prompts: list[str] = field(default_factory=list)
     """One prompt per scene, in order, including the given scenes."""
     context_videos: list[str] = field(default_factory=list)
-    """Video files of the first scenes, from which the other scenes continue. A file is one scene. A video generated here,
-    with its record (.json) in the same folder, gives all scenes of the record."""
+    """Video files of the given scenes in order, from which the other scenes continue. A file is one scene. A video
+    generated here, with its record (.json) in the same folder, gives all scenes of the record."""
+    scene_mask: Any = None
+    """One true or false per scene: false where context_videos give the scene. null: they give the first scenes."""
+    scene_seeds: Any = None
+    """One entry per scene: the seed of its initial noise, or null for noise that follows from seed. null: no scene has a
+    seed of its own."""
     context_start: str = "center"
     """Frame range of a longer context video: center, or random (as published)."""
     sample_context: bool = False
@@ -124,8 +153,8 @@ class InferenceConfig(SamplingConfig):
     """Record from which scenes are kept; null: the configuration file, where redo is on the command line."""
 
     # Sampling
-    seed: int = 42
-    """Seed of the noise."""
+    seed: int | None = None
+    """Seed of the noise; null: the story's, or 42."""
     count: int = 1
     """Number of videos, made with the seeds seed, seed + 1, …; a sheet compares them."""
 
@@ -143,24 +172,39 @@ class InferenceConfig(SamplingConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.story is not None:
+            for key in ("prompts", "context_videos", "scene_mask", "scene_seeds"):
+                if getattr(self, key):
+                    raise ValueError(f"story={self.story} and {key} exclude each other: leave one out")
+        elif self.seed is None:
+            self.seed = DEFAULT_SEED
         for text in self.prompts:
             if not isinstance(text, str):
                 raise ValueError(
                     f"prompts has to hold texts, but one is {text!r}: put quotes around a text with a comma or colon"
                 )
-        if not self.prompts or not all(text.strip() for text in self.prompts):
-            raise ValueError("prompts has to hold one text for every scene, but is empty or has an empty one")
+        if self.story is None and (not self.prompts or not all(text.strip() for text in self.prompts)):
+            raise ValueError(
+                "prompts has to hold one text for every scene, but is empty or has an empty one; or set story=FILE"
+            )
         check_choice("context_start", self.context_start, CONTEXT_STARTS)
         if self.negative_prompt is None:  # negative_prompt= on the command line
             self.negative_prompt = ""
         texts = [self.negative_prompt] if isinstance(self.negative_prompt, str) else self.negative_prompt
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"negative_prompt has to be a text or a list of texts, but is {self.negative_prompt!r}")
-        if texts is self.negative_prompt and len(texts) != len(self.prompts):
+        if texts is self.negative_prompt and self.prompts and len(texts) != len(self.prompts):
             raise ValueError(f"negative_prompt has {len(texts)} entries for {len(self.prompts)} prompts")
         counts = self.num_frames if isinstance(self.num_frames, list) else [self.num_frames]
         if self.num_frames is not None and not all(type(count) is int for count in counts):
             raise ValueError(f"num_frames has to be a number or a list of numbers, but is {self.num_frames!r}")
+        self._check_scenes("scene_mask", (bool,), "true or false")
+        self._check_scenes("scene_seeds", (int, NoneType), "a whole number or null")
+        seeds = [self.seed, *(self.scene_seeds or [])]
+        if not all(seed is None or -(2**63) <= seed < 2**64 for seed in seeds):
+            raise ValueError(
+                f"seed={self.seed} and scene_seeds have to fit into 64 bits, as torch's generators need it"
+            )
         check_at_least("preview_every", self.preview_every, 0)
         check_at_least("count", self.count, 1)
         if self.count > 1 and self.name is not None:
@@ -169,7 +213,15 @@ class InferenceConfig(SamplingConfig):
             raise ValueError(f"redo counts scenes from 1, but names {wrong[0]}")
         if (self.redo or self.following) and self.record is None:
             raise ValueError("redo needs an earlier run: pass its record (.json) as the configuration file")
-        if not -(2**63) <= self.seed < 2**64:
-            raise ValueError(f"seed={self.seed} has to fit into 64 bits, as torch's generators need it")
         if self.name is not None:
             check_file_name("name", self.name, ".json")
+
+    def _check_scenes(self, key: str, kinds: tuple[type, ...], meaning: str) -> None:
+        """Checks a list with one entry per scene."""
+        values = getattr(self, key)
+        if values is None:
+            return
+        if not isinstance(values, list) or not all(type(value) in kinds for value in values):
+            raise ValueError(f"{key} has to be a list with {meaning} per scene, but is {values!r}")
+        if len(values) != len(self.prompts):
+            raise ValueError(f"{key} has {len(values)} entries for {len(self.prompts)} prompts")

@@ -6,7 +6,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import diffusers
@@ -17,6 +17,7 @@ from mask2dit.device import choose_device
 from mask2dit.files import check_writable
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
+from mask2dit.inference.from_story import resolve_story, seed_of
 from mask2dit.inference.output import STORE, StoryFiles, check_name, claim_output, comparison_sheet
 from mask2dit.inference.sources import (
     GivenScene,
@@ -26,6 +27,7 @@ from mask2dit.inference.sources import (
     read_kept_scenes,
 )
 from mask2dit.models.attention import check_attention_backend
+from mask2dit.models.context_cache import FP8
 from mask2dit.models.hub import local_model, recorded
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
@@ -36,7 +38,9 @@ from mask2dit.pipelines.story import (
     ContextRule,
     SceneStore,
     Window,
+    check_context_refresh,
     check_continues,
+    context_cache_size,
     decode_scene,
     generate_story,
     plan_windows,
@@ -44,12 +48,14 @@ from mask2dit.pipelines.story import (
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
 from mask2dit.provenance import software
 from mask2dit.randomness import generator_for
+from mask2dit.stories import Story
 from mask2dit.storyworld.prompts import check_prompts
 
 logger = logging.getLogger(__name__)
 
 STORY_OPTIONS = ("negative_prompt", "window", "context", "anchors", "noise_context", "height", "width", "num_frames",
-                 "num_inference_steps", "guidance_scale", "use_dynamic_cfg", "seed")  # fmt: skip
+                 "num_inference_steps", "guidance_scale", "use_dynamic_cfg", "context_refresh",
+                 "context_cache_device", "context_cache_dtype", "seed")  # fmt: skip
 """Arguments of `generate_story` that are keys of the configuration."""
 
 
@@ -72,8 +78,11 @@ def generate(config: InferenceConfig, observer: Observer = ignore) -> Path:
     plan = plan_generation(config, device)
     for i, prompt in enumerate(plan.config.prompts):
         logger.info("Scene %d%s: %s", i + 1, f" ({plan.sources[i]})" if i in plan.sources else "", prompt)
+    if plan.config.context_refresh > 1:
+        logger.info("%s", _describe_context_cache(plan))
     model = load_model(plan.config, device)
-    seeds = range(config.seed, config.seed + config.count)
+    first = seed_of(plan.config)
+    seeds = range(first, first + config.count)
     outputs = [render(plan.with_seed(seed), model, observer) for seed in seeds]
     if len(outputs) > 1:
         logger.info("Wrote %s, which compares the seeds", comparison_sheet(outputs, seeds))
@@ -85,7 +94,9 @@ class InferencePlan:
     """A checked configuration with the objects that its checks built."""
 
     config: InferenceConfig
-    """The resolved configuration, with the model's size in place of null."""
+    """The resolved configuration, with the model's size in place of null, and a story's prompts in place of its file."""
+    story: Story | None
+    """The story of `config.story`."""
     skeleton: Mask2DiTPipeline
     """The model without its weights."""
     shape: VideoShape
@@ -148,7 +159,7 @@ def render(plan: InferencePlan, model: LoadedModel, observer: Observer = ignore)
         untrained = is_untrained(config.model)
         title = "untrained weights: these pictures mean nothing" if untrained else None
         marked = [i for i, entry in enumerate(entries) if entry["context"]]
-        files.finish(marked, title, {**_record(config, model), "scenes": entries, "seconds": _seconds_since(started)})
+        files.finish(marked, title, {**_record(plan, model), "scenes": entries, "seconds": _seconds_since(started)})
     logger.info("Wrote %s, its scenes, its contact sheet (.png) and its record (.json)", files.output)
     if files.enlarged:
         logger.info("It is small: for viewing, %s is enlarged by nearest neighbour", files.enlarged.name)
@@ -197,6 +208,7 @@ def plan_generation(
         skeleton = load_skeleton(
             config.model, "extension_small.yaml" if config.context_videos else "fixed_scene_small.yaml", config.variant
         )
+    config, story = resolve_story(config, skeleton)
     if config.attention_backend is not None:
         check_attention_backend(config.attention_backend, device)
     check_prompts(config.model, config.prompts, config.window)
@@ -212,8 +224,23 @@ def plan_generation(
     sources = read_kept_scenes(config) if config.record else _given_scenes(config, skeleton, size)
     rule = ContextRule(config.context, tuple(config.anchors))
     windows = plan_windows(skeleton, config.prompts, sources, config.window, *size, rule)
+    check_context_refresh(config.context_refresh, windows)
     check_writable(config.save_path)
-    return InferencePlan(config=config, skeleton=skeleton, shape=shape, windows=windows, sources=sources)
+    return InferencePlan(config=config, story=story, skeleton=skeleton, shape=shape, windows=windows, sources=sources)
+
+
+def _describe_context_cache(plan: InferencePlan) -> str:
+    """Describes the memory that the context cache of a plan takes."""
+    config, skeleton = plan.config, plan.skeleton
+    dtype = FP8 if config.context_cache_dtype == "fp8" else getattr(torch, config.dtype)
+    variant = config.mask_variant or skeleton.transformer.config.mask_variant
+    branch = context_cache_size(skeleton, plan.windows, plan.shape, dtype, variant)
+    branches = 2 if config.guidance_scale > 1 else 1
+    where = "in main memory" if config.context_cache_device == "cpu" else "on the transformer's device"
+    return (
+        f"context_refresh={config.context_refresh} keeps up to {branches * branch / 1e9:.3g} GB of keys and values {where} "
+        f"({branch / 1e9:.3g} GB per guidance branch)"
+    )
 
 
 def _given_scenes(config: InferenceConfig, skeleton: Mask2DiTPipeline, size: tuple) -> dict[int, GivenScene]:
@@ -221,12 +248,26 @@ def _given_scenes(config: InferenceConfig, skeleton: Mask2DiTPipeline, size: tup
     if not config.context_videos:
         return {}
     check_continues(config.window)
-    plan_windows(skeleton, config.prompts, range(len(config.context_videos)), config.window, *size)
+    plan_windows(skeleton, config.prompts, _given_indices(config, len(config.context_videos)), config.window, *size)
     scenes = open_context_videos(config.context_videos)
-    plan_windows(skeleton, config.prompts, range(len(scenes)), config.window, *size)
-    generator = torch.Generator().manual_seed(config.seed)
+    given = _given_indices(config, len(scenes))
+    plan_windows(skeleton, config.prompts, given, config.window, *size)
+    generator = torch.Generator().manual_seed(seed_of(config))
     frames = skeleton.video_shape(*size, len(config.prompts)).frames
-    return {i: read_given_scene(scene, frames[i], config, generator) for i, scene in enumerate(scenes)}
+    return {i: read_given_scene(scene, frames[i], config, generator) for i, scene in zip(given, scenes)}
+
+
+def _given_indices(config: InferenceConfig, num_given: int) -> Sequence[int]:
+    """Returns the indices of the given scenes. Raises `ValueError` unless the mask gives as many as there are."""
+    if config.scene_mask is None:
+        return range(num_given)
+    given = [i for i, new in enumerate(config.scene_mask) if not new]
+    if len(given) != num_given:
+        raise ValueError(
+            f"{len(given)} scenes are marked as given, but the context videos hold {num_given}: name one file per scene, "
+            "and a generated video with its record (.json) beside it holds all scenes of the record"
+        )
+    return given
 
 
 def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipeline:
@@ -256,7 +297,7 @@ def story_latents(
     pipe: Mask2DiTPipeline, config: InferenceConfig, store: SceneStore, **options
 ) -> Iterator[torch.Tensor]:
     """Generates the story of a configuration by `generate_story`, to which the options are passed on."""
-    of_config = {name: getattr(config, name) for name in STORY_OPTIONS}
+    of_config = {name: getattr(config, name) for name in STORY_OPTIONS} | {"seeds": config.scene_seeds}
     return generate_story(pipe, config.prompts, store=store, **of_config, **options)
 
 
@@ -267,7 +308,9 @@ def _latents_of(i: int, plan: InferencePlan, model: LoadedModel, store: SceneSto
     shape = (1, plan.shape.latent_frames[i], *plan.shape.latent_size)
     if isinstance(scene, KeptScene):
         return scene.load_latents(shape)
-    key = store.key(hashlib.sha256(scene.frames).hexdigest(), shape, config.sample_context, config.seed, config.dtype)
+    key = store.key(
+        hashlib.sha256(scene.frames).hexdigest(), shape, config.sample_context, seed_of(config), config.dtype
+    )
     latents = store.load(key, shape)
     if latents is None:
         latents = model.pipe.encode_context(
@@ -276,7 +319,7 @@ def _latents_of(i: int, plan: InferencePlan, model: LoadedModel, store: SceneSto
             config.height,
             config.width,
             sample_posterior=config.sample_context,
-            generator=generator_for(config.seed, "context", i),
+            generator=generator_for(seed_of(config), "context", i),
         ).cpu()
         store.save(key, latents)
     return latents
@@ -299,22 +342,24 @@ def _scene_record(i: int, plan: InferencePlan, files: StoryFiles, source: str) -
     scene, config = plan.sources.get(i), plan.config
     stop = sum(files.frame_counts)
     kept = scene.record if isinstance(scene, KeptScene) else {}
+    own_seed = config.scene_seeds[i] if config.scene_seeds else None
     return {
         "prompt": config.prompts[i],
         "frames": [stop - files.frame_counts[i], stop],
         "context": scene and scene.context,
         "source": source,
         "continues_from": next(([k + 1 for k in window.context] for window in plan.windows if i in window.new), None),
-        "seed": kept.get("seed", config.seed),
+        "seed": kept.get("seed", config.seed if own_seed is None else own_seed),
         **({"kept_from": str(scene.clip)} if isinstance(scene, KeptScene) else {}),
     }
 
 
-def _record(config: InferenceConfig, model: LoadedModel) -> dict:
-    """Builds a video's record: the resolved configuration, the software versions and the device."""
+def _record(plan: InferencePlan, model: LoadedModel) -> dict:
+    """Builds a video's record: the resolved configuration, the story, the software versions and the device."""
     pipe = model.pipe
     return {
-        "config": recorded(config),
+        "config": recorded(plan.config),
+        "story": plan.story and plan.story.record(),
         "command": shlex.join(sys.argv),
         "weights": model.identity,
         "mask_variant": pipe.transformer.config.mask_variant,

@@ -5,6 +5,7 @@ call. No mask is built, so every kernel of diffusers' dispatcher (flash, sage, c
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -54,29 +55,85 @@ def check_attention_backend(name: str, device: torch.device, is_training: bool =
         raise ValueError(f"attention_backend={name} cannot be used here: {error}") from error
 
 
-def attention_groups(num_scenes: int, variant: str) -> list[tuple[tuple[Run, ...], Keys]]:
+def attention_groups(
+    num_scenes: int, variant: str, generated: tuple[bool, ...] | None = None
+) -> list[tuple[tuple[Run, ...], Keys]]:
     """Returns the attention calls that make up a mask variant. In the order of the sequence, blocks 0 … S-1 are the scenes'
     texts and S … 2S-1 their videos.
+
+    Args:
+        num_scenes: S.
+        variant: "v1" … "v5".
+        generated: (S,) bools. Only scenes marked True are queries, and queries number their G texts 0 … G-1 and their videos
+            G … 2G-1; keys still number all S scenes. None: every scene is a query.
 
     Returns:
         (queries, keys) of each call: runs of blocks, and the text and video that they see. Every block is a query of exactly
         one call.
     """
     cross = cross_scene(variant)
+    scenes = [scene for scene in range(num_scenes) if generated is None or generated[scene]]
     queries_by_keys: dict[Keys, list[int]] = {}
     for first, sees_text, sees_video in (
         (0, cross.text_text, cross.text_video),
-        (num_scenes, cross.text_video, cross.video_video),
+        (len(scenes), cross.text_video, cross.video_video),
     ):
-        for scene in range(num_scenes):
+        for block, scene in enumerate(scenes, start=first):
             single = num_scenes == 1  # its own text and video are all there are
             keys = (ALL if sees_text or single else scene, ALL if sees_video or single else scene)
-            queries_by_keys.setdefault(keys, []).append(first + scene)
+            queries_by_keys.setdefault(keys, []).append(block)
     return [(_runs(queries), keys) for keys, queries in queries_by_keys.items()]
 
 
+@dataclass
+class GivenTokens:
+    """Keys and values of the given scenes in one layer, as far as generated scenes see them.
+
+    The attention processor fills an empty one from all scenes' tokens. With a filled one, it takes the tokens of generated
+    scenes alone, and these stand in for the given ones.
+    """
+
+    layout: SceneLayout
+    """Tokens of all scenes, given and generated."""
+    generated: tuple[bool, ...]
+    """True for each generated scene, False for each given one."""
+    key: torch.Tensor | None = None
+    """(B, n, H, D) after norm and rotary positions: texts, then videos, of given scenes. None: empty."""
+    value: torch.Tensor | None = None
+
+    def lengths(self, variant: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns the kept text tokens and the kept video tokens of each scene, 0 where none are kept.
+
+        A call of generated scenes sees the text of its own scene alone or of all scenes, and likewise the video.
+        """
+        groups = attention_groups(len(self.generated), variant, self.generated)
+        sees_text = any(text is ALL for _, (text, _) in groups)
+        sees_video = any(video is ALL for _, (_, video) in groups)
+        return (
+            tuple(0 if new or not sees_text else n for n, new in zip(self.layout.text_lengths, self.generated)),
+            tuple(0 if new or not sees_video else n for n, new in zip(self.layout.video_lengths, self.generated)),
+        )
+
+    def fill(self, key: torch.Tensor, value: torch.Tensor, variant: str) -> None:
+        """Keeps copies of what generated scenes see in the keys and values (B, N, H, D) of all scenes."""
+        kept = [length > 0 for lengths in self.lengths(variant) for length in lengths]
+        lengths = self.layout.text_lengths + self.layout.video_lengths
+
+        def select(tokens):
+            blocks = [block for block, keep in zip(tokens.split(lengths, dim=1), kept) if keep]
+            return torch.cat(blocks, dim=1) if blocks else tokens[:, :0].clone()
+
+        self.key, self.value = select(key), select(value)
+
+
 def grouped_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: SceneLayout, variant: str, backend=None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: SceneLayout,
+    variant: str,
+    backend=None,
+    given: GivenTokens | None = None,
 ) -> torch.Tensor:
     """Computes attention of N tokens under a mask variant.
 
@@ -86,17 +143,29 @@ def grouped_attention(
 
     Args:
         query, key, value: (B, N, H, D), tokens in the order of `layout`.
+        layout: the scenes that the tokens belong to.
+        variant: "v1" … "v5".
         backend: an attention backend of diffusers. None: the active one.
+        given: filled keys and values of given scenes, which the tokens, those of generated scenes alone, also see. None: the
+            tokens are those of all scenes.
 
     Returns:
         (B, N, H, D).
     """
-    groups = attention_groups(layout.num_scenes, variant)
     edges = (0, *accumulate(layout.text_lengths + layout.video_lengths))  # where each block begins
+    if given is None:
+        groups = attention_groups(layout.num_scenes, variant)
+        key, value = _Parts(key, layout), _Parts(value, layout)
+    else:
+        groups = attention_groups(len(given.generated), variant, given.generated)
+        lengths = given.lengths(variant)
+        key, value = (
+            _JoinedParts(own, layout, kept, lengths, given.generated)
+            for own, kept in ((key, given.key), (value, given.value))
+        )
     runs = sorted(run for queries, _ in groups for run in queries)
     # Split instead of sliced: the backward pass of a split is one concatenation; that of each slice fills N tokens.
     query_runs = dict(zip(runs, query.split([edges[last] - edges[first] for first, last in runs], dim=1)))
-    key, value = _Parts(key, layout), _Parts(value, layout)
 
     outputs = {}
     for queries, keys in groups:
@@ -110,19 +179,41 @@ class _Parts:
     """Keys or values (B, N, H, D), split by scene."""
 
     def __init__(self, tokens: torch.Tensor, layout: SceneLayout):
-        self._tokens = tokens
-        self._text, self._video = tokens.split([layout.text_length, layout.video_length], dim=1)
-        self._texts = self._text.split(layout.text_lengths, dim=1)
-        self._videos = self._video.split(layout.video_lengths, dim=1)
+        text, video = tokens.split([layout.text_length, layout.video_length], dim=1)
+        self._tokens, self._text, self._video = [tokens], [text], [video]
+        self._texts = text.split(layout.text_lengths, dim=1)
+        self._videos = video.split(layout.video_lengths, dim=1)
 
     def take(self, keys: Keys) -> torch.Tensor:
         """Returns (B, n, H, D): the text of one scene or of all, then the video of one scene or of all."""
         text, video = keys
         if text is ALL and video is ALL:
-            return self._tokens
+            return _concatenate(self._tokens)
         return _concatenate(
-            [self._text if text is ALL else self._texts[text], self._video if video is ALL else self._videos[video]]
+            [
+                *(self._text if text is ALL else [self._texts[text]]),
+                *(self._video if video is ALL else [self._videos[video]]),
+            ]
         )
+
+
+class _JoinedParts(_Parts):
+    """Keys or values of generated scenes (B, N, H, D) and those kept of given ones (B, n, H, D), split by scene.
+
+    Args:
+        own, layout: of the generated scenes.
+        kept, kept_lengths: of the given scenes; as `GivenTokens.key` and `GivenTokens.lengths`.
+        generated: (S,) bools.
+    """
+
+    def __init__(self, own, layout: SceneLayout, kept, kept_lengths, generated: tuple[bool, ...]):
+        num_generated, num_scenes = layout.num_scenes, len(generated)
+        own = own.split(layout.text_lengths + layout.video_lengths, dim=1)
+        kept = kept.split(kept_lengths[0] + kept_lengths[1], dim=1)  # empty for generated scenes
+        own_texts, own_videos = iter(own[:num_generated]), iter(own[num_generated:])
+        self._texts = [next(own_texts) if new else text for new, text in zip(generated, kept[:num_scenes])]
+        self._videos = [next(own_videos) if new else video for new, video in zip(generated, kept[num_scenes:])]
+        self._text, self._video, self._tokens = self._texts, self._videos, [*self._texts, *self._videos]
 
 
 class Mask2DiTAttnProcessor:
@@ -146,6 +237,7 @@ class Mask2DiTAttnProcessor:
         layout: SceneLayout,
         attention_mask: None = None,  # diffusers' `Attention` always passes one
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,  # (video tokens, D) each
+        given: GivenTokens | None = None,  # filled here if empty; else it stands in for the given scenes
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if attention_mask is not None:
             raise ValueError("the mask follows from the layout and the variant: attention_mask cannot be given")
@@ -169,7 +261,14 @@ class Mask2DiTAttnProcessor:
             query[:, video] = apply_rotary_emb(query[:, video], image_rotary_emb, sequence_dim=1)
             key[:, video] = apply_rotary_emb(key[:, video], image_rotary_emb, sequence_dim=1)
 
-        output = grouped_attention(query, key, value, whole, self.variant, self._attention_backend)
+        inputs = (query, key, value, whole, self.variant, self._attention_backend)
+        if given is None:
+            output = grouped_attention(*inputs)
+        elif given.key is None:
+            given.fill(key, value, self.variant)
+            output = grouped_attention(*inputs)
+        else:
+            output = grouped_attention(*inputs, given=given)
         if isinstance(layout, ShardedLayout):
             output = layout.heads_to_tokens(output)
         output = attn.to_out[0](output.flatten(2))

@@ -19,7 +19,8 @@ from diffusers.utils import apply_lora_scale
 from einops import rearrange
 from torch import nn
 
-from mask2dit.models.attention import Mask2DiTAttnProcessor
+from mask2dit.models.attention import GivenTokens, Mask2DiTAttnProcessor
+from mask2dit.models.context_cache import ContextCache
 from mask2dit.models.parallel import ShardedLayout, shard_layout
 from mask2dit.models.positions import grid_positions, rotary_table, sincos_table
 from mask2dit.scenes import SceneLayout
@@ -36,6 +37,7 @@ class Mask2DiTBlock(CogVideoXBlock):
         layout: SceneLayout,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
+        given: GivenTokens | None = None,  # of the context cache, for the attention processor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         video, text = hidden_states, encoder_hidden_states
 
@@ -45,6 +47,7 @@ class Mask2DiTBlock(CogVideoXBlock):
             encoder_hidden_states=norm_text,
             image_rotary_emb=image_rotary_emb,
             layout=layout,
+            given=given,
             **(attention_kwargs or {}),
         )
         video = _add_gated(video, attn_video, video_gate, layout.video_lengths)
@@ -291,6 +294,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         ofs: torch.Tensor | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
+        context_cache: ContextCache | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predicts the velocity of every scene.
 
@@ -304,12 +308,15 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
             ofs: (B,), for models with `ofs_embed_dim`.
             attention_kwargs: passed on to the attention processor; "scale" scales LoRA layers.
             return_dict: False returns a tuple.
+            context_cache: an empty one is filled, and all scenes are computed. With a filled one, generated scenes alone
+                are computed, and the velocity of given scenes is that of the call that filled it. None: no cache.
 
         Returns:
             `Transformer2DModelOutput` whose `sample` is (B, S*F, C, h, w).
 
         Raises:
-            ValueError: if shapes do not fit each other or the model; both numbers are named.
+            ValueError: if shapes do not fit each other or the model; both numbers are named. Also for a context cache
+                where gradients are computed, or of another number of scenes.
         """
         _, num_frames, _, height, width = hidden_states.shape
         scene_frames = self._scene_frames(hidden_states, encoder_hidden_states, scene_frames)
@@ -324,9 +331,15 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
 
         temb = self._time_embeddings(timestep, timestep_cond, ofs, num_scenes, hidden_states)
         text, video = self._embed(hidden_states, encoder_hidden_states, layout)
+        whole = layout  # `layout`: the scenes that are computed
+        if context_cache is not None:
+            layout, text, video, temb, image_rotary_emb = _computed_scenes(
+                context_cache, whole, text, video, temb, image_rotary_emb
+            )
         if self.ulysses_group is not None:
             layout = shard_layout(layout, self.ulysses_group)
             text, video = layout.share(text, video)
+
         for i, block in enumerate(self.transformer_blocks):
             if (
                 torch.is_grad_enabled()
@@ -337,6 +350,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
                     block, video, text, temb, layout, image_rotary_emb, attention_kwargs
                 )
             else:
+                given = None if context_cache is None else context_cache.layer(i, whole, like=video)
                 video, text = block(
                     hidden_states=video,
                     encoder_hidden_states=text,
@@ -344,27 +358,35 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
                     layout=layout,
                     image_rotary_emb=image_rotary_emb,
                     attention_kwargs=attention_kwargs,
+                    given=given,
                 )
+                if given is not None and not context_cache.is_filled:
+                    context_cache.keep(given)
 
-        # Velocity of each patch
+        output = self._velocity(video, temb, layout, (height, width))
+        if context_cache is not None:
+            output = context_cache.complete(output, scene_frames)
+        if not return_dict:
+            return (output,)
+        return Transformer2DModelOutput(sample=output)
+
+    def _velocity(self, video, temb, layout: SceneLayout, size: tuple[int, int]) -> torch.Tensor:
+        """Computes the velocity of each patch from the last block's output. Returns (B, S*F, C, h, w)."""
         video = self.norm_final(video)
         shift, scale = self.norm_out.linear(self.norm_out.silu(temb)).chunk(2, dim=-1)
         video = _shift_and_scale(self.norm_out.norm(video), shift, scale, layout.video_lengths)
         patches = self.proj_out(video)
         if isinstance(layout, ShardedLayout):
             patches = layout.gather_video(patches)
-        output = rearrange(
+        return rearrange(
             patches,
             "b (f h w) (c t p q) -> b (f t) c (h p) (w q)",
-            h=height // self.config.patch_size,
-            w=width // self.config.patch_size,
+            h=size[0] // self.config.patch_size,
+            w=size[1] // self.config.patch_size,
             t=self.config.patch_size_t or 1,
             p=self.config.patch_size,
             q=self.config.patch_size,
         )
-        if not return_dict:
-            return (output,)
-        return Transformer2DModelOutput(sample=output)
 
     def _time_embeddings(self, timestep, timestep_cond, ofs, num_scenes: int, latents) -> torch.Tensor:
         """Computes the time embedding of each scene, (B, S, D)."""
@@ -456,6 +478,26 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         raise NotImplementedError(
             "fuse_qkv_projections() would replace the attention processor by one without the mask between scenes"
         )
+
+
+def _computed_scenes(cache: ContextCache, layout: SceneLayout, text, video, temb, image_rotary_emb):
+    """Returns the layout, tokens, time embeddings and positions of the scenes that are computed: all of them with an empty
+    cache, generated ones with a filled one."""
+    if torch.is_grad_enabled():
+        raise ValueError("a context cache keeps tensors without their gradients: call the model under torch.no_grad()")
+    if len(cache.generated) != layout.num_scenes:
+        raise ValueError(f"the context cache is for {len(cache.generated)} scenes, but there are {layout.num_scenes}")
+    if not cache.is_filled:
+        return layout, text, video, temb, image_rotary_emb
+    if image_rotary_emb is not None:
+        image_rotary_emb = tuple(cache.select_scenes(table, layout.video_lengths, dim=0) for table in image_rotary_emb)
+    return (
+        layout.select(cache.generated),
+        cache.select_scenes(text, layout.text_lengths),
+        cache.select_scenes(video, layout.video_lengths),
+        cache.select_scenes(temb, (1,) * layout.num_scenes),
+        image_rotary_emb,
+    )
 
 
 def _shift_and_scale(tokens, shift, scale, lengths):

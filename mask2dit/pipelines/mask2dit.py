@@ -8,7 +8,7 @@ import inspect
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from itertools import accumulate
@@ -35,7 +35,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from transformers import T5EncoderModel, T5Tokenizer
 
-from mask2dit.config import check_between, check_finite
+from mask2dit.config import check_between, check_context_cache, check_finite
+from mask2dit.models.context_cache import ContextCache
 from mask2dit.models.hub import PARTS, fetch_model
 from mask2dit.models.loading import (
     COMPONENT_NAMES,
@@ -149,6 +150,14 @@ class DenoisingState:
     @property
     def guided(self) -> bool:
         return self.guidance_scale > 1.0
+
+    def given_parts(self, generated: Sequence[bool]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields the given scenes' latents and embeddings by name."""
+        given = ~torch.tensor(generated, device=self.latents.device)  # (S,)
+        yield "latents", self.latents[:, ~self.is_generated]
+        yield "prompt_embeds", self.prompt_embeds[:, given]
+        if self.negative_prompt_embeds is not None:
+            yield "negative_prompt_embeds", self.negative_prompt_embeds[:, given]
 
     def restore_context(self) -> None:
         """Writes the given scenes back into the latents."""
@@ -362,6 +371,9 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         attention_kwargs: dict | None = None,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        context_refresh: int = 1,
+        context_cache_device: str = "model",
+        context_cache_dtype: str = "auto",
     ) -> CogVideoXPipelineOutput | tuple:
         """Generates all scenes at once, or the missing scenes from given ones.
 
@@ -397,13 +409,18 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 `SDCFGCutoffCallback` does; the change takes effect at the next step.
             callback_on_step_end_tensor_inputs: a selection of "latents", "prompt_embeds", "negative_prompt_embeds" and
                 "denoised", the clean latents that the step predicts, which a callback cannot change.
+            context_refresh: compute the given scenes at the first and every k-th step alone. At the steps between them,
+                generated scenes attend to the given scenes' kept keys and values. 1: at every step, which is exact.
+            context_cache_device: where keys and values are kept: "model" (the transformer's device) or "cpu".
+            context_cache_dtype: how keys and values are kept: "auto" (in the dtype that they are computed in) or "fp8".
 
         Returns:
             `CogVideoXPipelineOutput` whose `frames` hold all S scenes, given ones included: "np" (B, S*frames, H, W, 3) in
             [0, 1]; "pt" (B, S*frames, 3, H, W); "pil" a list of images per story; "latent" (B, S*F, C, h, w) scaled.
 
         Raises:
-            ValueError, FileNotFoundError: for invalid arguments, before any expensive work.
+            ValueError, FileNotFoundError: for invalid arguments, before any expensive work. Also, with `context_refresh`
+                above 1, if a callback changes latents or embeddings of a given scene.
             FloatingPointError: if a scene is not finite.
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
@@ -412,10 +429,14 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         check_finite("guidance_scale", guidance_scale)
         check_finite("attention_kwargs['scale']", (attention_kwargs or {}).get("scale", 1.0))
         check_between("eta", eta, 0, 1)
+        check_context_cache(context_refresh, context_cache_device, context_cache_dtype)
         guided = guidance_scale > 1.0
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         size = (height, width, num_frames)
         plan = self._plan(texts, size, context_video, context_latents, scene_mask, latents, generator, guided)
+        cache = None
+        if context_refresh > 1:
+            cache = ContextCache(plan.generated, context_refresh, context_cache_device, context_cache_dtype)
 
         self._guidance_scale = guidance_scale
         self._attention_kwargs = attention_kwargs
@@ -433,6 +454,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             attention_kwargs,
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
+            cache,
         )
         video = latents
         if output_type != "latent":
@@ -546,13 +568,12 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         attention_kwargs: dict | None,
         callback: Callable | None,
         callback_tensors: Sequence[str],
+        cache: ContextCache | None,
     ) -> torch.Tensor:
         """Runs all steps of the scheduler. Returns the latents of all scenes, (B, S*F, C, h, w)."""
         device = state.latents.device
         timesteps = self.scheduler.timesteps
         step_kwargs = {**extra_step_kwargs, "return_dict": False}
-        # 1 for scenes at timestep t, 0 for clean ones
-        scene_timesteps = torch.tensor(plan.generated, device=device)[None]
         image_rotary_emb = self.transformer.rotary_embeddings(
             *plan.shape.latent_size[1:], len(state.is_generated), device
         )
@@ -563,24 +584,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     continue
                 self._current_timestep = t
                 guided = state.guided
-                branches = [state.negative_prompt_embeds, state.prompt_embeds] if guided else [state.prompt_embeds]
-                divided = guided and self.guidance_group is not None
-                if divided:
-                    branches = [branches[self.guidance_group.rank()]]
-                embeds = torch.cat(branches)
-                with self.transformer.cache_context("cond_uncond"):
-                    noise_pred = self.transformer(
-                        hidden_states=torch.cat([state.latents] * len(branches)),
-                        encoder_hidden_states=embeds.flatten(1, 2),
-                        timestep=(t * scene_timesteps).expand(len(embeds), -1),
-                        image_rotary_emb=image_rotary_emb,
-                        scene_frames=plan.shape.latent_frames,
-                        attention_kwargs=attention_kwargs,
-                        return_dict=False,
-                    )[0].float()
-
-                if divided:
-                    noise_pred = gather_branches(noise_pred, self.guidance_group)
+                noise_pred = self._predict(plan, state, i, t, image_rotary_emb, attention_kwargs, cache)
                 if use_dynamic_cfg:
                     progress = (num_inference_steps - t.item()) / num_inference_steps
                     self._guidance_scale = 1 + state.guidance_scale * (1 - math.cos(math.pi * progress**5.0)) / 2
@@ -599,14 +603,58 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 state.latents, state.denoised = stepped[0].to(self.transformer.dtype), stepped[-1]
                 state.restore_context()
                 if callback is not None:
-                    self._call_back(callback, callback_tensors, i, t, state)
+                    self._call_back(callback, callback_tensors, i, t, state, cache)
                 progress_bar.update()
         return state.latents
 
+    def _predict(
+        self,
+        plan: CallPlan,
+        state: DenoisingState,
+        step: int,
+        t: torch.Tensor,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
+        attention_kwargs: dict | None,
+        cache: ContextCache | None,
+    ) -> torch.Tensor:
+        """Calls the transformer for a step.
+
+        Returns:
+            float32 (B, S*F, C, h, w); with guidance (2*B, S*F, C, h, w), of which the first half is for the negative prompts.
+        """
+        branches = [state.negative_prompt_embeds, state.prompt_embeds] if state.guided else [state.prompt_embeds]
+        divided = state.guided and self.guidance_group is not None
+        if divided:
+            branches = [branches[self.guidance_group.rank()]]
+        embeds = torch.cat(branches)
+        if cache is not None and cache.start_step(step, len(embeds)) and self.transformer.is_cache_enabled:
+            self.transformer._reset_stateful_cache()  # its tensors are those of other scenes
+        # 1 for scenes at timestep t, 0 for clean ones
+        scene_timesteps = torch.tensor(plan.generated, device=embeds.device)[None]
+        with self.transformer.cache_context("cond_uncond"):
+            prediction = self.transformer(
+                hidden_states=torch.cat([state.latents] * len(branches)),
+                encoder_hidden_states=embeds.flatten(1, 2),
+                timestep=(t * scene_timesteps).expand(len(embeds), -1),
+                image_rotary_emb=image_rotary_emb,
+                scene_frames=plan.shape.latent_frames,
+                attention_kwargs=attention_kwargs,
+                return_dict=False,
+                context_cache=cache,
+            )[0].float()
+        return gather_branches(prediction, self.guidance_group) if divided else prediction
+
     def _call_back(
-        self, callback: Callable, names: Sequence[str], step: int, t: torch.Tensor, state: DenoisingState
+        self,
+        callback: Callable,
+        names: Sequence[str],
+        step: int,
+        t: torch.Tensor,
+        state: DenoisingState,
+        cache: ContextCache | None,
     ) -> None:
         """Calls the callback at the end of a step, and applies its changes to tensors and guidance."""
+        given = {} if cache is None else {name: part.clone() for name, part in state.given_parts(cache.generated)}
         tensors = {name: getattr(state, name) for name in self._callback_tensor_inputs}
         text_shape = state.prompt_embeds.shape
         shapes = {"latents": state.latents.shape, "prompt_embeds": text_shape, "negative_prompt_embeds": text_shape}
@@ -622,6 +670,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             changed = {name: value for name, value in changed.items() if name != "prompt_embeds"}
         if was_guided != state.guided:
             self.transformer._reset_stateful_cache()  # its tensors have another batch size
+            if cache is not None and self.guidance_group is not None:
+                cache.empty()  # this process may have that of the negative prompts, but the prompts are next
         for name in changed.keys() & tensors.keys():
             check_shape(f"the callback's {name}", changed[name], tuple(shapes[name]), "as it was given")
             setattr(state, name, changed[name])
@@ -630,6 +680,13 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 f"the callback switched guidance on (guidance_scale={state.guidance_scale}), which needs "
                 "negative_prompt_embeds where there is no text encoder: pass them"
             )
+        if cache is not None:
+            for name, part in state.given_parts(cache.generated):
+                if name in given and not torch.equal(part.to(given[name].dtype), given[name]):
+                    raise ValueError(
+                        f"the callback changed {name} of a given scene, whose keys and values are kept between steps: with "
+                        f"context_refresh={cache.refresh} change generated scenes alone, or use context_refresh=1"
+                    )
         state.restore_context()
 
     @torch.no_grad()

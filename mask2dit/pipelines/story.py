@@ -5,6 +5,7 @@ from the scenes in its store, with the same result.
 """
 
 import logging
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mask2dit.config import CONTEXTS, check_choice, check_finite
+from mask2dit.config import CONTEXTS, check_choice, check_context_cache, check_finite
 from mask2dit.files import atomic_path
 from mask2dit.hashing import digest
+from mask2dit.models.context_cache import context_cache_bytes
 from mask2dit.pipelines.events import Observer, PreviewMade, SceneStarted, StepFinished, ignore
 from mask2dit.pipelines.mask2dit import (
     SAMPLING_REMEDY,
@@ -208,6 +210,14 @@ def plan_windows(
     return windows
 
 
+def nearest_num_frames(pipe: Mask2DiTPipeline, num_frames: float) -> int:
+    """Returns the number of frames nearest to a wanted one that the VAE and the temporal patch carry. Needs no weights."""
+    ratio, patch_t = pipe.vae_scale_factor_temporal, pipe.transformer.config.patch_size_t or 1
+    least = 1 if num_frames <= 1 else -(-2 // patch_t)  # more than one frame is a video, of two latent frames at least
+    patches = max(least, math.floor(((num_frames - 1) / ratio + 1) / patch_t + 0.5))
+    return ratio * (patches * patch_t - 1) + 1
+
+
 def generate_story(
     pipe: Mask2DiTPipeline,
     prompts: Sequence[str],
@@ -225,6 +235,9 @@ def generate_story(
     num_inference_steps: int = 50,
     guidance_scale: float = 6.0,
     use_dynamic_cfg: bool = False,
+    context_refresh: int = 1,
+    context_cache_device: str = "model",
+    context_cache_dtype: str = "auto",
     seed: int = 0,
     seeds: Sequence[int | None] | None = None,
     store: SceneStore | None = None,
@@ -244,6 +257,7 @@ def generate_story(
             `context_latents`.
         noise_context, height, width, num_frames, num_inference_steps, guidance_scale, use_dynamic_cfg: as for the
             pipeline.
+        context_refresh, context_cache_device, context_cache_dtype: as for the pipeline, in windows with context.
         seed: seed of the noise, combined with the number of a window's first new scene.
         seeds: seed of each scene's initial noise. None: derived from `seed`, for all scenes or for one.
         store: keeps finished scenes, so that an interrupted story continues from them.
@@ -263,6 +277,7 @@ def generate_story(
     pipe.check_steps(num_inference_steps)
     check_scheduler(pipe.scheduler)
     check_finite("guidance_scale", guidance_scale)
+    check_context_cache(context_refresh, context_cache_device, context_cache_dtype)
     num_scenes = len(prompts)
     height, width, num_frames = pipe.fill_size(height, width, num_frames)
     shape = pipe.video_shape(height, width, num_frames, num_scenes)
@@ -273,14 +288,15 @@ def generate_story(
     for name, values in (("negative_prompt", negative_prompt), ("seeds", seeds)):
         if len(values) != num_scenes:
             raise ValueError(f"{name} has {len(values)} entries for {num_scenes} scenes")
+    rule = ContextRule(context, tuple(anchors))
+    windows = plan_windows(pipe, prompts, scenes, window, height, width, num_frames, rule)
+    check_context_refresh(context_refresh, windows)
     plan = StoryPlan(
         prompts=prompts,
         negative_prompts=negative_prompt,
         shape=shape,
         given=scenes,
-        windows=plan_windows(
-            pipe, prompts, scenes, window, height, width, num_frames, ContextRule(context, tuple(anchors))
-        ),
+        windows=windows,
         settings={
             "height": height,
             "width": width,
@@ -289,6 +305,9 @@ def generate_story(
             "use_dynamic_cfg": use_dynamic_cfg,
             "noise_context": noise_context,
         },
+        context_refresh=context_refresh,
+        context_cache_device=context_cache_device,
+        context_cache_dtype=context_cache_dtype,
         seed=seed,
         seeds=seeds,
     )
@@ -308,9 +327,46 @@ class StoryPlan:
     """Windows, as `story_windows` returns them."""
     settings: dict
     """Arguments of the pipeline that all windows share."""
+    context_refresh: int
+    """As for the pipeline, in windows with context."""
+    context_cache_device: str
+    context_cache_dtype: str
     seed: int
     seeds: Sequence[int | None]
     """Seeds of the scenes that have their own."""
+
+
+def check_context_refresh(context_refresh: int, windows: Sequence[Window]) -> None:
+    """Raises `ValueError` if given scenes are to be kept between steps, but no window has any."""
+    if context_refresh > 1 and not any(window.context for window in windows):
+        raise ValueError(
+            f"context_refresh={context_refresh} keeps given scenes between steps, but no window of this story has any: use "
+            "context_refresh=1, or a window that is shorter than the story"
+        )
+
+
+def context_cache_size(
+    pipe: Mask2DiTPipeline, windows: Sequence[Window], shape: VideoShape, dtype: torch.dtype, mask_variant: str
+) -> int:
+    """Predicts the bytes that the context cache of a story keeps for each guidance branch, in the largest of its windows.
+
+    Needs no weights.
+
+    Args:
+        pipe: the pipeline, or its skeleton.
+        windows: the story's windows, as of `plan_windows`.
+        shape: frames of the whole story.
+        dtype: the model's dtype; `torch.float8_e4m3fn` for a cache in fp8.
+        mask_variant: "v1" … "v5".
+    """
+    config = {**pipe.transformer.config, "mask_variant": mask_variant}
+    sizes = []
+    for window in windows:
+        latent_frames = tuple(shape.latent_frames[scene] for scene in window.scenes)
+        layout = pipe.transformer.scene_layout(*shape.latent_size[1:], latent_frames)
+        generated = [scene in window.new for scene in window.scenes]
+        sizes.append(context_cache_bytes(config, layout, generated, dtype))
+    return max(sizes)
 
 
 def check_continues(window: int | None) -> None:
@@ -362,6 +418,8 @@ def _scenes(
             context_keys = [keys.get(scene) for scene in window.scenes]
             seeds = [plan.seed, *(plan.seeds[scene] for scene in window.new)]
             made_from = [model, plan.settings, texts, frames, context_keys, seeds, window.new]
+            if plan.context_refresh > 1 and window.context:
+                made_from.append([plan.context_refresh, plan.context_cache_dtype])
             keys |= {scene: store.key(made_from, scene) if store else "" for scene in window.new}
             made |= _load_or_generate(pipe, plan, window, made, keys, store, watch)
         yield made[number]
@@ -397,6 +455,7 @@ def _generate_window(
     latent_frames = [plan.shape.latent_frames[i] for i in window.scenes]
     for scene in window.new:
         watch.observer(SceneStarted(scene))
+    generator = torch.Generator().manual_seed(_window_seed(plan.seed, window.new[0]))
     progress_bar = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(**{**progress_bar, "desc": f"{_name(window.new)} of {num_scenes}"})
     try:
@@ -406,11 +465,14 @@ def _generate_window(
             num_frames=[plan.shape.frames[i] for i in window.scenes],
             context_latents=torch.cat([made[i] for i in window.context], dim=1) if window.context else None,
             scene_mask=[scene in window.new for scene in window.scenes],
-            generator=torch.Generator().manual_seed(_window_seed(plan.seed, window.new[0])),
-            latents=_own_noise(pipe, plan, window),
+            generator=generator,
+            latents=_own_noise(pipe, plan, window, generator),
             output_type="latent",
             callback_on_step_end=watch.callback(window, latent_frames),
             callback_on_step_end_tensor_inputs=watch.tensors,
+            context_refresh=plan.context_refresh if window.context else 1,
+            context_cache_device=plan.context_cache_device,
+            context_cache_dtype=plan.context_cache_dtype,
             **plan.settings,
         ).frames
     finally:
@@ -421,17 +483,25 @@ def _generate_window(
     return {scene: of_scenes[scene] for scene in window.new}
 
 
-def _own_noise(pipe: Mask2DiTPipeline, plan: StoryPlan, window: Window) -> torch.Tensor | None:
-    """Draws the initial noise of a window's new scenes, if one of them has its own seed."""
+def _own_noise(
+    pipe: Mask2DiTPipeline, plan: StoryPlan, window: Window, generator: torch.Generator
+) -> torch.Tensor | None:
+    """Draws the initial noise of a window's new scenes as the pipeline would, except for scenes with their own seed.
+
+    Returns:
+        (1, new*F, C, h, w); None if no scene has its own seed.
+    """
     seeds = [plan.seeds[scene] for scene in window.new]
     if all(seed is None for seed in seeds):
         return None
-    noise = []
-    for scene, seed in zip(window.new, seeds):
-        generator = torch.Generator().manual_seed(_window_seed(plan.seed, scene) if seed is None else seed)
-        shape = (1, plan.shape.latent_frames[scene], *plan.shape.latent_size)
-        noise.append(torch.randn(shape, generator=generator, dtype=pipe.transformer.dtype))
-    return torch.cat(noise, dim=1)
+    latent_frames = [plan.shape.latent_frames[scene] for scene in window.new]
+    shape = (1, sum(latent_frames), *plan.shape.latent_size)
+    noise = torch.randn(shape, generator=generator, dtype=pipe.transformer.dtype)
+    for scene, seed in zip(noise.split(latent_frames, dim=1), seeds):
+        if seed is not None:
+            own = torch.Generator().manual_seed(seed)
+            scene.copy_(torch.randn(scene.shape, generator=own, dtype=scene.dtype))
+    return noise
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from mask2dit.command import run_command
-from mask2dit.config import CONTEXTS, DTYPES, SAMPLERS, check_at_least, check_choice
+from mask2dit.config import CONTEXTS, DTYPES, SAMPLERS, check_at_least, check_choice, check_context_cache
 from mask2dit.files import check_writable, read_json, write_text
 from mask2dit.provenance import describe_changes, software
 from mask2dit.randomness import generator_for
@@ -105,6 +105,10 @@ class TrialConfig:
     """Denoising steps."""
     guidance_scale: float = 2.0
     """Weight of classifier-free guidance."""
+    context_refresh: int = 1
+    """Compute given scenes at the first and every k-th step alone; 1 is exact."""
+    context_cache_dtype: str = "auto"
+    """Data type of the given scenes' keys and values that are kept between: auto (the model's) or fp8."""
     num_frames: int = 9
     """Frames per scene."""
     height: int = 64
@@ -123,6 +127,11 @@ class TrialConfig:
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("stories", self.stories, FIRST_STORY)
         check_choice("dtype", self.dtype, DTYPES)
+        check_context_cache(self.context_refresh, "model", self.context_cache_dtype)
+        if self.context_refresh > 1 and (not TASKS[self.task].given or TASKS[self.task].is_isolated):
+            raise ValueError(
+                f"context_refresh={self.context_refresh} keeps given scenes, but task={self.task} has none"
+            )
         for name in ("num_stories", "batch_size"):
             check_at_least(name, getattr(self, name), 1)
 
@@ -193,6 +202,8 @@ def make_stories(
             scene_mask=[k in generated for k in window],
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,
+            context_refresh=config.context_refresh if context else 1,
+            context_cache_dtype=config.context_cache_dtype,
             generator=list(generators),
             output_type="latent",
             **size,

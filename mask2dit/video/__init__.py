@@ -4,12 +4,21 @@ Video is `uint8 (F, H, W, 3)` in files and readers, and `float32 (F, 3, H, W)` i
 """
 
 from mask2dit.video.frames import choose_frames, frame_stride, resize_and_crop, to_uint8
-from mask2dit.video.reading import ArrayReader, FileReader, VideoReader, choose_scene, open_video, read_scene
+from mask2dit.video.reading import (
+    ArrayReader,
+    FileReader,
+    RangeReader,
+    VideoReader,
+    choose_scene,
+    open_video,
+    read_scene,
+)
 from mask2dit.video.writing import contact_sheet, join_videos, write_clips, write_image, write_video
 
 __all__ = [
     "ArrayReader",
     "FileReader",
+    "RangeReader",
     "VideoReader",
     "choose_frames",
     "choose_scene",

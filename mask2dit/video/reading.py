@@ -2,9 +2,11 @@
 
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # Decoding continues from the last decoded frame, unless a key frame is more than this many frames after it.
 FRAMES_BEFORE_SEEKING = 16
+# Frames whose indexes are kept in memory, so that a process indexes a film once rather than for each of its frame ranges.
+KEPT_FRAMES = 1_000_000
 NEARLY_ZERO = 0.01  # relative to the other entries of a display matrix
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # H.273, table 3
 
@@ -60,12 +64,41 @@ class VideoReader(Protocol):
         ...
 
 
+class _Indexes:
+    """The indexes of the files that this process opened last."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple, FrameIndex] = OrderedDict()
+        self._lock = Lock()
+
+    @staticmethod
+    def key(path: Path) -> tuple:
+        """Identifies a file and its content."""
+        status = path.stat()
+        return str(path.absolute()), status.st_size, status.st_mtime_ns
+
+    def get(self, key: tuple) -> "FrameIndex | None":
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def put(self, key: tuple, index: FrameIndex) -> None:
+        with self._lock:
+            self._kept[key] = index
+            while len(self._kept) > 1 and sum(len(kept.times) for kept in self._kept.values()) > KEPT_FRAMES:
+                self._kept.popitem(last=False)
+
+
+_INDEXES = _Indexes()
+
+
 class FileReader:
     """A `VideoReader` of a video file, by PyAV. Frame i is the i-th frame that a player shows.
 
     Edit lists, rotation and mirroring are applied as the file specifies. For pixels that are not square, the width is scaled.
-    Frames are indexed when the file is opened (`mask2dit.video.index`), and every frame that is read is checked against the
-    index. Decoding uses one thread, since data loaders run a reader in each worker. A reader is not thread-safe.
+    Frames are indexed when the file is first opened (`mask2dit.video.index`), and every frame that is read is checked against
+    the index. Decoding uses one thread, since data loaders run a reader in each worker. A reader is not thread-safe.
 
     Args:
         path: the video file.
@@ -97,6 +130,7 @@ class FileReader:
         if self.path.stat().st_size == 0:
             raise ValueError(f"video {self.path} is empty (0 bytes); download or write it again")
         try:
+            self._key = _INDEXES.key(self.path)
             self._open()
             if self._container.format.name.startswith("matroska") and is_cut_matroska(self.path):
                 raise DamagedError("the file is shorter than its header says, so it is cut short")
@@ -151,11 +185,14 @@ class FileReader:
         """Index the file, by its packets if the first frame agrees with them. Returns the first frame."""
         import av
 
-        index = index_packets(self._container, self._stream)
+        known = _INDEXES.get(self._key)
+        index = known or index_packets(self._container, self._stream)
         if index is not None:
             self._index = index
             try:
-                return self._decode_to(0)
+                first = self._decode_to(0)
+                _INDEXES.put(self._key, index)
+                return first
             except (av.FFmpegError, DamagedError):
                 pass  # decoding in order shows whether the file is damaged or only the index is wrong
         self._index = self._index_frames()
@@ -209,6 +246,7 @@ class FileReader:
         self._open()
         index = index_frames(self._container, self._stream)
         self._open()
+        _INDEXES.put(self._key, index)
         return index
 
     def _open(self) -> None:
@@ -270,6 +308,46 @@ class ArrayReader:
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         """The frames at `indices` as a copy, `uint8 (F, H, W, 3)`."""
         return torch.from_numpy(self._frames[_checked_indices(indices, self.num_frames, "the array")])
+
+
+class RangeReader:
+    """A `VideoReader` of a frame range and a part of the picture of another.
+
+    Args:
+        reader: the whole video.
+        start, stop: the range shows frames start … stop - 1; None: from the first frame, to the last.
+        crop: top, left, height and width of the part in pixels; None: the whole picture.
+
+    Raises:
+        ValueError: if the range or the part is not within the video.
+    """
+
+    def __init__(
+        self,
+        reader: VideoReader,
+        start: int | None = None,
+        stop: int | None = None,
+        crop: Sequence[int] | None = None,
+    ):
+        start, stop = start or 0, reader.num_frames if stop is None else stop
+        top, left, height, width = (0, 0, reader.height, reader.width) if crop is None else crop
+        if not 0 <= start < stop <= reader.num_frames:
+            raise ValueError(
+                f"frames {start} to {stop - 1} were asked for, but the video has frames 0 to {reader.num_frames - 1}"
+            )
+        if min(top, left) < 0 or min(height, width) < 1 or top + height > reader.height or left + width > reader.width:
+            raise ValueError(
+                f"rows {top} to {top + height - 1} and columns {left} to {left + width - 1} were asked for, but the "
+                f"picture has {reader.height} rows and {reader.width} columns"
+            )
+        self._reader, self._start = reader, start
+        self._rows, self._columns = slice(top, top + height), slice(left, left + width)
+        self.num_frames, self.fps, self.height, self.width = stop - start, reader.fps, height, width
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        """The frames at `indices` of the range, `uint8 (F, H, W, 3)`."""
+        indices = _checked_indices(indices, self.num_frames, "the frame range")
+        return self._reader.read([self._start + i for i in indices])[:, self._rows, self._columns]
 
 
 def open_video(source: str | os.PathLike | np.ndarray | torch.Tensor) -> VideoReader:

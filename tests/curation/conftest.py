@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mask2dit.curation.config import CaptionConfig, CurationConfig, EmbedConfig, ExportConfig, GroupConfig
+from mask2dit.curation.config import CaptionConfig, CurationConfig, EmbedConfig, ExportConfig, GroupConfig, SplitConfig
 from mask2dit.curation.group import Group
 from mask2dit.curation.write import Clip
 from mask2dit.encoders.config import ViCLIPConfig
@@ -47,6 +47,7 @@ def config(films, tiny_viclip, tmp_path):
             "films": str(films),
             "output": str(tmp_path / "out"),
             "num_frames": 17,
+            "split": SplitConfig(detectors=["content"]),
             "embed": EmbedConfig(viclip=ViCLIPConfig(weights=str(tiny_viclip))),
             "group": GroupConfig(threshold=0.7, ceiling=0.9999),
             "caption": CaptionConfig(backend="stand_in"),
@@ -76,6 +77,7 @@ def story(tmp_path):
             id=name,
             source="film.mp4",
             key=f"clip {number}",
+            file="film.mp4",
             path=f"{number}.mp4",
             start=10 * number,
             stop=10 * number + 9,

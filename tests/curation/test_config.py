@@ -12,7 +12,7 @@ from mask2dit.curation.optional import import_optional
         ("stages=[]", "stages is empty"),
         ("shard=2/2", "shard has to be i/n"),
         ("num_frames=0", "num_frames=0 has to be at least 1"),
-        ("split.detectors=[guess]", "has to hold content, adaptive, fades or module:function, not 'guess'"),
+        ("split.detectors=[guess]", "has to hold transnet, content, adaptive, fades or module:function, not 'guess'"),
         ("split.detectors=[]", "split.detectors is empty"),
         ("split.force_cut_above=3", "split.force_cut_length=5.0 has to lie between 0 and split.force_cut_above=3.0"),
         ("write.trim_frames=-1", "write.trim_frames=-1 has to be at least 0"),

@@ -1,6 +1,8 @@
 import logging
 import subprocess
+import sys
 from functools import partial
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ from mask2dit.curation.probe import Film, find_films, probe
 from mask2dit.curation.split import Scene, scenes, split
 from mask2dit.curation.store import Dropped, Entry, Workspace, kept
 from mask2dit.curation.write import Clip, cropped_frames, find_borders, write
+from mask2dit.video.cuts import Transition
 from mask2dit.video.reading import ArrayReader, open_video
 from mask2dit.video.writing import write_video
+
+CONTENT = SplitConfig(detectors=["content"])  # which takes less time than the default
 
 
 @pytest.fixture
@@ -56,14 +61,14 @@ def test_a_film_of_which_a_stage_drops_everything_is_warned_of_by_name_and_reaso
         broken.id in record.getMessage() and "unreadable" in record.getMessage() and broken.why in record.getMessage()
     )
     caplog.clear()
-    process = partial(split, folder=films, config=SplitConfig(), min_frames=1000)
+    process = partial(split, folder=films, config=CONTENT, min_frames=1000)
     workspace.run("split", Scene, kept(probed), {}, process)
     assert len(caplog.records) == 2
     for film, record in zip(kept(probed), caplog.records):
         assert film.id in record.getMessage() and "1000 are needed" in record.getMessage()
     caplog.clear()
     workspace.run(
-        "split", Scene, kept(probed), {"other": 1}, partial(split, folder=films, config=SplitConfig(), min_frames=1)
+        "split", Scene, kept(probed), {"other": 1}, partial(split, folder=films, config=CONTENT, min_frames=1)
     )
     assert not caplog.records
 
@@ -95,12 +100,12 @@ def test_films_lie_in_linked_folders_too_but_not_in_the_folder_of_the_run(tmp_pa
 
 
 def test_films_are_cut_exactly_where_their_scenes_meet(probed, films, drawing):
-    for film, results in split(kept(probed), films, SplitConfig(), min_frames=1):
+    for film, results in split(kept(probed), films, CONTENT, min_frames=1):
         assert [(scene.start, scene.stop) for scene in results] == bounds(drawing, film.id)
 
 
 def test_short_scenes_are_dropped_with_their_length(probed, films):
-    results = dict((film.id, found) for film, found in split(kept(probed), films, SplitConfig(), min_frames=21))
+    results = dict((film.id, found) for film, found in split(kept(probed), films, CONTENT, min_frames=21))
     [short] = [entry for entry in results["red_scarf.mp4"] if isinstance(entry, Dropped)]
     assert (short.rule, short.why) == ("too_short", "9 frames, but 21 are needed")
 
@@ -137,8 +142,55 @@ def test_a_detector_of_ones_own_has_the_same_form(probed, films, tmp_path, monke
 def test_long_scenes_lose_parts_of_a_fixed_length_until_they_are_short():
     reader = ArrayReader(np.zeros((200, 2, 2, 3), np.uint8), fps=10)
     config = SplitConfig(force_cut_above=7, force_cut_length=5)
-    assert scenes([40], reader, config) == [(0, 40), (40, 90), (90, 140), (140, 200)]
-    assert scenes([40], reader, SplitConfig()) == [(0, 40), (40, 200)]
+    cut, dissolve = Transition(40, 40), Transition(60, 70)
+    assert scenes([cut], reader, config) == [(0, 40, 0), (40, 90, 0), (90, 140, 0), (140, 200, 0)]
+    assert scenes([cut], reader, SplitConfig()) == [(0, 40, 0), (40, 200, 0)]
+    assert scenes([dissolve], reader, config) == [(0, 60, 0), (70, 120, 10), (120, 170, 0), (170, 200, 0)]
+
+
+def test_the_frames_of_a_transition_belong_to_no_scene_and_improbable_ones_are_noted(probed, films, monkeypatch):
+    def detect(reader):
+        return [Transition(30, 40, 0.9), Transition(60, 64, 0.3)]
+
+    module = ModuleType("own_detector")
+    module.detect = detect
+    monkeypatch.setitem(sys.modules, "own_detector", module)
+    _, (first, second) = next(split(kept(probed), films, SplitConfig(detectors=["own_detector:detect"]), min_frames=1))
+    assert (first.start, first.stop, first.transition, first.doubts) == (0, 30, 0, [])
+    assert (second.start, second.transition, second.doubts) == (40, 10, [62])
+
+
+@pytest.mark.slow
+def test_a_film_with_dissolves_is_split_into_its_shots(tmp_path):
+    pictures = ("testsrc2=s=320x180:r=25:d=5", "mandelbrot=s=320x180:r=25", "smptebars=s=320x180:r=25:d=5")
+    inputs = [argument for picture in pictures for argument in ("-f", "lavfi", "-i", picture)]
+    mixes = (
+        "[1:v]trim=duration=5,setpts=PTS-STARTPTS[m];[0:v][m]xfade=transition=fade:duration=1:offset=4[x];"
+        "[x][2:v]xfade=transition=fade:duration=1:offset=8"
+    )
+    command = [get_ffmpeg_exe(), "-v", "error", *inputs, "-filter_complex", mixes, "dissolve.mp4"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    [(_, [result])] = probe([Entry(id="dissolve.mp4", source="dissolve.mp4")], tmp_path)
+    [(_, found)] = split([result], tmp_path, SplitConfig(), min_frames=1)
+    # The second scene shows frames 100 … 124 through the first, the third frames 200 … 224 through the second.
+    assert [(scene.start, scene.stop) for scene in found] == [
+        (0, pytest.approx(100, abs=4)),
+        (pytest.approx(125, abs=4), pytest.approx(200, abs=4)),
+        (pytest.approx(225, abs=4), 325),
+    ]
+
+
+def test_a_clip_can_be_a_frame_range_of_its_film(films, drawing, tmp_path):
+    start, stop = bounds(drawing, "bars/blue_scarf.mp4")[1]
+    scene = Scene(id="s", source="bars/blue_scarf.mp4", file="bars/blue_scarf.mp4", key="s", start=start, stop=stop)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    [(_, [written])] = write([scene], films, folder, WriteConfig(), {})
+    [(_, [ranged])] = write([scene], films, folder, WriteConfig(encode=False), {})
+    assert (ranged.num_frames, ranged.width, ranged.height) == (written.num_frames, written.width, written.height)
+    assert (folder / ranged.path).samefile(films / scene.file) and len(list(folder.rglob("*.mp4"))) == 1
+    of_range, of_file = (clip.open(folder).read([0, 7]).numpy().astype(int) for clip in (ranged, written))
+    assert np.abs(of_range - of_file).mean() < 4
 
 
 def texture(seed, height=64, width=96, frames=6):
@@ -181,7 +233,7 @@ def test_a_name_that_is_not_utf_8_is_listed(films, tmp_path, workspace):
 
 def test_clips_lose_trimmed_frames_and_borders(films, drawing, tmp_path):
     start, stop = bounds(drawing, "bars/blue_scarf.mp4")[1]
-    scene = Scene(id="s", source="bars/blue_scarf.mp4", key="s", start=start, stop=stop)
+    scene = Scene(id="s", source="bars/blue_scarf.mp4", file="bars/blue_scarf.mp4", key="s", start=start, stop=stop)
     [(_, [clip])] = write([scene], films, tmp_path, WriteConfig(trim_frames=3), {})
     assert (clip.start, clip.stop, clip.num_frames) == (start + 3, stop - 3, stop - start - 6)
     assert clip.crop == [drawing.BAR, 0, drawing.HEIGHT, drawing.WIDTH]
@@ -192,7 +244,7 @@ def test_clips_lose_trimmed_frames_and_borders(films, drawing, tmp_path):
 
 
 def test_clips_can_be_scaled_down(films, tmp_path):
-    scene = Scene(id="s", source="red_scarf.mp4", key="s", start=0, stop=20)
+    scene = Scene(id="s", source="red_scarf.mp4", file="red_scarf.mp4", key="s", start=0, stop=20)
     [(_, [clip])] = write([scene], films, tmp_path, WriteConfig(max_short_side=64), {})
     assert isinstance(clip, Clip) and (clip.width, clip.height) == (96, 64)
 
@@ -202,7 +254,7 @@ def test_a_film_that_breaks_inside_loses_its_scenes_only(films, tmp_path):
     damaged.mkdir()
     (damaged / "a.mp4").write_bytes((films / "red_scarf.mp4").read_bytes()[:3000])
     (damaged / "b.mp4").write_bytes((films / "red_scarf.mp4").read_bytes())
-    found = [Scene(id=name, source=name, key=name, start=0, stop=20) for name in ("a.mp4", "b.mp4")]
+    found = [Scene(id=name, source=name, file=name, key=name, start=0, stop=20) for name in ("a.mp4", "b.mp4")]
     results = [result for _, [result] in write(found, damaged, tmp_path, WriteConfig(), {})]
     assert isinstance(results[0], Dropped) and results[0].rule == "unreadable" and "a.mp4" in results[0].why
     assert isinstance(results[1], Clip)

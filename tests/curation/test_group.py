@@ -4,11 +4,12 @@ from safetensors.numpy import save_file
 
 from mask2dit.curation.config import GroupConfig
 from mask2dit.curation.embed import Embedder, Features, read_features
-from mask2dit.curation.group import Group, adjacent_cosines, by_film, group, single
+from mask2dit.curation.group import Group, adjacent_pairs, by_film, group, single
 from mask2dit.curation.store import Dropped
 from mask2dit.curation.write import Clip
 from mask2dit.data.config import DataConfig
 from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.video.reading import open_video
 from mask2dit.video.writing import write_video
 
 
@@ -18,6 +19,7 @@ def clip(number, gap=0, num_frames=20, source="film.mp4"):
         id=f"{source}#{start}",
         source=source,
         key=f"{source} {number}",
+        file=source,
         path=f"{number}.mp4",
         start=start,
         stop=start + num_frames,
@@ -84,7 +86,7 @@ def test_clips_of_two_films_are_never_grouped(windows):
 
 
 def test_each_neighbouring_pair_is_counted_once(windows):
-    cosines = adjacent_cosines(windows([0, 30, 60, 90]))
+    cosines = list(adjacent_pairs(windows([0, 30, 60, 90])).values())
     assert cosines == pytest.approx([np.cos(np.pi / 6)] * 3, abs=1e-3)
 
 
@@ -106,7 +108,8 @@ def test_copies_are_above_the_ceiling_and_unrelated_clips_below_the_threshold(tm
     paths = [tmp_path / f"{name}.mp4" for name in scenes]
     for path, scene in zip(paths, scenes.values()):
         write_video(path, [drawing.draw(scene, k / 15) for k in range(16)], drawing.FPS)
-    features = Embedder(ViCLIPConfig(weights=str(tiny_viclip)), "cpu").videos(paths)
+    embedder = Embedder(ViCLIPConfig(weights=str(tiny_viclip)), "cpu")
+    features = embedder.videos(map(open_video, paths))
     copy, related, unrelated = features[0] @ features[1:].T
     config = GroupConfig(threshold=0.8, ceiling=0.9999)
     assert copy > config.ceiling > related > config.threshold > unrelated

@@ -1,11 +1,12 @@
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from mask2dit.curation.caption import Captions
 from mask2dit.curation.config import CurationConfig, ExportConfig
+from mask2dit.curation.doubts import doubtful_cuts
 from mask2dit.curation.export import export, in_validation
 from mask2dit.curation.review import Decision, read_decisions, write_review
 from mask2dit.curation.store import Dropped
@@ -63,6 +64,19 @@ def test_the_page_shows_clips_captions_and_scores(story, captions):
     assert [clip["cosine"] for clip in entry["clips"]] == [0.3, 0.1, 0.2]
     assert entry["flagged"] and entry["adjacent"] == [0.9, 0.9] and entry["decision"] is None
     assert all((folder / clip["poster"]).stat().st_size for clip in entry["clips"])
+
+
+def test_the_page_lists_cuts_that_look_false_and_transitions_that_may_be_missed(story, captions):
+    group, clips, folder = story
+    first, second, third = clips
+    clips[third] = replace(clips[third], doubts=[24, 99])
+    fault = {"clips": [first, second, third], "similarity": [[1.0, 0.99, 0.5], [0.99, 1.0, 0.5], [0.5, 0.5, 1.0]]}
+    window = Dropped(id="w", source="film.mp4", rule="above_ceiling", why="", details=fault)
+    doubts = doubtful_cuts([window], clips, ceiling=0.98)
+    assert [doubt.frames for doubt in doubts] == [((first, 8), (second, 0)), ((third, 0), (third, 8))]
+    page = write_review(folder, {group.id: group}, clips, [captions], {}, {}, 0.15, doubts).read_text()
+    assert "Cuts to look at: 2" in page and "no cut at frame 24" in page
+    assert all((folder / path).is_file() for path in re.findall(r'<img src="([^"]+)"', page))
 
 
 def test_captions_cannot_break_out_of_the_page(story, captions):

@@ -16,12 +16,14 @@ from mask2dit.curation.config import (
     FilterConfig,
     GroupConfig,
     SplitConfig,
+    WriteConfig,
 )
 from mask2dit.curation.run import curate
 from mask2dit.curation.stand_in import good_answer, stand_in
 from mask2dit.data.check import check_manifest
 from mask2dit.data.config import DataConfig
 from mask2dit.data.datasets import FineTuneDataset, PretrainDataset
+from mask2dit.data.manifests import read_manifest
 from mask2dit.encoders.config import ViCLIPConfig
 
 pytestmark = pytest.mark.slow
@@ -45,6 +47,7 @@ def done(films, tiny_viclip, tmp_path_factory):
         films=str(films),
         output=str(folder / "out"),
         num_frames=17,
+        split=SplitConfig(detectors=["content"]),
         embed=EmbedConfig(viclip=ViCLIPConfig(weights=str(tiny_viclip))),
         group=GroupConfig(threshold=0.7, ceiling=0.9999),
         caption=CaptionConfig(backend="stand_in"),
@@ -73,6 +76,19 @@ def test_one_command_goes_from_films_to_manifests_that_training_accepts(done):
         assert report.num_rows and not report.problems
         sample = dataset(data, Path(done.output) / "quarantine.jsonl")[0, 0]
         assert sample["pixels"].shape == (3, 17, 3, 64, 96)
+
+
+def test_clips_can_stay_frame_ranges_of_the_films(copied, films, done):
+    base = copied(write=WriteConfig(encode=False))
+    (Path(base.output) / "clips").rename(Path(base.output) / "unused")
+    assert curate(base) == 0
+    assert not (Path(base.output) / "clips").exists()
+    for kind, name in (("finetune", "sft.json"), ("pretrain", "pretrain.csv")):
+        data = DataConfig(kind=kind, manifest=f"{base.export.folder}/{name}", num_frames=17, height=64, width=96)
+        report, of_files = check_manifest(data), check_manifest(replace(data, manifest=f"{done.export.folder}/{name}"))
+        assert not report.problems and report.num_clips == of_files.num_clips
+        assert {clip.path.resolve().parent for row in read_manifest(data) for clip in row} <= {films, films / "bars"}
+    assert '"range": [' in (Path(base.output) / "review.html").read_text()
 
 
 def test_the_funnel_says_how_many_came_in_and_what_each_rule_removed(done, films):
@@ -139,7 +155,7 @@ def test_other_settings_of_a_stage_redo_only_what_comes_out_otherwise(copied, mo
 
     for stage in ("write", "score", "embed", "group", "caption", "verify"):
         monkeypatch.setattr(run_module, stage, never)
-    base = copied(split=SplitConfig(content_threshold=26.0))
+    base = copied(split=SplitConfig(detectors=["content"], content_threshold=26.0))
     assert curate(base) == 0
     assert len(lines(base, "split")) == 4
 

@@ -61,7 +61,7 @@ def test_the_window_is_the_epoch_modulo_their_number():
 
 def test_the_chosen_frames_are_what_is_read(clips):
     config = DataConfig(num_frames=5, height=16, width=24, max_stride=2)
-    clip = Clip(root=clips, name="3.mp4", caption="a", row=1)
+    clip = Clip(root=clips, file="3.mp4", caption="a", row=1)
     pixels = read_clip(config, clip, variant=4)
     assert pixels.shape == (5, 3, 16, 24)
     assert pixels.dtype == torch.float32
@@ -70,7 +70,7 @@ def test_the_chosen_frames_are_what_is_read(clips):
 
 
 def test_a_clip_that_is_too_short_is_named(clips):
-    clip = Clip(root=clips, name="3.mp4", caption="a", row=1)
+    clip = Clip(root=clips, file="3.mp4", caption="a", row=1)
     with pytest.raises(
         UnreadableClipError, match=r"3\.mp4 is too short: it has 43 frames, but 49 are needed even at stride 1"
     ):
@@ -90,7 +90,7 @@ def test_reading_is_tried_again_so_often_and_no_more(clips, monkeypatch, failure
 
     monkeypatch.setattr(clips_module, "open_video", flaky)
     config = DataConfig(num_frames=5, height=16, width=24, max_retries=max_retries)
-    clip = Clip(root=clips, name="3.mp4", caption="a", row=1)
+    clip = Clip(root=clips, file="3.mp4", caption="a", row=1)
     if succeeds:
         assert len(read_clip(config, clip, 0)) == 5
     else:

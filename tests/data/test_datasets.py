@@ -250,7 +250,7 @@ def test_more_than_the_share_ends_the_run(with_broken):
 
 def test_the_share_counts_what_other_processes_listed(tmp_path):
     one, another = (Quarantine(tmp_path / "q.jsonl", num_clips=8, max_share=0.2) for _ in range(2))
-    first, second = (Clip(root=tmp_path, name=name, caption="a", row=1) for name in ("1.mp4", "2.mp4"))
+    first, second = (Clip(root=tmp_path, file=name, caption="a", row=1) for name in ("1.mp4", "2.mp4"))
     one.add(first, OSError("gone"), epoch=0, position=0)
     another.add(first, OSError("gone"), epoch=1, position=0)  # the same clip again counts once
     with pytest.raises(QuarantineError, match="2 of 8 clips could not be read"):

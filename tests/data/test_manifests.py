@@ -155,3 +155,45 @@ def test_a_folder_is_not_a_manifest(tmp_path):
     (tmp_path / "a.json").mkdir()
     with pytest.raises(OSError, match=r"a\.json' is a folder"):
         read_manifest(DataConfig(manifest=str(tmp_path / "a.json")))
+
+
+def test_a_clip_may_be_a_frame_range_and_a_part_of_the_picture(tmp_path):
+    rows = (
+        "caption,path,start,end,crop,num_frame\nA,film.mp4,10,40,,30\nB,film.mp4,40,,16 0 128 192,\nC,film.mp4,,,,\n"
+    )
+    (one,), (two,), (three,) = read_manifest(write(tmp_path, "a.csv", rows))
+    assert (one.start, one.end, one.crop, one.num_frames) == (10, 40, None, 30)
+    assert (two.start, two.end, two.crop, two.num_frames) == (40, None, (16, 0, 128, 192), None)
+    names = ["film.mp4#10-40", "film.mp4#40-@16,0,128,192", "film.mp4"]
+    assert [one.name, two.name, three.name] == names
+    assert {clip.path for clip in (one, two, three)} == {tmp_path / "film.mp4"}
+    scene = {
+        "url": "film.mp4",
+        "caption": "A",
+        "start": 0,
+        "end": 30,
+        "crop": [0, 0, 8, 8],
+        "fps": 24,
+        "duration": 1.3,
+    }
+    ((same,),) = read_manifest(write(tmp_path, "a.json", json.dumps([{"values": [scene]}])))
+    assert (same.name, same.num_frames) == ("film.mp4#0-30@0,0,8,8", 30)
+
+
+@pytest.mark.parametrize(
+    "scene, message",
+    [
+        ({"start": 30, "end": 30}, "end: has to be above start=30"),
+        ({"start": -1}, "start: has to be a whole number of at least 0, but is -1"),
+        ({"start": 1.5}, "start: has to be a whole number of at least 0, but is 1.5"),
+        ({"end": 0}, "end: has to be a positive whole number"),
+        ({"crop": [0, 0, 8]}, "crop: has to be top, left, height and width in pixels as a list"),
+        ({"crop": [0, 0, 0, 8]}, "crop: has to be top"),
+        ({"crop": 5}, "crop: has to be top"),
+        ({"end": 30, "fps": 10, "duration": 4}, "duration: is 40 frames, but start and end hold 30"),
+    ],
+)
+def test_a_faulty_range_is_named(tmp_path, scene, message):
+    text = json.dumps([{"values": [{"url": "1.mp4", "caption": "A", **scene}]}])
+    with pytest.raises(ValueError, match="row 1 scene 1, " + message):
+        read_manifest(write(tmp_path, "a.json", text))

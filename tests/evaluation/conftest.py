@@ -7,7 +7,7 @@ import pytest
 from mask2dit.encoders.config import ViCLIPConfig
 from mask2dit.evaluation.config import CutConfig, EvaluationConfig, FrechetConfig, QualityConfig
 from mask2dit.evaluation.videos import StoryVideo
-from mask2dit.stories import Story, write_stories
+from mask2dit.stories import Scene, Story, write_stories
 from mask2dit.video.writing import write_video
 
 FOX = "a red fox, wearing a blue scarf"
@@ -16,7 +16,7 @@ COLOURS = ((200, 60, 60), (60, 180, 60), (60, 60, 200))
 
 def make_story(title: str = "The Fox") -> Story:
     prompts = [f"Actor1 ({FOX}) {does}." for does in ("walks", "runs", "sleeps")]
-    return Story(title=title, cast={"Actor1": FOX}, prompts=tuple(prompts), durations=(None,) * 3)
+    return Story(title=title, cast={"Actor1": FOX}, scenes=tuple(Scene(prompt=prompt) for prompt in prompts))
 
 
 def paint_video(path: Path, lengths=(9, 9, 9), seed: int = 0) -> Path:

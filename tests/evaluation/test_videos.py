@@ -10,7 +10,7 @@ from mask2dit.evaluation.videos import Generator, StoryVideo, equal_boundaries, 
 from mask2dit.inference import run as inference
 from mask2dit.inference.config import InferenceConfig
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
-from mask2dit.stories import Story
+from mask2dit.stories import Scene, Story
 from mask2dit.video.reading import open_video
 
 
@@ -35,7 +35,7 @@ def test_boundaries_that_do_not_fit_the_video_are_refused(story_video, boundarie
 
 
 def test_a_video_needs_a_frame_for_each_scene(story_video):
-    many = Story(title="Many", cast={}, prompts=("a",) * 28, durations=(None,) * 28)
+    many = Story(title="Many", scenes=(Scene(prompt="a"),) * 28)
     with pytest.raises(ValueError, match="27 frames for 28 scenes"):
         StoryVideo(story=many, path=story_video.path, boundaries=tuple(range(1, 28)))
 
@@ -98,7 +98,8 @@ def generator(small_model, tmp_path):
 
 
 def short(title="Short", durations=(None, None)):
-    return Story(title=title, cast={}, prompts=("a fox", "a lake"), durations=durations)
+    scenes = [Scene(prompt=prompt, seconds=seconds) for prompt, seconds in zip(("a fox", "a lake"), durations)]
+    return Story(title=title, scenes=tuple(scenes))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_the_prompts_of_every_story_are_checked_before_the_first_is_made(generat
     shutil.copytree(small_model, tmp_path / "world")
     (tmp_path / "world/storyworld.json").write_text('{"num_scenes": 3}')
     known = ("Actor1 (red circle) jumps in the snow.",) * 2
-    right = Story(title="Right", cast={}, prompts=known, durations=(None, None))
+    right = Story(title="Right", scenes=tuple(Scene(prompt=prompt) for prompt in known))
     generator(right, model=str(tmp_path / "world"))
     with pytest.raises(ValueError, match=r"story 'Short': the caption .* is outside the story world"):
         generator(right, short(), model=str(tmp_path / "world"))

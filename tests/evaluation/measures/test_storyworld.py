@@ -9,7 +9,7 @@ from mask2dit.evaluation.measures.storyworld import StoryWorldMeasure
 from mask2dit.evaluation.results import Results
 from mask2dit.evaluation.run import evaluate
 from mask2dit.evaluation.videos import StoryVideo
-from mask2dit.stories import Story, read_stories, write_stories
+from mask2dit.stories import Scene, Story, read_stories, write_stories
 from mask2dit.storyworld.render import render_story
 from mask2dit.storyworld.world import caption, sample_story
 from mask2dit.video.writing import write_video
@@ -21,7 +21,7 @@ def story_of(seed: int, **changes):
     """A story of the small world as the evaluation has it, and the one that it is drawn from."""
     drawn = sample_story(seed, 3, "held_out", **changes)
     prompts = tuple(caption(drawn, k) for k in range(3))
-    return Story(title=f"Held-out story {seed}", cast={}, prompts=prompts, durations=(None,) * 3), drawn
+    return Story(title=f"Held-out story {seed}", scenes=tuple(Scene(prompt=prompt) for prompt in prompts)), drawn
 
 
 def film(folder: Path, story: Story, scenes) -> StoryVideo:
@@ -57,7 +57,8 @@ def test_the_truth_stands_beside_learned_scores_with_their_correlation(config, t
     stories = [story_of(seed, drift=seed / 4) for seed in range(4)]
     for story, drawn in stories:
         film(tmp_path / "world", story, render_story(drawn))
-    other = Story(title="The Fox", cast={}, prompts=("A fox.", "An owl.", "A hare."), durations=(None,) * 3)
+    scenes = tuple(Scene(prompt=prompt) for prompt in ("A fox.", "An owl.", "A hare."))
+    other = Story(title="The Fox", scenes=scenes)
     film(tmp_path / "world", other, render_story(stories[0][1]))
     write_stories(tmp_path / "world.yaml", [*(story for story, _ in stories), other])
     settings = config(stories=str(tmp_path / "world.yaml"), videos=str(tmp_path / "world"), storyworld=True)
