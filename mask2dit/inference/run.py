@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import torch
 
 from mask2dit.config import SAMPLERS, missing_model
@@ -34,6 +35,7 @@ from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.events import Event, Observer, PreviewMade, SceneFinished, ignore
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
+from mask2dit.pipelines.parallel import ALONE, Processes, SharedStore, check_parallel, local_device, start_processes
 from mask2dit.pipelines.story import (
     ContextRule,
     SceneStore,
@@ -41,7 +43,6 @@ from mask2dit.pipelines.story import (
     check_context_refresh,
     check_continues,
     context_cache_size,
-    decode_scene,
     generate_story,
     plan_windows,
 )
@@ -72,19 +73,26 @@ def generate(config: InferenceConfig, observer: Observer = ignore) -> Path:
     Raises:
         ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, before weights are read.
     """
-    device = choose_device(config.device)
-    if config.build_untrained and Path(config.model).name.startswith("untrained"):
+    device = local_device(choose_device(config.device))
+    with start_processes(config.parallel.cfg, config.parallel.ulysses, device) as processes:
+        return _generate(config, device, processes, observer)
+
+
+def _generate(config: InferenceConfig, device: torch.device, processes: Processes, observer: Observer) -> Path:
+    """Generates the story of a configuration on processes that have started."""
+    if processes.is_main and config.build_untrained and Path(config.model).name.startswith("untrained"):
         build_untrained_model(config.model)
+    processes.from_main(None)  # the model is there
     plan = plan_generation(config, device)
     for i, prompt in enumerate(plan.config.prompts):
         logger.info("Scene %d%s: %s", i + 1, f" ({plan.sources[i]})" if i in plan.sources else "", prompt)
     if plan.config.context_refresh > 1:
         logger.info("%s", _describe_context_cache(plan))
-    model = load_model(plan.config, device)
+    model = load_model(plan.config, device, processes)
     first = seed_of(plan.config)
     seeds = range(first, first + config.count)
     outputs = [render(plan.with_seed(seed), model, observer) for seed in seeds]
-    if len(outputs) > 1:
+    if len(outputs) > 1 and processes.is_main:
         logger.info("Wrote %s, which compares the seeds", comparison_sheet(outputs, seeds))
     return outputs[0]
 
@@ -119,17 +127,21 @@ class LoadedModel:
     device: torch.device
     identity: str
     """Identity of the weights, as `weights_identity` returns it."""
+    processes: Processes = ALONE
+    """The processes that share its work."""
 
 
-def load_model(config: InferenceConfig, device: torch.device) -> LoadedModel:
+def load_model(config: InferenceConfig, device: torch.device, processes: Processes = ALONE) -> LoadedModel:
     """Loads the model of a configuration."""
     if is_untrained(config.model):
         logger.warning("The model in %s is untrained: its pictures are noise and mean nothing.", config.model)
-    return LoadedModel(pipe=load_pipeline(config, device), device=device, identity=weights_identity(config))
+    pipe = load_pipeline(config, device)
+    processes.apply(pipe)
+    return LoadedModel(pipe=pipe, device=device, identity=weights_identity(config), processes=processes)
 
 
 def render(plan: InferencePlan, model: LoadedModel, observer: Observer = ignore) -> Path:
-    """Generates the story of a plan with the model that it was made for. Returns the path of the mp4.
+    """Generates the story of a plan with the model that it was made for. Returns the path of the mp4, on every process.
 
     Each scene is written as soon as it is done. If the run does not end well, its files are removed; finished scenes stay in
     the store, from which the next run takes them.
@@ -139,9 +151,13 @@ def render(plan: InferencePlan, model: LoadedModel, observer: Observer = ignore)
         FloatingPointError: for a scene that is not finite.
     """
     started = time.time()
-    config, pipe = plan.config, model.pipe
-    store = SceneStore(Path(config.save_path) / STORE, model.identity)
+    config, pipe, processes = plan.config, model.pipe, model.processes
+    store = SharedStore(Path(config.save_path) / STORE, model.identity, processes)
     given = {i: _latents_of(i, plan, model, store) for i in plan.sources}
+    if not processes.is_main:
+        for _ in _decoded(plan, model, story_latents(pipe, config, store, given=given)):
+            pass
+        return processes.from_main(None)
     with claim_output(config) as files:
 
         def observe(event: Event) -> None:
@@ -152,8 +168,8 @@ def render(plan: InferencePlan, model: LoadedModel, observer: Observer = ignore)
         watch = observe if config.preview_every or observer is not ignore else ignore
         scenes = story_latents(pipe, config, store, given=given, observer=watch, preview_every=config.preview_every)
         entries = []
-        for i, latents in enumerate(scenes):
-            clip, source = _write_scene(i, latents, plan, model, files)
+        for i, (latents, frames) in enumerate(_decoded(plan, model, scenes)):
+            clip, source = _write_scene(i, latents, frames, plan, files)
             entries.append(_scene_record(i, plan, files, source))
             observer(SceneFinished(i, clip, source))
         untrained = is_untrained(config.model)
@@ -163,11 +179,31 @@ def render(plan: InferencePlan, model: LoadedModel, observer: Observer = ignore)
     logger.info("Wrote %s, its scenes, its contact sheet (.png) and its record (.json)", files.output)
     if files.enlarged:
         logger.info("It is small: for viewing, %s is enlarged by nearest neighbour", files.enlarged.name)
-    return files.output
+    return processes.from_main(files.output)
+
+
+def _decoded(
+    plan: InferencePlan, model: LoadedModel, scenes: Iterator[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, np.ndarray | None]]:
+    """Yields the latents of each scene with its frames, None for a scene that is not generated. Several processes decode the
+    scenes of a window together; only the first one gets the frames."""
+    processes = model.processes
+    last_ones = {max(window.new) for window in plan.windows}
+    waiting: dict[int, torch.Tensor] = {}
+    for i, latents in enumerate(scenes):
+        waiting[i] = latents
+        if processes.size > 1 and i not in last_ones and i + 1 < len(plan.config.prompts):
+            continue
+        new = [scene for scene in waiting if scene not in plan.sources]
+        decoded = processes.decode(model.pipe, [waiting[scene] for scene in new], model.device)
+        frames = dict(zip(new, decoded, strict=True))
+        for scene, its_latents in waiting.items():
+            yield its_latents, frames.get(scene)
+        waiting = {}
 
 
 def _write_scene(
-    i: int, latents: torch.Tensor, plan: InferencePlan, model: LoadedModel, files: StoryFiles
+    i: int, latents: torch.Tensor, frames: np.ndarray | None, plan: InferencePlan, files: StoryFiles
 ) -> tuple[Path, str]:
     """Writes a scene. Returns its video and where it is from."""
     source = plan.sources.get(i)
@@ -175,7 +211,7 @@ def _write_scene(
         return files.keep_scene(source), "kept"
     if isinstance(source, GivenScene):  # keeps its own pixels instead of the VAE's reconstruction
         return files.add_scene(source.frames, latents), "given"
-    return files.add_scene(decode_scene(model.pipe, latents, model.device), latents), "generated"
+    return files.add_scene(frames, latents), "generated"
 
 
 def load_skeleton(
@@ -213,6 +249,8 @@ def plan_generation(
         check_attention_backend(config.attention_backend, device)
     check_prompts(config.model, config.prompts, config.window)
     skeleton.check_steps(config.num_inference_steps)
+    heads = skeleton.transformer.config.num_attention_heads
+    check_parallel(config.parallel.cfg, config.parallel.ulysses, heads, config.guidance_scale)
     if config.vae_tiling:
         enable_vae_tiling(skeleton.vae)
     if config.lora.path:
@@ -321,6 +359,7 @@ def _latents_of(i: int, plan: InferencePlan, model: LoadedModel, store: SceneSto
             sample_posterior=config.sample_context,
             generator=generator_for(seed_of(config), "context", i),
         ).cpu()
+        latents = model.processes.from_main(latents)
         store.save(key, latents)
     return latents
 

@@ -5,6 +5,7 @@ All processes prepare the same inputs and take the same steps of the scheduler. 
 first one (`is_main`) reads and writes the store and the output.
 """
 
+import logging
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from mask2dit.pipelines.story import SceneStore, decode_scene
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run and the place of this one among them. The default is a single process."""
+    """The processes of a run and the place of this one among them; by default, it is the only one."""
 
     rank: int = 0
     size: int = 1
@@ -38,6 +39,8 @@ class Processes:
 
     def apply(self, pipe: Mask2DiTPipeline) -> None:
         """Divides the work of a pipeline over the processes."""
+        if not self.is_main:
+            pipe.set_progress_bar_config(disable=True)
         pipe.guidance_group = self.guidance_group
         apply_ulysses(pipe.transformer, self.ulysses_group)
 
@@ -67,6 +70,9 @@ class Processes:
         if by_rank is None:
             return [None] * len(scenes)
         return [by_rank[i % self.size][i // self.size] for i in range(len(scenes))]
+
+
+ALONE = Processes()
 
 
 class SharedStore(SceneStore):
@@ -143,6 +149,8 @@ def start_processes(cfg: int, ulysses: int, device: torch.device) -> Generator[P
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size
     )
+    if rank > 0:  # what it would say is said once
+        logging.getLogger("mask2dit").setLevel(logging.ERROR)
     try:
         mesh = dist.init_device_mesh(device.type, (cfg, ulysses), mesh_dim_names=("cfg", "ulysses"))
         yield Processes(
