@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
+from torch.utils.flop_counter import FlopCounterMode
 
 from mask2dit import Mask2DiTTransformer3DModel, SceneLayout
 from mask2dit.models import parallel
@@ -28,6 +29,8 @@ from mask2dit.models.parallel import apply_ulysses, gather_branches
 
 GB = 1e9
 TEXT_LENGTH = 226
+RATE = 400e12  # FLOP per second that a card is assumed to reach, 40% of an H100's peak in 16 bits
+SPEEDS = (300, 50, 25)  # GB per second that a card is assumed to send: NVLink, 400 Gbit/s InfiniBand, PCIe 4.0 x16
 
 
 class Counter:
@@ -159,36 +162,57 @@ def exchanged_bytes(layout: SceneLayout, width: int, layers: int, processes: int
     return layers * 4 * own * width * itemsize * (size - 1) / size
 
 
+def forward_flops(transformer: Mask2DiTTransformer3DModel, scenes: int) -> int:
+    """Floating-point operations of a forward pass at 480x720x49 per scene, as torch counts them on the meta device."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        latents, text = torch.empty(1, scenes * 13, 16, 60, 90), torch.empty(1, scenes * TEXT_LENGTH, 4096)
+        transformer(latents, text, torch.zeros(1, dtype=torch.long))
+    return counter.get_total_flops()
+
+
 def predict() -> None:
     """Prints tables for CogVideoX-5B's transformer at 480x720x49: 42 layers of 48 heads x 64."""
-    width, layers = 3072, 42
+    width, layers, cards = 3072, 42, (1, 2, 4, 8)
     with torch.device("meta"):
         transformer = Mask2DiTTransformer3DModel(
             num_attention_heads=48, num_layers=layers, use_rotary_positional_embeddings=True
         )
     parameters = sum(parameter.numel() for parameter in transformer.parameters())
-    print(f"{parameters / GB:.2f}e9 parameters; bf16; GB are 1e9 bytes; all numbers are computed, none is measured\n")
+    print(f"{parameters / GB:.2f}e9 parameters, bf16, GB are 1e9 bytes. Everything is computed, nothing is measured.")
+    layouts = {n: SceneLayout((TEXT_LENGTH,) * n, (13 * 30 * 45,) * n) for n in (3, 8)}
+    own = {
+        (scenes, n): sum(-(-length // n) for length in layout.text_lengths + layout.video_lengths)
+        for scenes, layout in layouts.items()
+        for n in cards
+    }
+    sent = {(scenes, n): exchanged_bytes(layouts[scenes], width, layers, n) for scenes, n in own}
+
+    print("\n| scenes | cards | tokens per card | inference, GB | training with ZeRO-2, GB |\n|---|---|---|---|---|")
+    for (scenes, n), tokens in own.items():
+        whole = 2 * width * layouts[scenes].length  # the embedded sequence before it is divided
+        # Inference: weights and, of the share, hidden states, normed ones, and queries, keys and values sent, received and
+        # joined, and the attention's output.
+        inference = 2 * parameters + whole + 2 * width * (2 + 10) * tokens
+        # Training: the n cards share a sample. Every block is checkpointed and keeps two inputs of a width; one is recomputed
+        # at 34 bytes per token and channel (`mask2dit.training.memory`), with keys and values copied for each scene's call.
+        states = 2 * parameters + (2 + 12) * parameters / n
+        training = states + whole + tokens * width * (2 * 2 * layers + 34 + 4 * scenes)
+        print(f"| {scenes} | {n} | {tokens:,} | {inference / GB:.0f} | {training / GB:.0f} |")
+
     print(
-        "| scenes | tokens | cards | tokens per card | GB sent per layer | GB sent per denoising pass | per training step "
-        "| inference, GB | training with ZeRO-2, GB |\n|---|---|---|---|---|---|---|---|---|"
+        f"\n| scenes | cards | PFLOP per card | at {RATE / 1e12:.0f} TFLOP/s, s | GB sent per layer | per pass | "
+        + " | ".join(f"at {speed} GB/s, s" for speed in SPEEDS)
+        + " |\n|---|---|---|---|---|---|"
+        + "---|" * len(SPEEDS)
     )
-    for scenes in (3, 8):
-        layout = SceneLayout((TEXT_LENGTH,) * scenes, (13 * 30 * 45,) * scenes)
-        for cards in (1, 2, 4, 8):
-            own = sum(-(-length // cards) for length in layout.text_lengths + layout.video_lengths)
-            sent = exchanged_bytes(layout, width, layers, cards)
-            # Inference: weights; the whole embedded sequence before it is divided; of the share, the hidden states, the
-            # normed ones, and the larger of attention (queries, keys and values sent, received and joined, and the output:
-            # 10) and feed-forward (4 + 4 widths).
-            inference = 2 * parameters + 2 * width * (layout.length + (2 + 10) * own)
-            # Training: ZeRO-2 over all cards, which share one sample; every block checkpointed (two inputs of a width each
-            # kept), one recomputed at 34 bytes per token and channel, as `mask2dit.training.memory` estimates, with one copy
-            # of the keys and values for each scene's call.
-            states = 2 * parameters + (2 + 12) * parameters / cards
-            training = states + own * width * (2 * 2 * layers + 34 + 4 * scenes) + 2 * width * layout.length
+    for scenes in layouts:
+        flops = forward_flops(transformer, scenes)
+        for n in cards[1:]:
+            gigabytes = sent[scenes, n] / GB
+            times = " | ".join(f"{gigabytes / speed:.2f}" for speed in SPEEDS)
             print(
-                f"| {scenes} | {layout.length:,} | {cards} | {own:,} | {sent / layers / GB:.2f} | {sent / GB:.1f} "
-                f"| {3 * sent / GB:.1f} | {inference / GB:.0f} | {training / GB:.0f} |"
+                f"| {scenes} | {n} | {flops / n / 1e15:.2f} | {flops / n / RATE:.2f} | {gigabytes / layers:.2f} | "
+                f"{gigabytes:.1f} | {times} |"
             )
 
 

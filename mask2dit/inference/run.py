@@ -250,7 +250,7 @@ def plan_generation(
     check_prompts(config.model, config.prompts, config.window)
     skeleton.check_steps(config.num_inference_steps)
     heads = skeleton.transformer.config.num_attention_heads
-    check_parallel(config.parallel.cfg, config.parallel.ulysses, heads, config.guidance_scale)
+    check_parallel(config.parallel.cfg, config.parallel.ulysses, heads, config.guidance_scale, config.memory)
     if config.vae_tiling:
         enable_vae_tiling(skeleton.vae)
     if config.lora.path:

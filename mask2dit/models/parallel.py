@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 
 
+# Step caches of diffusers that decide by a process's own tokens whether to skip blocks. Where processes decide differently,
+# those that do not skip wait for the others without end.
+DECIDE_BY_TOKENS = ("FirstBlockCacheConfig", "SeaCacheConfig")
+
+
 @dataclass(frozen=True)
 class ShardedLayout(SceneLayout):
     """The layout of a process's share of the tokens. Shares have the same lengths on all processes.
@@ -127,11 +132,23 @@ def apply_ulysses(
         key: the setting that asks for it, for messages.
 
     Raises:
-        ValueError: if the heads do not divide over the processes.
+        ValueError: if the heads do not divide over the processes, or for a step cache of `DECIDE_BY_TOKENS`.
     """
     if group is not None:
         check_degree(key, group.size(), transformer.config.num_attention_heads)
+        if transformer.is_cache_enabled:
+            check_step_cache(transformer._cache_config)
     transformer.ulysses_group = group
+
+
+def check_step_cache(config: object) -> None:
+    """Raises `ValueError` for the configuration of a step cache that cannot be used where processes share a pass."""
+    name = type(config).__name__
+    if name in DECIDE_BY_TOKENS:
+        raise ValueError(
+            f"{name} decides by the tokens of each process whether to skip blocks, so that processes that share a pass would "
+            "wait for each other: use a cache that decides by the step, or divide the branches of guidance alone"
+        )
 
 
 def gather_branches(prediction: torch.Tensor, group: "torch.distributed.ProcessGroup") -> torch.Tensor:

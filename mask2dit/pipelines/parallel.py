@@ -105,13 +105,18 @@ def check_processes(cfg: int, ulysses: int) -> None:
         )
 
 
-def check_parallel(cfg: int, ulysses: int, num_heads: int, guidance_scale: float) -> None:
-    """Raises `ValueError` if a model's heads do not divide, or there is no guidance to divide."""
+def check_parallel(cfg: int, ulysses: int, num_heads: int, guidance_scale: float, memory: str) -> None:
+    """Raises `ValueError` if heads do not divide, there is no guidance to divide, or the memory mode gains nothing."""
     check_degree("parallel.ulysses", ulysses, num_heads)
     if cfg > 1 and guidance_scale <= 1:
         raise ValueError(
             f"parallel.cfg={cfg} divides the two branches of guidance, but guidance_scale={guidance_scale} has only one: "
             "use parallel.cfg=1"
+        )
+    if cfg * ulysses > 1 and memory == "sequential_offload":
+        raise ValueError(
+            "memory=sequential_offload copies all weights to each GPU layer by layer, which takes as long on several "
+            "processes: use group_offload, or one process"
         )
 
 

@@ -17,7 +17,8 @@ SCRIPT = ROOT / "examples/cogvideox_fun/predict_multi_scene_t2v_mask2dit.py"
 STORY = {
     "model": str(ROOT / "models/storyworld"),
     "prompts": [
-        f"Actor1 (green triangle, wearing a hat) moves {way} along the beach." for way in ("right", "left", "up")
+        f"Actor1 (green triangle, wearing a hat) {action} the beach."
+        for action in ("moves right along", "moves left along", "stands still on")
     ],
     "window": 2,
     "height": 64,
@@ -97,9 +98,11 @@ def test_numbers_of_processes_that_do_not_fit_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"need 1 processes, but there are 3: .* product is 3"):
         check_processes(1, 1)
     with pytest.raises(ValueError, match=r"30 attention heads .* 3 or 5"):
-        check_parallel(1, 4, 30, guidance_scale=6.0)
+        check_parallel(1, 4, 30, guidance_scale=6.0, memory="full")
     with pytest.raises(ValueError, match=r"guidance_scale=1.0 has only one"):
-        check_parallel(2, 1, 30, guidance_scale=1.0)
+        check_parallel(2, 1, 30, guidance_scale=1.0, memory="full")
+    with pytest.raises(ValueError, match=r"memory=sequential_offload .* group_offload"):
+        check_parallel(2, 1, 30, guidance_scale=6.0, memory="sequential_offload")
     with pytest.raises(ValueError, match=r"parallel.cfg=3"):
         ParallelConfig(cfg=3)
 
