@@ -69,6 +69,11 @@ COMMANDS = {
         task="mask2dit.evaluation.write_prompts:write_prompts",
         summary="Write stories with a language model.",
     ),
+    "studio": Command(
+        schema="mask2dit.studio.config:StudioConfig",
+        task="mask2dit.studio.run:studio",
+        summary="Open a page on which stories are written, generated and mended scene by scene.",
+    ),
 }
 
 
