@@ -41,6 +41,9 @@ class Counter:
         self._exchange = parallel._exchange
         parallel._exchange = self
 
+    def remove(self) -> None:
+        parallel._exchange = self._exchange
+
     def __call__(self, tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
         self.sent += tensor.numel() * tensor.element_size() * (group.size() - 1) // group.size()
         return self._exchange(tensor, group)
@@ -156,10 +159,9 @@ def measure(rank: int, options: argparse.Namespace, store: str) -> None:
 
 
 def exchanged_bytes(layout: SceneLayout, width: int, layers: int, processes: int, itemsize: int = 2) -> float:
-    """Bytes that each process sends in a forward pass: its share of queries, keys, values and outputs, in every layer."""
-    size = max(processes, 1)
-    own = sum(-(-length // size) for length in layout.text_lengths + layout.video_lengths)
-    return layers * 4 * own * width * itemsize * (size - 1) / size
+    """Bytes that each process sends in the layers of a forward pass: of its share's queries, keys, values and outputs."""
+    own = sum(-(-length // processes) for length in layout.text_lengths + layout.video_lengths)
+    return layers * 4 * own * width * itemsize * (processes - 1) / processes
 
 
 def forward_flops(transformer: Mask2DiTTransformer3DModel, scenes: int) -> int:

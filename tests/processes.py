@@ -177,6 +177,34 @@ def context_cache(case: dict) -> float:
     return difference(run(), expected)
 
 
+def exchanged_bytes(case: dict) -> float:
+    """The bytes that the benchmark counts in a forward pass, against those that its formula predicts."""
+    import importlib.util
+
+    import torch
+    import torch.distributed as dist
+
+    from mask2dit import Mask2DiTTransformer3DModel
+    from mask2dit.models.parallel import apply_ulysses
+
+    spec = importlib.util.spec_from_file_location("benchmark", Path(__file__).parents[1] / "benchmarks/parallel.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    transformer = Mask2DiTTransformer3DModel(**TINY)
+    apply_ulysses(transformer, dist.group.WORLD)
+    counter = benchmark.Counter()
+    try:
+        with torch.no_grad():
+            transformer(torch.randn(1, 9, 4, 8, 12), torch.randn(1, 18, 24), torch.tensor([500]))
+    finally:
+        counter.remove()
+    size = dist.get_world_size()
+    layout = transformer.scene_layout(8, 12, (3, 3, 3))
+    gathered = sum(-(-length // size) for length in layout.video_lengths) * 16 * 4 * (size - 1)
+    expected = benchmark.exchanged_bytes(layout, 192, 2, size, itemsize=4) + gathered
+    return abs(counter.sent / expected - 1)
+
+
 def difference(found, expected) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
@@ -184,6 +212,7 @@ def difference(found, expected) -> float:
 CHECKS = {f"ulysses, {name}": (ulysses, case) for name, case in CASES.items()}
 CHECKS |= {f"pipeline, cfg={cfg}": (pipeline, {"cfg": cfg}) for cfg in (1, 2)}
 CHECKS |= {f"context cache, {variant}": (context_cache, {"mask_variant": variant}) for variant in ("v2", "v3")}
+CHECKS |= {"exchanged bytes": (exchanged_bytes, {})}
 SLOW = {"ulysses, compiled blocks"}
 
 
