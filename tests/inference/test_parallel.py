@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from mask2dit import Mask2DiTPipeline
 from mask2dit.inference.config import InferenceConfig, ParallelConfig
 from mask2dit.inference.run import generate
 from mask2dit.pipelines.parallel import check_parallel, check_processes, local_device
-from mask2dit.video.reading import open_video
+from mask2dit.pipelines.story import decode_scene
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples/cogvideox_fun/predict_multi_scene_t2v_mask2dit.py"
@@ -51,11 +53,6 @@ def torchrun(num_processes: int, save_path: Path, **environment: str) -> subproc
     )
 
 
-def read(path: Path) -> np.ndarray:
-    reader = open_video(path)
-    return reader.read(range(reader.num_frames)).numpy().astype(int)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_processes_that_torchrun_starts_write_the_video_of_one(tmp_path, num_processes):
@@ -70,8 +67,16 @@ def test_processes_that_torchrun_starts_write_the_video_of_one(tmp_path, num_pro
     assert {path for path in together if "scenes" not in path.parts} == {
         path for path in alone if "scenes" not in path.parts
     }
-    difference = read(tmp_path / "together/story.mp4") - read(tmp_path / "alone/story.mp4")
-    assert np.abs(difference).max() <= 1
+    # Pixels before the codec, which may turn a difference of 1 into a larger one.
+    pipe = Mask2DiTPipeline.from_pretrained(STORY["model"])
+    for number in (1, 2, 3):
+        first, second = (
+            decode_scene(pipe, load_file(tmp_path / folder / f"story/scene_{number}.safetensors")["latents"]).astype(
+                int
+            )
+            for folder in ("together", "alone")
+        )
+        assert first.std() > 10 and np.abs(first - second).max() <= 1
 
 
 @pytest.mark.slow
