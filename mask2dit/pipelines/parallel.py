@@ -164,17 +164,18 @@ def start_processes(cfg: int, ulysses: int, device: torch.device) -> Generator[P
             guidance_group=mesh.get_group("cfg") if cfg > 1 else None,
             ulysses_group=mesh.get_group("ulysses") if ulysses > 1 else None,
         )
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # SystemExit: torchrun stops the processes that are left, by SIGTERM
         try:
             is_first = store.add("failed", 1) == 1
         except dist.DistError:  # its host has ended too
             is_first = False
+        is_stopped = isinstance(error, SystemExit)
         if not is_first:
-            raise SystemExit(1) from error
-        if lost_connection(error):
+            raise SystemExit(error.code if is_stopped else 1) from error
+        if is_stopped or lost_connection(error):
             raise ConnectionError(
-                "another process of this run was killed, perhaps for its memory: there is no video, but the next run reuses "
-                "finished scenes"
+                "another process of this run was killed, perhaps for its memory, or all were stopped: there is no video, but "
+                "the next run reuses finished scenes"
             ) from error
         raise
     finally:

@@ -90,8 +90,8 @@ def test_a_killed_process_ends_all_with_one_sentence_and_leaves_no_half_written_
     result = torchrun(2, tmp_path)
     assert result.returncode != 0
     assert [line for line in result.stderr.splitlines() if line.startswith("error:")] == [
-        "error: another process of this run was killed, perhaps for its memory: there is no video, but the next run reuses "
-        "finished scenes"
+        "error: another process of this run was killed, perhaps for its memory, or all were stopped: there is no video, but "
+        "the next run reuses finished scenes"
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"scenes", "sitecustomize.py"}
 
