@@ -7,7 +7,7 @@ only when their command runs.
 import difflib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from mask2dit.command import load, program, run_command
 from mask2dit.usage import table
@@ -23,8 +23,8 @@ class Command:
     """The function that takes the configuration, as "module:name"."""
     summary: str
     """One sentence for `--help`."""
-    positional: str | None = None
-    """The key that an argument without "=" sets; None: such an argument is the configuration file."""
+    positionals: tuple[str, ...] = ()
+    """The keys that arguments without "=" set, in order; none: such an argument is the configuration file."""
 
 
 COMMANDS = {
@@ -46,8 +46,8 @@ COMMANDS = {
     "check": Command(
         schema="mask2dit.data.config:CheckConfig",
         task="mask2dit.data.check:report_problems",
-        summary="Check every row of a manifest and decode every frame that training may read.",
-        positional="manifest",
+        summary="Check a story file, or every row of a manifest and every frame that training may read.",
+        positionals=("manifest",),
     ),
     "evaluate": Command(
         schema="mask2dit.evaluation.config:EvaluationConfig",
@@ -65,9 +65,10 @@ COMMANDS = {
         summary="Turn a folder of films into training manifests.",
     ),
     "write": Command(
-        schema="mask2dit.evaluation.write_prompts:WritePromptsConfig",
-        task="mask2dit.evaluation.write_prompts:write_prompts",
-        summary="Write stories with a language model.",
+        schema="mask2dit.inference.write:WriteConfig",
+        task="mask2dit.inference.write:write_stories",
+        summary="Write a story from an idea, or a set of stories, with a language model.",
+        positionals=("idea", "output"),
     ),
     "studio": Command(
         schema="mask2dit.studio.config:StudioConfig",
@@ -75,6 +76,14 @@ COMMANDS = {
         summary="Open a page on which stories are written, generated and mended scene by scene.",
     ),
 }
+
+
+# `mask2dit check` with a story file in place of a manifest.
+CHECK_STORY = Command(
+    schema="mask2dit.inference.config:CheckStoryConfig",
+    task="mask2dit.inference.check:report_faults",
+    summary="Report every fault of a story file, with its line.",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,6 +122,8 @@ def run(name: str, arguments: Sequence[str], called: str | None = None) -> int:
         The exit status, see `run_command`.
     """
     command = COMMANDS[name]
+    if name == "check" and (with_story := _with_story(arguments)):
+        command, arguments = CHECK_STORY, with_story
     return run_command(
         load(command.schema),
         command.task,
@@ -120,5 +131,18 @@ def run(name: str, arguments: Sequence[str], called: str | None = None) -> int:
         arguments,
         name=called,
         summary=command.summary,
-        positional=command.positional,
+        positionals=command.positionals,
     )
+
+
+def _with_story(arguments: Sequence[str]) -> list[str] | None:
+    """Names the story file among the arguments of `check` as story=FILE. None if there is no such file among them."""
+    if any(argument.startswith("story=") for argument in arguments):
+        return list(arguments)
+    config_keys = [field.name for field in fields(load(COMMANDS["check"].schema))]
+    files = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    is_story_file = load("mask2dit.stories.files:is_story_file")
+    stories = [file for file in files if is_story_file(file, config_keys)]
+    if not stories:
+        return None
+    return [f"story={argument}" if argument in stories else argument for argument in arguments]

@@ -99,7 +99,7 @@ class CheckConfig(DataConfig):
     """What `mask2dit check` checks. The keys are those of `data` in training."""
 
     manifest: str = ""
-    """The .csv or .json file to check."""
+    """The .csv or .json file to check. `mask2dit check story= --help` describes the keys for a story file."""
 
     # The model
     model: str | None = None

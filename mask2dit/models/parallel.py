@@ -89,6 +89,19 @@ class ShardedLayout(SceneLayout):
         return received.movedim(0, 2).flatten(2, 3)
 
 
+@dataclass(frozen=True)
+class PredictedGroup:
+    """Stands in for a group of processes in passes on the meta device, which predict memory and operations."""
+
+    num_processes: int
+
+    def rank(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return self.num_processes
+
+
 def shard_layout(layout: SceneLayout, group: "torch.distributed.ProcessGroup") -> ShardedLayout:
     """Divides each scene's text and video over the processes of a group."""
     size = group.size()
@@ -160,6 +173,8 @@ def gather_branches(prediction: torch.Tensor, group: "torch.distributed.ProcessG
 
 def _exchange(sent: torch.Tensor, group: "torch.distributed.ProcessGroup") -> torch.Tensor:
     """Sends part i of (n, …) to process i. Returns the parts received, by sender; differentiable."""
+    if sent.is_meta:
+        return torch.empty_like(sent, memory_format=torch.contiguous_format)
     return all_to_all_single_autograd(sent.contiguous(), None, None, group)
 
 
