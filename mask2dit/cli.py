@@ -7,7 +7,7 @@ only when their command runs.
 import difflib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from mask2dit.command import load, program, run_command
 from mask2dit.usage import table
@@ -46,7 +46,7 @@ COMMANDS = {
     "check": Command(
         schema="mask2dit.data.config:CheckConfig",
         task="mask2dit.data.check:report_problems",
-        summary="Check every row of a manifest and decode every frame that training may read.",
+        summary="Check a story file, or every row of a manifest and every frame that training may read.",
         positional="manifest",
     ),
     "evaluate": Command(
@@ -69,7 +69,20 @@ COMMANDS = {
         task="mask2dit.evaluation.write_prompts:write_prompts",
         summary="Write stories with a language model.",
     ),
+    "studio": Command(
+        schema="mask2dit.studio.config:StudioConfig",
+        task="mask2dit.studio.run:studio",
+        summary="Open a page on which stories are written, generated and mended scene by scene.",
+    ),
 }
+
+
+# `mask2dit check` with a story file in place of a manifest.
+CHECK_STORY = Command(
+    schema="mask2dit.inference.config:CheckStoryConfig",
+    task="mask2dit.inference.check:report_faults",
+    summary="Report every fault of a story file, with its line.",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,6 +121,8 @@ def run(name: str, arguments: Sequence[str], called: str | None = None) -> int:
         The exit status, see `run_command`.
     """
     command = COMMANDS[name]
+    if name == "check" and (with_story := _with_story(arguments)):
+        command, arguments = CHECK_STORY, with_story
     return run_command(
         load(command.schema),
         command.task,
@@ -117,3 +132,16 @@ def run(name: str, arguments: Sequence[str], called: str | None = None) -> int:
         summary=command.summary,
         positional=command.positional,
     )
+
+
+def _with_story(arguments: Sequence[str]) -> list[str] | None:
+    """Names the story file among the arguments of `check` as story=FILE. None if there is no such file among them."""
+    if any(argument.startswith("story=") for argument in arguments):
+        return list(arguments)
+    config_keys = [field.name for field in fields(load(COMMANDS["check"].schema))]
+    files = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    is_story_file = load("mask2dit.stories.files:is_story_file")
+    stories = [file for file in files if is_story_file(file, config_keys)]
+    if not stories:
+        return None
+    return [f"story={argument}" if argument in stories else argument for argument in arguments]

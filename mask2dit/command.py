@@ -48,6 +48,9 @@ def run_command(
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mask2dit").setLevel(logging.INFO)
+    # While it is imported, an installed torchao causes warnings about kernels for other machines.
+    for library in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     if {"-h", "--help"} & set(arguments):
         file = f"[CONFIG.yaml | {positional.upper()}]" if positional else "[CONFIG.yaml]"
         usage = f"{name or program()} {file} [key=value ...]"

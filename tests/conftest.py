@@ -1,7 +1,5 @@
 import json
-import os
-import subprocess
-import sys
+import multiprocessing
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -177,25 +175,57 @@ def freeze_context(monkeypatch):
     return freeze
 
 
+# What a forked process runs, to become what a shell or torchrun would have started.
+PROGRAM = """
+import os, runpy, sys, torch
+torch.set_num_threads(1)
+os.environ.update(environment)
+os.chdir(root)
+os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+exec(before)
+sys.argv = command
+run = runpy.run_path if command[0].endswith(".py") else runpy.run_module
+run(command[0], run_name="__main__")
+"""
+
+
 @pytest.fixture
-def run_checks(tmp_path):
+def fork(tmp_path):
+    """Starts a module or script in a process that has imported what takes seconds to import, with its arguments and changes
+    of the environment. `before` is code that runs first. Returns the process, whose `errors` reads its stderr."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mask2dit.training.run", "deepspeed"])
+    started = []
+
+    def start(command: list[str], environment: dict[str, str], before: str = "") -> multiprocessing.Process:
+        log = tmp_path / f"stderr-{len(started)}"
+        log.touch()
+        values = {"command": command, "environment": environment, "before": before, "log": str(log)}
+        root = str(Path(__file__).parents[1])
+        process = context.Process(target=exec, args=(PROGRAM, {**values, "root": root}))
+        process.start()
+        process.errors = log.read_text
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def run_checks(fork, tmp_path):
     """Runs checks of `processes.py`, all but the slow ones if none is named, on several processes. Returns the largest
     difference of each, or the traceback of its error."""
 
     def run(num_processes: int, *names: str) -> dict[str, float | str]:
-        script = Path(__file__).with_name("processes.py")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
-        processes = [
-            subprocess.Popen(
-                [sys.executable, script, str(tmp_path), str(rank), str(num_processes), *names],
-                env=environment,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(num_processes)
-        ]
-        errors = [process.communicate()[1] for process in processes]
-        assert not any(process.returncode for process in processes), "\n".join(errors)
+        script = str(Path(__file__).with_name("processes.py"))
+        ranks = [[script, str(tmp_path), str(rank), str(num_processes), *names] for rank in range(num_processes)]
+        processes = [fork(command, {}) for command in ranks]
+        for process in processes:
+            process.join()
+        assert not any(process.exitcode for process in processes), "\n".join(p.errors() for p in processes)
         return json.loads((tmp_path / "results.json").read_text())
 
     return run
@@ -314,7 +344,7 @@ def chat_server():
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # soon shut down
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}/v1", asked
 

@@ -38,6 +38,7 @@ FLOORS = (
     ("inference",),
     ("evaluation",),
     ("curation",),
+    ("studio",),
     ("__main__",),
     ("",),  # the root's own names, which are for users of the package
 )

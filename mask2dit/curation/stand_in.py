@@ -75,8 +75,7 @@ def stand_in(answer: Callable[[dict], tuple[int, str]] = good_answer) -> Generat
     """Runs the server and yields its base URL."""
     handler = type("Handler", (StandIn,), {"answer": staticmethod(answer)})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # seconds to notice a shutdown
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1"
     finally:

@@ -1,44 +1,54 @@
-"""Latents and text embeddings computed ahead: `python -m mask2dit.data.cache [CONFIG.yaml] [key=value …]`.
+"""Latents and text embeddings computed ahead: `mask2dit cache [CONFIG.yaml] [key=value …]`.
 
 The folder holds `index.json` with all settings that the tensors depend on, `latents-*.safetensors` with the mean and the
-log-variance of each frame range of each clip, `text-*.safetensors` with the embeddings of each caption, and `failed.jsonl`
-with the clips that could not be read. Files are written atomically; a later run computes only what is missing.
+log-variance of each frame range of each clip, `text-*.safetensors` with the embeddings of each caption, `index.npy` with
+where each of them lies, and `failed.jsonl` with the clips that could not be read. Files are written atomically; a later run
+computes only what is missing.
 
 Shapes: F latent frames per scene, C latent channels, h x w latent size, L text tokens per scene, D text width.
 """
 
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from mask2dit import cli
 from mask2dit.config import parse_shard
+from mask2dit.data.cache_index import REMEDY, CacheIndex, entry_key, update_index, write_entries
 from mask2dit.data.clips import Clip, UnreadableClipError, is_long_enough, read_clip
 from mask2dit.data.config import CacheConfig, DataConfig
 from mask2dit.data.encoding import encode_caption, encode_clip, load_encoders
 from mask2dit.data.manifests import read_manifest
 from mask2dit.data.quarantine import Quarantine
 from mask2dit.device import choose_device
-from mask2dit.files import atomic_path, check_writable, open_tensors, read_json, write_text
-from mask2dit.hashing import digest, fingerprint
+from mask2dit.engine.config import resolve_shard
+from mask2dit.engine.open import open_engine
+from mask2dit.engine.share import Workers, in_batches
+from mask2dit.files import check_writable, read_json, write_text
+from mask2dit.hashing import fingerprint
 from mask2dit.models.hub import local_model
 from mask2dit.pipelines.mask2dit import VAE_REMEDY, Mask2DiTPipeline, require_finite
 from mask2dit.provenance import describe_changes
 
 logger = logging.getLogger(__name__)
 
-# Items per file: larger files lose more work at an interruption, smaller ones are more numerous. One range of 49 frames at
-# 480x720 takes 4.5 MB in bfloat16, one caption 1.9 MB.
-CLIPS_A_FILE = 32
-CAPTIONS_A_FILE = 64
-REMEDY = "remove it and make it again with python -m mask2dit.data.cache"
+FORMAT = 2  # of the files
+DERIVED = ("latent_shape", "text_shape")  # settings that follow from others
+MIB = 2**20
+MAX_COMPARED = 1000  # video files whose size is compared before training
 
 
 class LatentCache:
@@ -58,50 +68,57 @@ class LatentCache:
         index = self.folder / "index.json"
         if not index.is_file():
             raise FileNotFoundError(
-                f"there is no cache in {str(self.folder)!r}: make it with python -m mask2dit.data.cache, or set cache=null"
+                f"there is no cache in {str(self.folder)!r}: make it with mask2dit cache, or set cache=null"
             )
         found = read_json(index, REMEDY)
-        if changes := describe_changes(found, settings):
+        if found.get("format") != FORMAT:
+            raise ValueError(
+                f"the cache {str(self.folder)!r} was made by an earlier version, in a format that is no longer read: remove "
+                "the folder and make it again with mask2dit cache"
+            )
+        if changes := describe_changes(found, settings, ignore=DERIVED):
             raise ValueError(
                 f"the cache {str(self.folder)!r} is stale, since it was made with other settings: {changes}; make another "
-                "with python -m mask2dit.data.cache, or go back to those"
+                "with mask2dit cache, or go back to those"
             )
-        self._files: dict[str, Path] = {}  # by key of clip or caption
-        self._sizes: dict[str, int] = {}  # bytes of each clip's video file
-        for file in sorted([*self.folder.glob("latents-*.safetensors"), *self.folder.glob("text-*.safetensors")]):
-            contents = _contents(file)
-            if contents["settings"] != digest(settings):
-                raise ValueError(
-                    f"{str(file)!r} does not belong to this cache, but to one of other settings: remove it"
-                )
-            self._files |= dict.fromkeys(contents["keys"], file)
-            self._sizes |= contents["sizes"]
+        self.settings = settings
+        self.index = CacheIndex(self.folder)
 
-    def missing_clips(self, clips: Iterable[Clip]) -> list[Clip]:
+    def missing_clips(self, clips: Sequence[Clip]) -> list[Clip]:
         """The clips that are not in the cache, without duplicates."""
-        return [clip for clip in {clip.name: clip for clip in clips}.values() if _clip_key(clip) not in self._files]
+        # The frame ranges of a clip are in one file, so the first stands for all.
+        found = self.index.has((entry_key("latents", clip.name) for clip in clips), len(clips))
+        return list({clips[i].name: clips[i] for i in np.flatnonzero(~found)}.values())
 
-    def missing_captions(self, captions: Iterable[str]) -> list[str]:
+    def missing_captions(self, captions: Sequence[str]) -> list[str]:
         """The captions that are not in the cache, without duplicates."""
-        return [caption for caption in dict.fromkeys(captions) if _caption_key(caption) not in self._files]
+        found = self.index.has((entry_key("text", caption) for caption in captions), len(captions))
+        return list(dict.fromkeys(captions[i] for i in np.flatnonzero(~found)))
 
     def check(self, clips: Sequence[Clip]) -> None:
         """Raises `ValueError` unless all clips (or their failures) and captions are in the cache and no video file has
-        changed since. Video files that were deleted are not needed."""
-        failed = self._failed()
-        missing = [clip for clip in self.missing_clips(clips) if clip.name not in failed]
-        captions = self.missing_captions(clip.caption for clip in clips)
+        changed since. Sizes of up to `MAX_COMPARED` video files, evenly chosen, are compared; deleted ones are not needed."""
+        missing, captions = self.missing_clips(clips), self.missing_captions([clip.caption for clip in clips])
+        if missing:
+            failed = self._failed()
+            missing = [clip for clip in missing if clip.name not in failed]
         if missing or captions:
             example = f", such as {missing[0].label} ({missing[0].name})" if missing else ""
             raise ValueError(
                 f"the cache {str(self.folder)!r} is not complete: {len(missing)} clips{example} and {len(captions)} captions "
-                "are missing; run python -m mask2dit.data.cache again, which goes on where it was"
+                "are missing; run mask2dit cache again, which goes on where it was"
             )
-        changed = [clip for clip in clips if self._has_changed(clip)]
+        compared = np.unique(np.linspace(0, len(clips) - 1, min(len(clips), MAX_COMPARED)).astype(int))
+        self.check_videos([clips[i] for i in compared])
+
+    def check_videos(self, clips: Sequence[Clip]) -> None:
+        """Raises `ValueError` if video files have another size than when they were encoded. Looks at each file."""
+        with ThreadPoolExecutor(16) as pool:  # a network's storage takes as long for one as for several
+            changed = [clip for clip, differs in zip(clips, pool.map(self._has_changed, clips)) if differs]
         if changed:
             raise ValueError(
                 f"the cache {str(self.folder)!r} is stale: {len(changed)} video files have changed since, such as "
-                f"{changed[0].path} ({changed[0].label}); make another with python -m mask2dit.data.cache"
+                f"{changed[0].path} ({changed[0].label}); make another with mask2dit cache"
             )
 
     def latents(self, clip: Clip, variant: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,25 +126,39 @@ class LatentCache:
 
         Raises:
             UnreadableClipError: if the clip could not be read when the cache was made.
+            FileNotFoundError, ValueError: if a file of the cache is missing or damaged.
         """
-        key = _clip_key(clip)
-        if key not in self._files:
+        entry = self.index.find(entry_key("latents", clip.name, variant))
+        if entry is None:
             raise UnreadableClipError(self._failed()[clip.name])
-        with open_tensors(self._files[key], REMEDY) as file:
-            return file.get_tensor(f"{key}.{variant}.mean"), file.get_tensor(f"{key}.{variant}.logvar")
+        mean, logvar = self.index.read(entry, self.settings["latent_shape"], self._dtype)
+        return mean, logvar
 
     def embeddings(self, caption: str) -> torch.Tensor:
-        """The embeddings of a caption, (L, D). The empty caption is cached too, for classifier-free guidance."""
-        key = _caption_key(caption)
-        with open_tensors(self._files[key], REMEDY) as file:
-            return file.get_tensor(key)
+        """The embeddings of a caption, (L, D). The empty caption is cached too, for classifier-free guidance.
+
+        Raises:
+            KeyError: if it is not in the cache.
+            FileNotFoundError, ValueError: if a file of the cache is missing or damaged.
+        """
+        entry = self.index.find(entry_key("text", caption))
+        if entry is None:
+            raise KeyError(caption)
+        return self.index.read(entry, self.settings["text_shape"], self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return getattr(torch, self.settings["dtype"])
 
     def _failed(self) -> dict[str, str]:
         return Quarantine(self.folder / "failed.jsonl", 0, 1.0).reasons()
 
     def _has_changed(self, clip: Clip) -> bool:
-        size = self._sizes.get(_clip_key(clip))
-        return size is not None and clip.path.is_file() and clip.path.stat().st_size != size
+        entry = self.index.find(entry_key("latents", clip.name))
+        try:
+            return entry is not None and os.stat(clip.path).st_size != entry["video_size"]
+        except FileNotFoundError:
+            return False
 
 
 def cache_settings(
@@ -149,12 +180,17 @@ def cache_settings(
     Raises:
         ValueError: if the model does not support videos of this size.
     """
-    skeleton.video_shape(data.height, data.width, data.num_frames, data.num_scenes)
+    shape = skeleton.video_shape(data.height, data.width, data.num_frames, data.num_scenes)
+    _, height, width = shape.latent_size
+    config = skeleton.transformer.config
     return {
+        "format": FORMAT,
         **{f"{part} weights": fingerprint(Path(model) / part) for part in ("vae", "text_encoder", "tokenizer")},
-        "text_length": skeleton.transformer.config.max_text_seq_length,
         "dtype": dtype,
-        **({"variant": variant} if variant else {}),  # caches made before there were variants stay valid
+        **({"variant": variant} if variant else {}),
+        "text_length": config.max_text_seq_length,
+        "latent_shape": [2, shape.latent_frames[0], skeleton.vae.config.latent_channels, height, width],
+        "text_shape": [config.max_text_seq_length, config.text_embed_dim],
         **{
             key: getattr(data, key)
             for key in ("kind", "num_frames", "height", "width", "max_stride", "num_windows", "seed")
@@ -169,7 +205,9 @@ def build_cache(config: CacheConfig) -> None:
         FileNotFoundError, ValueError, OSError: if a setting cannot be carried out; raised before weights are read.
         QuarantineError: if too many clips cannot be read.
     """
-    device = choose_device(config.device)
+    if config.engine == "local":  # the nodes of a cluster may have other devices than this machine
+        choose_device(config.device)
+    config = replace(config, shard=resolve_shard(config))
     config = local_model(config)
     skeleton = Mask2DiTPipeline.skeleton(config.model, variant=config.variant)
     settings = cache_settings(config.data, config.model, config.dtype, skeleton, config.variant)
@@ -183,88 +221,119 @@ def build_cache(config: CacheConfig) -> None:
     if not (folder / "index.json").is_file():
         write_text(folder / "index.json", json.dumps(settings, indent=2) + "\n")
     cache = LatentCache(folder, settings)
-    missing_clips = {clip.name for clip in cache.missing_clips(clips)}
-    missing_captions = set(cache.missing_captions(captions))
-
-    index, count = parse_shard(config.shard)
-    # Split before finished items are removed, so that processes that start at different times agree on their parts.
-    clip_files = _chunks(clips, CLIPS_A_FILE)[index::count]
-    caption_files = _chunks(captions, CAPTIONS_A_FILE)[index::count]
-    clip_files = [[clip for clip in chunk if clip.name in missing_clips] for chunk in clip_files]
-    caption_files = [[caption for caption in chunk if caption in missing_captions] for chunk in caption_files]
-    num_clips, num_captions = sum(map(len, clip_files)), sum(map(len, caption_files))
-    if not num_clips and not num_captions:
+    cache.index = update_index(folder, settings)
+    cache.check_videos(clips)
+    files = _missing_files(config, cache, clips, captions)
+    if not files:
         logger.info("Nothing is missing in part %s of %s", config.shard, folder)
         return
 
-    pipe = load_encoders(config.model, getattr(torch, config.dtype), device, skeleton, config.variant)
-    with tqdm(total=num_captions, desc="captions", unit="caption") as progress:
-        for chunk in caption_files:
-            tensors = {}
-            for caption in chunk:
-                tensors[_caption_key(caption)] = encode_caption(pipe, caption).cpu()
-                require_finite(f"the embeddings of {caption!r}", tensors[_caption_key(caption)], "use another dtype")
-                progress.update()
-            _write(folder, "text", tensors, list(tensors), {}, settings)
-
-    failed = Quarantine(folder / "failed.jsonl", len(clips), config.data.max_quarantined_share)
-    num_failed = 0
-    with tqdm(total=num_clips, desc="clips", unit="clip") as progress:
-        for chunk in clip_files:
-            tensors, sizes = {}, {}
-            for clip in chunk:
-                progress.update()
-                try:
-                    windows = [read_clip(config.data, clip, variant) for variant in range(config.data.num_windows)]
-                except UnreadableClipError as error:
-                    failed.add(clip, error)
-                    num_failed += 1
-                    continue
-                key = _clip_key(clip)
-                sizes[key] = clip.path.stat().st_size
-                for variant, pixels in enumerate(windows):
-                    mean, logvar = encode_clip(pipe.vae, pixels)
-                    for name, values in (("mean", mean), ("logvar", logvar)):
-                        require_finite(f"the latents of {clip.name} ({clip.label})", values, VAE_REMEDY)
-                        tensors[f"{key}.{variant}.{name}"] = values.cpu()
-            _write(folder, "latents", tensors, list(sizes), sizes, settings)
+    process = partial(_encode, folder=folder, data=config.data, settings=settings, num_clips=len(clips))
+    load = partial(_load_encoders, config.model, config.dtype, config.device, skeleton, config.variant)
+    written: Counter = Counter()
+    with (
+        open_engine(config) as engine,
+        closing(engine.run("encode", process, files, Workers(load=load, uses_gpu=True))) as done,
+        tqdm(total=sum(len(file.items) for file in files), desc="encode", unit="item") as progress,
+    ):
+        for counts in done:
+            written += counts
+            progress.update(counts.total())
+    update_index(folder, settings)
     logger.info(
         "Wrote %d clips and %d captions to %s; %d clips could not be read",
-        num_clips - num_failed,
-        num_captions,
+        written["latents"],
+        written["text"],
         folder,
-        num_failed,
+        written["failed"],
     )
 
 
-def _write(
-    folder: Path, name: str, tensors: dict[str, torch.Tensor], keys: list[str], sizes: dict[str, int], settings: dict
-) -> None:
-    """Writes a file named by a digest of its keys, so that files of one name have the same content in every run."""
-    if not tensors:
-        return
-    # A single entry, since safetensors writes several in arbitrary order.
-    metadata = {"contents": json.dumps({"settings": digest(settings), "keys": keys, "sizes": sizes})}
-    with atomic_path(folder / f"{name}-{digest(sorted(keys))}.safetensors") as temporary:
-        save_file(tensors, temporary, metadata)
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """A file to write."""
+
+    kind: str
+    items: list[Clip] | list[str]
+    """Clips for latents, captions for text."""
+
+    @property
+    def name(self) -> str:
+        first = self.items[0]
+        return f"the {self.kind} from {first.label if isinstance(first, Clip) else repr(first)}"
 
 
-def _contents(file: Path) -> dict:
-    """The metadata that `_write` stored in a file, without reading its tensors."""
-    with open_tensors(file, REMEDY) as opened:
-        return json.loads(opened.metadata()["contents"])
+def _missing_files(config: CacheConfig, cache: LatentCache, clips: list[Clip], captions: list[str]) -> list[_File]:
+    """The files that this process has to write, captions first. Files of a part of a cache are the same in every run."""
+    index, count = parse_shard(config.shard)
+    missing_clips = {clip.name for clip in cache.missing_clips(clips)}
+    missing_captions = set(cache.missing_captions(captions))
+    itemsize = getattr(torch, config.dtype).itemsize
+    clip_bytes = config.data.num_windows * math.prod(cache.settings["latent_shape"]) * itemsize
+    caption_bytes = math.prod(cache.settings["text_shape"]) * itemsize
+
+    def of_size(items: list, item_bytes: int) -> list[list]:
+        # Split before finished items are removed, so that processes that start at different times agree on their parts.
+        return in_batches(items, max(1, int(config.file_size * MIB / item_bytes)))[index::count]
+
+    files = [
+        _File(kind="text", items=[caption for caption in chunk if caption in missing_captions])
+        for chunk in of_size(captions, caption_bytes)
+    ] + [
+        _File(kind="latents", items=[clip for clip in chunk if clip.name in missing_clips])
+        for chunk in of_size(clips, clip_bytes)
+    ]
+    return [file for file in files if file.items]
 
 
-def _chunks(items: list, size: int) -> list[list]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
+def _load_encoders(
+    model: str, dtype: str, device: str, skeleton: Mask2DiTPipeline, variant: str | None
+) -> Mask2DiTPipeline:
+    return load_encoders(model, getattr(torch, dtype), choose_device(device), skeleton, variant)
 
 
-def _clip_key(clip: Clip) -> str:
-    return digest(["clip", clip.name])
+def _encode(
+    files: Iterable[_File], pipe: Mask2DiTPipeline, folder: Path, data: DataConfig, settings: dict, num_clips: int
+) -> Iterator[Counter]:
+    """Writes files. Yields for each how many entries of its kind were written, and how many clips failed."""
+    failed = Quarantine(folder / "failed.jsonl", num_clips, data.max_quarantined_share)
+    for file in files:
+        if file.kind == "text":
+            yield _encode_captions(file.items, pipe, folder, settings)
+        else:
+            yield _encode_clips(file.items, pipe, folder, data, settings, failed)
 
 
-def _caption_key(caption: str) -> str:
-    return digest(["caption", caption])
+def _encode_captions(captions: list[str], pipe: Mask2DiTPipeline, folder: Path, settings: dict) -> Counter:
+    tensors = {}
+    for caption in captions:
+        values = encode_caption(pipe, caption).cpu()
+        require_finite(f"the embeddings of {caption!r}", values, "use another dtype")
+        tensors[entry_key("text", caption)] = values
+    write_entries(folder, "text", tensors, {}, settings)
+    return Counter(text=len(captions))
+
+
+def _encode_clips(
+    clips: list[Clip], pipe: Mask2DiTPipeline, folder: Path, data: DataConfig, settings: dict, failed: Quarantine
+) -> Counter:
+    tensors, sizes, counts = {}, {}, Counter()
+    for clip in clips:
+        try:
+            windows = [read_clip(data, clip, variant) for variant in range(data.num_windows)]
+        except UnreadableClipError as error:
+            failed.add(clip, error)
+            counts["failed"] += 1
+            continue
+        counts["latents"] += 1
+        size = clip.path.stat().st_size
+        for variant, pixels in enumerate(windows):
+            values = torch.stack(encode_clip(pipe.vae, pixels)).cpu()
+            require_finite(f"the latents of {clip.name} ({clip.label})", values, VAE_REMEDY)
+            key = entry_key("latents", clip.name, variant)
+            tensors[key], sizes[key] = values, size
+    write_entries(folder, "latents", tensors, sizes, settings)
+    return counts
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from mask2dit.config import DTYPES, check_at_least, check_between, check_choice, parse_shard
+from mask2dit.config import DTYPES, check_at_least, check_between, check_choice, check_positive
+from mask2dit.engine.config import EngineConfig
 
 KINDS = ("pretrain", "finetune")
 BASE_MODEL = "models/CogVideoX-5b"  # start of pre-training; fine-tuning keeps its VAE and text encoder
@@ -66,7 +67,7 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
-class CacheConfig:
+class CacheConfig(EngineConfig):
     """What `mask2dit cache` computes. `configs/data/cache.yaml` sets every key."""
 
     model: str = BASE_MODEL
@@ -81,14 +82,16 @@ class CacheConfig:
     """Data type of weights, latents and embeddings: float32, bfloat16 or float16. Training has to use the same."""
     device: str = "auto"
     """Device of the encoders: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
-    shard: str = "0/1"
-    """i/n: encode the i-th of n equal parts, so that n processes share the work."""
+    file_size: float = 256.0
+    """Size of the cache's files in MiB. An interruption loses up to one file per process."""
 
     def __post_init__(self):
+        super().__post_init__()
+        self.check_resources(["encode"])
+        check_positive("file_size", self.file_size)
         check_choice("dtype", self.dtype, DTYPES)
         if self.data.cache is None:
             raise ValueError("data.cache has to name the folder to write, but is null")
-        parse_shard(self.shard)
 
 
 @dataclass(kw_only=True)
@@ -96,7 +99,7 @@ class CheckConfig(DataConfig):
     """What `mask2dit check` checks. The keys are those of `data` in training."""
 
     manifest: str = ""
-    """The .csv or .json file to check."""
+    """The .csv or .json file to check. `mask2dit check story= --help` describes the keys for a story file."""
 
     # The model
     model: str | None = None

@@ -240,3 +240,30 @@ class InferenceConfig(SamplingConfig):
             raise ValueError(f"{key} has to be a list with {meaning} per scene, but is {values!r}")
         if len(values) != len(self.prompts):
             raise ValueError(f"{key} has {len(values)} entries for {len(self.prompts)} prompts")
+
+
+@dataclass(kw_only=True)
+class CheckStoryConfig:
+    """The story file to check, and what it is checked against. No weights are read."""
+
+    story: str = ""
+    """Story file, or one of the forms that docs/stories.md lists."""
+    model: str = "models/Mask2DiT"
+    """Model, a folder or a name on the Hugging Face Hub, whose text window and lengths apply. Only its tokenizer and
+    configurations are read."""
+    revision: str | None = None
+    """Branch, tag or commit of a model of the Hugging Face Hub; null: its main branch."""
+    variant: str | None = None
+    """Variant of the weights, as in generation."""
+    fps: int = 8
+    """Frames per second, for lengths in seconds."""
+    num_frames: int | None = None
+    """Frames of the scenes without a length; null: the model's number."""
+    window: int | None = None
+    """Number of scenes generated together; null: all at once."""
+
+    def __post_init__(self):
+        check_at_least("fps", self.fps, 1)
+        for name in ("num_frames", "window"):
+            if getattr(self, name) is not None:
+                check_at_least(name, getattr(self, name), 1)

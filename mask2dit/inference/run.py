@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import torch
 
 from mask2dit.config import SAMPLERS, missing_model
@@ -25,6 +26,7 @@ from mask2dit.inference.sources import (
     open_context_videos,
     read_given_scene,
     read_kept_scenes,
+    without_old_seeds,
 )
 from mask2dit.models.attention import check_attention_backend
 from mask2dit.models.context_cache import FP8
@@ -141,9 +143,8 @@ def render(plan: InferencePlan, model: LoadedModel, observer: Observer = ignore)
         FloatingPointError: for a scene that is not finite.
     """
     started = time.time()
-    config, pipe = plan.config, model.pipe
+    config = plan.config
     store = SceneStore(Path(config.save_path) / STORE, model.identity)
-    given = {i: _latents_of(i, plan, model, store) for i in plan.sources}
     with claim_output(config) as files:
 
         def observe(event: Event) -> None:
@@ -152,32 +153,71 @@ def render(plan: InferencePlan, model: LoadedModel, observer: Observer = ignore)
             observer(event)
 
         watch = observe if config.preview_every or observer is not ignore else ignore
-        scenes = story_latents(pipe, config, store, given=given, observer=watch, preview_every=config.preview_every)
         entries = []
-        for i, latents in enumerate(scenes):
-            clip, source = _write_scene(i, latents, plan, model, files)
-            entries.append(_scene_record(i, plan, files, source))
-            observer(SceneFinished(i, clip, source))
+        for i, scene in enumerate(make_scenes(plan, model, store, watch)):
+            if isinstance(scene.source, KeptScene):
+                clip = files.keep_scene(scene.source)
+            else:
+                clip = files.add_scene(scene.frames, scene.latents)
+            entries.append(_scene_record(i, plan, files, scene))
+            observer(SceneFinished(i, clip, scene.origin))
         untrained = is_untrained(config.model)
         title = "untrained weights: these pictures mean nothing" if untrained else None
         marked = [i for i, entry in enumerate(entries) if entry["context"]]
-        files.finish(marked, title, {**_record(plan, model), "scenes": entries, "seconds": _seconds_since(started)})
+        record = {**describe_run(plan, model), "scenes": entries, "seconds": round(time.time() - started, 1)}
+        files.finish(marked, title, record)
     logger.info("Wrote %s, its scenes, its contact sheet (.png) and its record (.json)", files.output)
     if files.enlarged:
         logger.info("It is small: for viewing, %s is enlarged by nearest neighbour", files.enlarged.name)
     return files.output
 
 
-def _write_scene(
-    i: int, latents: torch.Tensor, plan: InferencePlan, model: LoadedModel, files: StoryFiles
-) -> tuple[Path, str]:
-    """Writes a scene. Returns its video and where it is from."""
-    source = plan.sources.get(i)
-    if isinstance(source, KeptScene):
-        return files.keep_scene(source), "kept"
-    if isinstance(source, GivenScene):  # keeps its own pixels instead of the VAE's reconstruction
-        return files.add_scene(source.frames, latents), "given"
-    return files.add_scene(decode_scene(model.pipe, latents, model.device), latents), "generated"
+@dataclasses.dataclass(frozen=True)
+class MadeScene:
+    """A scene of a story that is being made."""
+
+    source: GivenScene | KeptScene | None
+    """Where it is from if it is not generated."""
+    latents: torch.Tensor
+    """Scaled latents, (1, F, C, h, w)."""
+    frames: np.ndarray | None
+    """uint8 (frames, H, W, 3); None for a kept scene, whose file has them."""
+
+    @property
+    def origin(self) -> str:
+        """How it was made: "generated", "given" or "kept"."""
+        return {GivenScene: "given", KeptScene: "kept"}.get(type(self.source), "generated")
+
+
+def make_scenes(
+    plan: InferencePlan, model: LoadedModel, store: SceneStore, observer: Observer = ignore
+) -> Iterator[MadeScene]:
+    """Makes the scenes of a plan, in order, each as soon as it is done.
+
+    Args:
+        plan: the plan.
+        model: the model that it was made for.
+        store: keeps the latents of given scenes, and those of finished ones for an interrupted run.
+        observer: called with the events of `mask2dit.pipelines.events`, but for `SceneFinished`.
+
+    Raises:
+        FloatingPointError: for a scene that is not finite.
+    """
+    config = plan.config
+    given = {i: _latents_of(i, plan, model, store) for i in plan.sources}
+    if len(given) == len(config.prompts):
+        of_scenes = (given[i] for i in sorted(given))
+    else:
+        options = {"given": given, "observer": observer, "preview_every": config.preview_every}
+        of_scenes = story_latents(model.pipe, config, store, **options)
+    for i, latents in enumerate(of_scenes):
+        source = plan.sources.get(i)
+        frames = None
+        if isinstance(source, GivenScene):  # keeps its own pixels instead of the VAE's reconstruction
+            frames = source.frames
+        elif source is None:
+            frames = decode_scene(model.pipe, latents, model.device)
+        yield MadeScene(source, latents, frames)
 
 
 def load_skeleton(
@@ -190,7 +230,10 @@ def load_skeleton(
 
 
 def plan_generation(
-    config: InferenceConfig, device: torch.device, skeleton: Mask2DiTPipeline | None = None
+    config: InferenceConfig,
+    device: torch.device,
+    skeleton: Mask2DiTPipeline | None = None,
+    sources: Mapping[int, GivenScene | KeptScene] | None = None,
 ) -> InferencePlan:
     """Checks everything that can be checked without reading weights, and reads the context videos.
 
@@ -198,6 +241,7 @@ def plan_generation(
         config: the configuration of the story.
         device: the device that the model will run on.
         skeleton: the result of `load_skeleton`, to share between stories. None: built here.
+        sources: the scenes, by index, that are not generated. None: those that the configuration names.
 
     Raises:
         ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, with a remedy.
@@ -226,9 +270,13 @@ def plan_generation(
     config = dataclasses.replace(config, **dict(zip(("height", "width", "num_frames"), size)))
     check_name(config)
     shape = skeleton.video_shape(*size, len(config.prompts))
-    sources = read_kept_scenes(config) if config.record else _given_scenes(config, skeleton, size)
+    if sources is None and config.record:
+        sources, config = read_kept_scenes(config), without_old_seeds(config)
+    elif sources is None:
+        sources = _given_scenes(config, skeleton, size)
     rule = ContextRule(config.context, tuple(config.anchors))
-    windows = plan_windows(skeleton, config.prompts, sources, config.window, *size, rule)
+    is_whole = not config.record and len(sources) == len(config.prompts)
+    windows = [] if is_whole else plan_windows(skeleton, config.prompts, sources, config.window, *size, rule)
     check_context_refresh(config.context_refresh, windows)
     check_writable(config.save_path)
     return InferencePlan(config=config, story=story, skeleton=skeleton, shape=shape, windows=windows, sources=sources)
@@ -342,25 +390,25 @@ def weights_identity(config: InferenceConfig) -> str:
     return ", ".join(parts)
 
 
-def _scene_record(i: int, plan: InferencePlan, files: StoryFiles, source: str) -> dict:
+def _scene_record(i: int, plan: InferencePlan, files: StoryFiles, scene: MadeScene) -> dict:
     """Builds a scene's entry in the record."""
-    scene, config = plan.sources.get(i), plan.config
+    config, source = plan.config, scene.source
     stop = sum(files.frame_counts)
-    kept = scene.record if isinstance(scene, KeptScene) else {}
+    kept = source.record if isinstance(source, KeptScene) else {}
     own_seed = config.scene_seeds[i] if config.scene_seeds else None
     return {
         "prompt": config.prompts[i],
         "frames": [stop - files.frame_counts[i], stop],
-        "context": scene and scene.context,
-        "source": source,
+        "context": source and source.context,
+        "source": scene.origin,
         "continues_from": next(([k + 1 for k in window.context] for window in plan.windows if i in window.new), None),
         "seed": kept.get("seed", config.seed if own_seed is None else own_seed),
-        **({"kept_from": str(scene.clip)} if isinstance(scene, KeptScene) else {}),
+        **({"kept_from": str(source.clip)} if isinstance(source, KeptScene) else {}),
     }
 
 
-def _record(plan: InferencePlan, model: LoadedModel) -> dict:
-    """Builds a video's record: the resolved configuration, the story, the software versions and the device."""
+def describe_run(plan: InferencePlan, model: LoadedModel) -> dict:
+    """Describes a run for its record: the resolved configuration, the story, the software versions and the device."""
     pipe = model.pipe
     return {
         "config": recorded(plan.config),
@@ -372,7 +420,3 @@ def _record(plan: InferencePlan, model: LoadedModel) -> dict:
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
         **software(),
     }
-
-
-def _seconds_since(started: float) -> float:
-    return round(time.time() - started, 1)

@@ -167,6 +167,18 @@ def read_kept_scenes(config: InferenceConfig) -> dict[int, KeptScene]:
     return {i: KeptScene(folder / f"scene_{i + 1}.mp4", prompts[i], entries[i]) for i in kept}
 
 
+def without_old_seeds(config: InferenceConfig) -> InferenceConfig:
+    """Returns the configuration without the own seeds of scenes that are made again, if it has another seed than the record:
+    with the same noise, they would hardly change."""
+    if config.scene_seeds is None or config.record is None:
+        return config
+    then = read_json(config.record, "take the record of another run")["config"]
+    if then.get("seed") == config.seed:
+        return config
+    seeds = [None if i + 1 in config.redo else seed for i, seed in enumerate(config.scene_seeds)]
+    return dataclasses.replace(config, scene_seeds=seeds)
+
+
 def _check_unchanged(path: Path, config: InferenceConfig, then: dict) -> None:
     """Checks the settings on which the files of kept scenes depend."""
     for name in ("model", "fps", "height", "width"):

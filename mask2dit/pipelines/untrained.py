@@ -185,7 +185,7 @@ def _transformer() -> Mask2DiTTransformer3DModel:
 
 def _vae() -> AutoencoderKLCogVideoX:
     vae = AutoencoderKLCogVideoX(
-        block_out_channels=(8, 16, 16, 32),  # a sixteenth of the real ones
+        block_out_channels=(4, 8, 8, 16),  # a thirty-second of the real ones
         latent_channels=LATENT_CHANNELS,
         layers_per_block=1,
         norm_num_groups=4,

@@ -1,15 +1,15 @@
 """Files of stories: reading with the line of every fault, and writing."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 import yaml.reader
 
 from mask2dit.files import write_text
+from mask2dit.stories.importers import from_text, import_story
 from mask2dit.stories.story import Place, Story, describe_place, find_faults, story_from
 from mask2dit.texts import find_encoding_fault, parse_json, read_text
 
@@ -105,7 +105,7 @@ def read_story(path: str | os.PathLike) -> Story:
 def read_stories(path: str | os.PathLike) -> list[Story]:
     """Reads a file with one story, or with a list of them under the key `stories`.
 
-    Also reads a fine-tuning manifest, such as `sft.json`: a video's captions are its prompts, and its prefix is its title.
+    Also reads the forms of `mask2dit.stories.importers`, among them a fine-tuning manifest such as `sft.json`.
 
     Raises:
         FileNotFoundError, IsADirectoryError: if there is no such file.
@@ -139,6 +139,31 @@ def _as_yaml(record: dict) -> str:
     return text if is_whole else yaml.safe_dump(record, sort_keys=False, width=118)
 
 
+def is_story_file(path: str | os.PathLike, config_keys: Collection[str]) -> bool:
+    """Tells whether a file is for stories, by its suffix or what it holds.
+
+    Texts are, and YAML files unless they are a configuration. JSON files are unless they hold a list, as manifests do.
+
+    Args:
+        path: the file; it may be missing.
+        config_keys: keys that a configuration may have.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in (".txt", ".md") or (suffix in (".yaml", ".yml") and not path.is_file()):
+        return True
+    if suffix not in (".yaml", ".yml", ".json") or not path.is_file():
+        return False
+    try:
+        text = read_text(path, "story file")
+        content = parse_json(text) if suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return suffix != ".json"
+    if suffix == ".json":
+        return isinstance(content, dict)
+    return not (isinstance(content, dict) and content and content.keys() <= set(config_keys) - {"seed"})
+
+
 def load_story_file(path: str | os.PathLike) -> StoryFile:
     """Reads a file of stories without checking them.
 
@@ -150,6 +175,11 @@ def load_story_file(path: str | os.PathLike) -> StoryFile:
     text = read_text(path, "story file")
     if not text.strip():
         raise StoryError(path, [Fault(message="the file is empty: a story has a title and scenes", line=1)])
+    title = path.stem.replace("_", " ").strip() or path.name
+    if path.suffix.lower() in (".txt", ".md"):
+        record, starts = from_text(text, title)
+        lines: dict[Place, int] = {("scenes", index): line for index, line in enumerate(starts)}
+        return StoryFile(path=path, records=[((), record)], lines=lines)
     if path.suffix.lower() == ".json":
         # A YAML parser misreads some JSON: "\ud83c\udf82" as two halves of a character.
         try:
@@ -157,34 +187,26 @@ def load_story_file(path: str | os.PathLike) -> StoryFile:
         except ValueError as error:
             message = f"this is not JSON: {' '.join(str(error).split())}"
             raise StoryError(path, [Fault(message=message, line=getattr(error, "lineno", None))]) from error
-        lines, faults = {}, []
+        lines, faults = _json_lines(text), []
     else:
         content, lines, faults = _parse_yaml(path, text)
-    file = StoryFile(path=path, records=_records(content), lines=lines, faults=faults)
+    file = StoryFile(path=path, records=_records(content, title), lines=lines, faults=faults)
     if not file.records:
         message = "the file has to hold a story with a title and scenes, or a list of stories under the key 'stories'"
         raise StoryError(path, [Fault(message=message, line=1)])
     return file
 
 
-def _records(content: object) -> list[tuple[Place, object]]:
+def _records(content: object, title: str) -> list[tuple[Place, object]]:
+    """Returns the record of each story in a file, and its place."""
     if isinstance(content, list):
-        return [((index,), _from_manifest(record)) for index, record in enumerate(content)]
-    if isinstance(content, dict) and "stories" in content and "scenes" not in content:
+        found = [((index,), record) for index, record in enumerate(content)]
+    elif isinstance(content, dict) and "stories" in content and "scenes" not in content:
         stories = content["stories"]
-        return [(("stories", i), record) for i, record in enumerate(stories)] if isinstance(stories, list) else []
-    return [((), content)] if isinstance(content, dict) else []
-
-
-def _from_manifest(row: Any) -> object:
-    """The record of a story from a row of a fine-tuning manifest; anything else is returned as it is."""
-    if not isinstance(row, dict) or "values" not in row:
-        return row
-    values = row["values"] if isinstance(row["values"], list) else []
-    return {
-        "title": row.get("prefix"),
-        "scenes": [{"prompt": v.get("caption")} if isinstance(v, dict) else v for v in values],
-    }
+        found = [(("stories", i), record) for i, record in enumerate(stories)] if isinstance(stories, list) else []
+    else:
+        found = [((), content)] if isinstance(content, dict) else []
+    return [(place, import_story(record, title) or record) for place, record in found]
 
 
 def _parse_yaml(path: Path, text: str) -> tuple[object, dict[Place, int], list[Fault]]:
@@ -203,7 +225,8 @@ def _parse_yaml(path: Path, text: str) -> tuple[object, dict[Place, int], list[F
         raise StoryError(path, [Fault(message=_explain(error), line=line)]) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position if isinstance(error.position, int) else 0) + 1
-        message = f"the file holds the control character U+{ord(error.character):04X}, so it is not a text"
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        message = f"the file holds the control character U+{code:04X}, so it is not a text"
         raise StoryError(path, [Fault(message=message, line=line)]) from error
     except RecursionError as error:
         raise StoryError(path, [Fault(message="this is not YAML: it is nested too deeply")]) from error
@@ -216,6 +239,17 @@ def _parse_yaml(path: Path, text: str) -> tuple[object, dict[Place, int], list[F
     except ValueError as error:
         raise StoryError(path, [Fault(message=str(error))]) from error
     return content, lines, faults
+
+
+def _json_lines(text: str) -> dict[Place, int]:
+    """Returns the lines of the values in a JSON text, as far as a YAML parser reads it; nothing if it does not."""
+    lines: dict[Place, int] = {}
+    try:
+        if root := yaml.compose(text.replace("\t", " "), yaml.SafeLoader):
+            _Values(lines, []).of(root, (), True)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return lines
 
 
 class _Values:

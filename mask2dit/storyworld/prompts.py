@@ -27,8 +27,20 @@ def check_prompts(model: str | os.PathLike, prompts: Sequence[str], window: int 
         return
     for prompt in prompts:
         parse_caption(prompt)
+    check_window(model, len(prompts), window)
+
+
+def check_window(model: str | os.PathLike, num_scenes: int, window: int | None) -> None:
+    """Checks how many scenes a model of the small world generates together. For any other model, any number passes.
+
+    Raises:
+        ValueError: if they are more than in training.
+    """
+    marker = Path(model) / MARKER
+    if not marker.is_file():
+        return
     trained = read_json(marker, "fetch the model again")["num_scenes"]
-    at_once = min(window or len(prompts), len(prompts))
+    at_once = min(window or num_scenes, num_scenes)
     if at_once > trained:
         raise ValueError(
             f"{at_once} scenes at once are more than the {trained} that the model in {str(model)!r} was trained with: set "

@@ -129,7 +129,7 @@ class Validation(Callback):
             for i, mask in enumerate(tasks.values()):
                 for j, timestep in enumerate(config.timesteps):
                     arguments = {**inputs, "timesteps": torch.full((1,), timestep, device=accelerator.device)}
-                    arguments["scene_mask"] = mask
+                    arguments |= {"scene_mask": mask, "context_timesteps": None}  # given scenes are clean, as in use
                     with accelerator.autocast():
                         loss = diffusion_loss(trainer.transformer, trainer.pipe.scheduler, **arguments)
                     sums[i, j] += loss if is_mine else 0

@@ -86,6 +86,9 @@ class TrainConfig:
     """Probability that a sample has given scenes: 0 in the published pre-training, 0.5 in fine-tuning."""
     given_scenes: str = "last"
     """Given scenes of such a sample: last (all but the last, as published) or random (a random subset)."""
+    context_noise: int = 0
+    """Highest timestep, below 1000, at which given scenes are noised. Each sample draws one from 0 (clean) to it, which the
+    scenes carry; 0: always clean, as published."""
     text_dropout: float = 0.0
     """Probability that all prompts of a sample are dropped, for classifier-free guidance (published: 0)."""
 
@@ -179,6 +182,11 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 0 and less than 1")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} has to lie between 0 and 1, or be null")
+        check_between("context_noise", self.context_noise, 0, 999)
+        if self.context_noise and not self.conditional_probability:
+            raise ValueError(
+                f"context_noise={self.context_noise} needs given scenes: set conditional_probability, or context_noise=0"
+            )
         if self.conditional_probability and self.data.num_scenes < 2:
             raise ValueError(
                 f"conditional_probability={self.conditional_probability} needs at least 2 scenes per sample, but "

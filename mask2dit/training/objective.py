@@ -22,6 +22,7 @@ def diffusion_loss(
     scene_mask: torch.Tensor | None = None,
     scene_frames: Sequence[int] | None = None,
     reduction: str = "mean",
+    context_timesteps: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The loss of Mask²DiT, L = E sum_i m_i ||v - v_theta(z_t, t, z_T)||² (arXiv 2503.19881), as a mean over elements.
 
@@ -29,8 +30,9 @@ def diffusion_loss(
     like that of the velocity which follows from them (arXiv 2511.13720). This suits tokens with as many numbers as the
     transformer is wide, since it cannot pass their noise through.
 
-    Given scenes (m_i = 0) stay clean, have timestep 0 and do not count. Each sample's loss is the mean over the elements
-    of its generated scenes, so that all samples have the same weight, whatever their number of generated scenes.
+    Given scenes (m_i = 0) stay clean, have timestep 0 (but see `context_timesteps`) and do not count. Each sample's loss is
+    the mean over the elements of its generated scenes, so that all samples have the same weight, whatever their number of
+    generated scenes.
 
     Args:
         transformer: a Mask²DiT transformer, plain or wrapped (DDP, DeepSpeed).
@@ -42,6 +44,7 @@ def diffusion_loss(
         scene_mask: (S,) or (B, S) bools, True where the scene is generated. None: all.
         scene_frames: latent frames of each scene. None: equal lengths.
         reduction: "mean" over samples, or "none".
+        context_timesteps: (B,) timesteps at which given scenes are noised and which they carry; 0: clean. None: all 0.
 
     Returns:
         A scalar, or (B,) for "none"; float32.
@@ -59,6 +62,8 @@ def diffusion_loss(
     if latents.shape != noise.shape:
         raise ValueError(f"noise of the shape {tuple(noise.shape)} does not fit latents of {tuple(latents.shape)}")
     batch_size, num_frames = latents.shape[:2]
+    if context_timesteps is None:
+        context_timesteps = torch.zeros_like(timesteps)
     if scene_mask is None:
         scene_timesteps = timesteps
         frame_mask = torch.ones(batch_size, num_frames, dtype=torch.bool, device=latents.device)
@@ -66,14 +71,16 @@ def diffusion_loss(
         scene_mask = scene_mask.to(latents.device, torch.bool).expand(batch_size, -1)  # (B, S)
         if not scene_mask.any(dim=1).all():
             raise ValueError(f"scene_mask {scene_mask.tolist()} has a sample without a scene to generate")
-        scene_timesteps = timesteps[:, None] * scene_mask
+        scene_timesteps = torch.where(scene_mask, timesteps[:, None], context_timesteps[:, None])
         lengths = _lengths(scene_mask.shape[1], num_frames, scene_frames)
         frame_mask = scene_mask.repeat_interleave(lengths.to(latents.device), dim=1)
     is_generated = frame_mask[:, :, None, None, None]  # (B, S*F, 1, 1, 1)
 
     # In float32, since small factors of the schedule lose most of their digits in bfloat16.
     clean, noise = latents.float(), noise.float()
-    noisy = torch.where(is_generated, scheduler.add_noise(clean, noise, timesteps), clean)
+    is_noised = context_timesteps[:, None, None, None, None] > 0  # timestep 0 has a little noise in the schedule
+    given = torch.where(is_noised, scheduler.add_noise(clean, noise, context_timesteps), clean)
+    noisy = torch.where(is_generated, scheduler.add_noise(clean, noise, timesteps), given)
     if scheduler.config.prediction_type == "sample":
         target = clean
         sigma = (1 - scheduler.alphas_cumprod.to(latents.device)[timesteps]).sqrt().float().clamp(min=SMALLEST_SIGMA)

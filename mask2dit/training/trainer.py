@@ -132,7 +132,7 @@ class Trainer:
         config, device = self.config, self.accelerator.device
         latents, embeds, positions = self._encode(batch)
         num_scenes = config.data.num_scenes
-        noise, timesteps, masks = [], [], []
+        noise, timesteps, masks, context_timesteps = [], [], [], []
         for i, position in enumerate(positions):
             draw = generator_for(config.seed, *position, "objective")
             noise.append(torch.randn(latents.shape[1:], generator=draw))
@@ -140,12 +140,14 @@ class Trainer:
             masks.append(scene_mask(num_scenes, config.conditional_probability, config.given_scenes, draw))
             if torch.rand(1, generator=draw) < config.text_dropout:
                 embeds[i] = self._empty_text.repeat(num_scenes, 1)
+            context_timesteps.append(torch.randint(config.context_noise + 1, (1,), generator=draw))
         return {
             "latents": latents.float(),
             "noise": torch.stack(noise).to(device),
             "prompt_embeds": embeds,
             "timesteps": torch.cat(timesteps).to(device),
             "scene_mask": torch.stack(masks).to(device),
+            "context_timesteps": torch.cat(context_timesteps).to(device),
         }
 
     def _encode(self, batch: dict | None) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:

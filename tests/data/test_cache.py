@@ -21,14 +21,8 @@ from mask2dit.training.config import TrainConfig
 from mask2dit.training.objective import diffusion_loss
 
 ROOT = Path(__file__).parents[2]
+FILE_SIZE = 0.036  # MiB: two clips or two captions per file
 SIZE = {"num_frames": 9, "height": 32, "width": 48, "num_windows": 2}
-
-
-@pytest.fixture(autouse=True)
-def small_files(monkeypatch):
-    """So that a cache of eight clips has several files."""
-    monkeypatch.setattr(cache_module, "CLIPS_A_FILE", 2)
-    monkeypatch.setattr(cache_module, "CAPTIONS_A_FILE", 2)
 
 
 @pytest.fixture
@@ -37,9 +31,24 @@ def cache_config(pretrain_config, small_model, tmp_path):
 
     def make(shard="0/1", model=small_model, dtype="float32", **changes):
         data = pretrain_config(**{**SIZE, "cache": str(tmp_path / "cache"), **changes})
-        return CacheConfig(model=str(model), data=data, dtype=dtype, device="cpu", shard=shard)
+        return CacheConfig(model=str(model), data=data, dtype=dtype, device="cpu", shard=shard, file_size=FILE_SIZE)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def first_built():
+    return []
+
+
+@pytest.fixture
+def built(cache_config, first_built, tmp_path, tmp_path_factory):
+    """The configuration of a complete cache, which is computed once."""
+    if not first_built:
+        first_built.append(tmp_path_factory.mktemp("built") / "cache")
+        build_cache(cache_config(cache=str(first_built[0])))
+    shutil.copytree(first_built[0], tmp_path / "cache")
+    return cache_config()
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +147,8 @@ def test_the_loss_is_the_same_with_and_without_a_cache_and_in_one_process_and_tw
     torch.testing.assert_close(torch.cat([loss for _, loss in alone]), loss)
 
 
-def test_every_position_draws_its_own_latents_from_the_posterior(cache_config, small_model, tmp_path):
-    config = cache_config()
-    build_cache(config)
+def test_every_position_draws_its_own_latents_from_the_posterior(built, small_model, tmp_path):
+    config = built
     sample = dataset(config, tmp_path)[0, 0]
     samples = [sample, {**sample, "position": 1}, {**sample, "epoch": 1}, sample]
     skeleton = Mask2DiTPipeline.skeleton(small_model)
@@ -149,17 +157,15 @@ def test_every_position_draws_its_own_latents_from_the_posterior(cache_config, s
     assert not any(torch.equal(first, other) for other in others)
 
 
-def test_the_cache_can_be_read_without_the_videos(cache_config, tmp_path):
-    config = cache_config()
-    build_cache(config)
+def test_the_cache_can_be_read_without_the_videos(built, tmp_path):
+    config = built
     sample = dataset(config, tmp_path)[0, 0]
     config.data.data_root = str(tmp_path / "nowhere")
     assert torch.equal(dataset(config, tmp_path)[0, 0]["latent_mean"], sample["latent_mean"])
 
 
-def test_the_cache_holds_the_empty_caption(cache_config, encoders):
-    config = cache_config()
-    build_cache(config)
+def test_the_cache_holds_the_empty_caption(built, encoders):
+    config = built
     cache = LatentCache(config.data.cache, cache_settings(config.data, config.model, config.dtype, encoders))
     assert torch.equal(cache.embeddings(""), encode_caption(encoders, ""))
 
@@ -206,8 +212,7 @@ def test_an_interrupted_cache_goes_on_and_ends_as_an_uninterrupted_one(cache_con
     assert len(encoded) == 16 - calls // 4 * 4  # two windows of two clips a file
 
 
-def test_a_cache_that_is_complete_is_left_as_it_is_without_reading_weights(cache_config, monkeypatch):
-    build_cache(cache_config())
+def test_a_cache_that_is_complete_is_left_as_it_is_without_reading_weights(cache_config, built, monkeypatch):
     monkeypatch.setattr(cache_module, "load_encoders", lambda *args: pytest.fail("weights were read"))
     build_cache(cache_config())
 
@@ -216,6 +221,7 @@ def test_a_longer_manifest_adds_to_the_cache(cache_config, write_csv, tmp_path):
     rows = [(f"{k}.mp4", f"clip {k}", 40 + k) for k in range(8)]
     build_cache(cache_config(manifest=str(write_csv(rows[:5], "first.csv"))))
     before = contents(tmp_path / "cache")
+    del before["index.npy"]
     with pytest.raises(
         ValueError, match=r"not complete: 3 clips, such as row 6 \(5\.mp4\) and 3 captions are missing"
     ):
@@ -236,8 +242,7 @@ def test_a_longer_manifest_adds_to_the_cache(cache_config, write_csv, tmp_path):
         ({"dtype": "bfloat16"}, r"dtype \('float32' then, 'bfloat16' now\)"),
     ],
 )
-def test_a_stale_cache_is_refused_by_training_and_by_the_command(cache_config, tmp_path, changes, message):
-    build_cache(cache_config())
+def test_a_stale_cache_is_refused_by_training_and_by_the_command(cache_config, built, tmp_path, changes, message):
     changed = cache_config(**changes)
     with pytest.raises(ValueError, match=f"is stale, since it was made with other settings: {message}"):
         dataset(changed, tmp_path)
@@ -245,8 +250,7 @@ def test_a_stale_cache_is_refused_by_training_and_by_the_command(cache_config, t
         build_cache(changed)
 
 
-def test_a_cache_of_other_weights_is_refused(cache_config, small_model, tmp_path):
-    build_cache(cache_config())
+def test_a_cache_of_other_weights_is_refused(cache_config, built, small_model, tmp_path):
     other = tmp_path / "other model"
     shutil.copytree(small_model, other)
     assert dataset(cache_config(model=other), tmp_path)  # the same weights elsewhere are the same
@@ -316,10 +320,10 @@ def test_a_full_disk_leaves_the_cache_whole_and_it_goes_on_later(cache_config, t
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patched:
-        patched.setattr("mask2dit.data.cache.save_file", full)
+        patched.setattr("mask2dit.data.cache_index.save_file", full)
         with pytest.raises(OSError, match=r"cannot write \S+cache/text-\w+\.safetensors .*make room"):
             build_cache(cache_config())
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["index.json"]
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"index.json", "index.npy"}
     build_cache(cache_config())
     assert list((tmp_path / "cache").glob("latents-*"))
 
@@ -332,25 +336,70 @@ def test_a_line_of_failed_clips_that_was_cut_short_does_not_lock_the_cache(cache
     dataset(cache_config(), tmp_path)
 
 
-def test_a_damaged_file_of_the_cache_is_named(cache_config, tmp_path):
+def test_a_damaged_file_is_named_by_training_and_made_again_once_it_is_removed(cache_config, built, tmp_path):
+    whole = contents(tmp_path / "cache")
+    cached = dataset(cache_config(), tmp_path)
+    files = list((tmp_path / "cache").glob("latents-*"))
+    damages = (
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "a checksum differs"),
+        (lambda data: data[:900], "ends too"),
+    )
+    for damage, reason in damages:
+        for file in files:
+            file.write_bytes(damage(file.read_bytes()))
+        with pytest.raises(
+            ValueError, match=rf"latents-\w+\.safetensors is damaged \(\w* ?{reason}.*: remove it and make"
+        ):
+            for position in range(2):
+                cached[0, position]
+    for file in files:
+        file.unlink()
     build_cache(cache_config())
-    file = next((tmp_path / "cache").glob("latents-*"))
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=f"{file.name}.*is damaged .*: remove it and make it again"):
+    assert contents(tmp_path / "cache") == whole
+
+
+def test_the_index_is_made_again_from_the_files(cache_config, built, tmp_path):
+    index = tmp_path / "cache/index.npy"
+    whole = index.read_bytes()
+    index.unlink()
+    with pytest.raises(FileNotFoundError, match=r"index\.npy is missing: mask2dit cache makes it again"):
         dataset(cache_config(), tmp_path)
-
-
-def test_a_file_of_another_cache_is_refused(cache_config, tmp_path):
     build_cache(cache_config())
+    assert index.read_bytes() == whole
+    index.write_bytes(whole[:300])
+    with pytest.raises(ValueError, match=r"index\.npy is damaged .*: remove it"):
+        dataset(cache_config(), tmp_path)
+    index.unlink()
+    damaged = next((tmp_path / "cache").glob("text-*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"{damaged.name} is damaged \(it has \d+ bytes instead of \d+\)"):
+        build_cache(cache_config())
+
+
+def test_opening_a_cache_opens_none_of_its_files(cache_config, built, tmp_path):
+    for file in (tmp_path / "cache").glob("*.safetensors"):
+        file.write_bytes(b"")
+    dataset(cache_config(), tmp_path)
+
+
+def test_a_cache_of_an_earlier_format_is_refused_with_what_to_do(cache_config, built, tmp_path):
+    index = tmp_path / "cache/index.json"
+    settings = json.loads(index.read_text())
+    del settings["format"]
+    index.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"made by an earlier version, .*: remove the folder and make it again"):
+        build_cache(cache_config())
+
+
+def test_a_file_of_another_cache_is_refused(cache_config, built, tmp_path):
     build_cache(cache_config(cache=str(tmp_path / "other"), seed=1))
-    for file in (tmp_path / "other").glob("latents-*"):
-        shutil.copy(file, tmp_path / "cache")
+    for other, file in enumerate((tmp_path / "other").glob("latents-*")):
+        shutil.copy(file, tmp_path / "cache" / f"latents-{other:016x}.safetensors")
     with pytest.raises(ValueError, match="does not belong to this cache"):
-        dataset(cache_config(), tmp_path)
+        build_cache(cache_config())
 
 
-def test_a_file_of_the_cache_that_goes_missing_is_not_taken_for_a_broken_clip(cache_config, tmp_path):
-    build_cache(cache_config())
+def test_a_file_of_the_cache_that_goes_missing_is_not_taken_for_a_broken_clip(cache_config, built, tmp_path):
     cached = dataset(cache_config(), tmp_path)
     for file in (tmp_path / "cache").glob("latents-*"):
         file.unlink()
@@ -360,9 +409,7 @@ def test_a_file_of_the_cache_that_goes_missing_is_not_taken_for_a_broken_clip(ca
 
 
 def test_a_missing_cache_is_an_error(cache_config, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"there is no cache in .*: make it with python -m mask2dit\.data\.cache"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"there is no cache in .*: make it with mask2dit cache"):
         dataset(cache_config(), tmp_path)
 
 
@@ -382,7 +429,7 @@ def test_the_command_reads_a_configuration(pretrain_config, small_model, tmp_pat
         f"data.{key}={value}" for key, value in {**SIZE, "max_stride": 2, "cache": tmp_path / "cache"}.items()
     ]
     arguments += [f"data.manifest={data.manifest}", f"data.data_root={data.data_root}", f"model={small_model}"]
-    assert main([*arguments, "dtype=float32", "device=cpu"]) == 0
+    assert main([*arguments, "dtype=float32", "device=cpu", f"file_size={FILE_SIZE}"]) == 0
     assert len(list((tmp_path / "cache").glob("latents-*.safetensors"))) == 4
     assert main([*arguments, "device=cpu"]) == 1  # bfloat16
     assert "error: the cache" in capsys.readouterr().err

@@ -1,12 +1,11 @@
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mask2dit import cli
 from mask2dit.config import load_config
 from mask2dit.encoders.config import ViCLIPConfig
 from mask2dit.evaluation import run
@@ -158,13 +157,11 @@ def test_one_command_generates_scores_and_reports_and_a_second_one_resumes(
     path = ROOT / "configs/evaluation/small.yaml"
     changes = [f"output={tmp_path}/out", f"generation.model={small_model}", f"viclip.weights={tiny_viclip}", "limit=1"]
     changes += ["generation.num_inference_steps=1", "device=cpu"]
-    command = [sys.executable, "-m", "mask2dit.evaluation", path, *changes]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    monkeypatch.chdir(ROOT)
+    assert cli.main(["evaluate", str(path), *changes]) == 0
     page = (tmp_path / "out/report.html").read_text()
     assert "The model is untrained" in page and "The Lighthouse Keeper" in page
 
-    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(Generator, "_generate", lambda *args: pytest.fail("generated again"))
     monkeypatch.setattr(ConsistencyMeasure, "score", lambda *args: pytest.fail("scored again"))
     assert evaluate(load_config(EvaluationConfig, path, changes)) == 0

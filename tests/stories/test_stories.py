@@ -57,7 +57,7 @@ def test_a_manifest_of_fine_tuning_is_a_set_of_stories(tmp_path):
     (story,) = read_stories(path)
     assert (story.title, story.name, story.prompts) == ("films/7", "films-7", ("A fox.",))
     path.write_text('[{"prefix": "films/7", "values": [{"url": "a.mp4"}]}]')
-    with pytest.raises(ValueError, match=r"sft\.json: story 1, scene 1: the prompt is missing"):
+    with pytest.raises(ValueError, match=r"sft\.json:1: story 1, scene 1: the prompt is missing"):
         read_stories(path)
 
 

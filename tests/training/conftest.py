@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import multiprocessing.connection
 import os
 import socket
 import subprocess
@@ -69,7 +70,7 @@ def config(clips, small_model, tmp_path):
                 "checkpoint_every": 2,
                 **changes,
                 "data": DataConfig(
-                    **{"manifest": str(clips / "pretrain.csv"), "num_frames": 9, "height": 64, "width": 96, **data}
+                    **{"manifest": str(clips / "pretrain.csv"), "num_frames": 9, "height": 32, "width": 48, **data}
                 ),
             }
         )
@@ -92,32 +93,63 @@ def run():
 
 
 @pytest.fixture
-def command(tmp_path):
-    """What `subprocess` takes to train in other processes, by the launcher where there are several."""
+def launcher(tmp_path):
+    """Starts the launcher with two processes, as a user would. Each takes seconds to import what it needs, which `start`
+    and `launch` avoid."""
 
-    def of(config: TrainConfig, processes: int = 1) -> dict:
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps({"config": dataclasses.asdict(config)}))
-        launcher = []
-        if processes > 1 or config.deepspeed:
-            with socket.create_server(("localhost", 0)) as free:  # other tests may run at the same time
-                port = free.getsockname()[1]
-            options = [f"--nproc_per_node={processes}", f"--master_port={port}"]
-            launcher = ["-m", "mask2dit.training.launch", *options]
-        return {
-            "args": [sys.executable, *launcher, "-m", "mask2dit.training", str(path)],
-            "cwd": ROOT,
-            "env": {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(tmp_path / "compiled")},
-            "text": True,
-        }
+    def start(config: TrainConfig, **environment: str) -> subprocess.Popen:
+        launcher = ["-m", "mask2dit.training.launch", "--nproc_per_node=2", f"--master_port={free_port()}"]
+        return subprocess.Popen(
+            [sys.executable, *launcher, "-m", "mask2dit.training", write_config(config, tmp_path)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
-    return of
+    return start
+
+
+def write_config(config: TrainConfig, folder: Path) -> str:
+    path = folder / "config.json"
+    path.write_text(json.dumps({"config": dataclasses.asdict(config)}))
+    return str(path)
+
+
+def free_port() -> int:
+    with socket.create_server(("localhost", 0)) as free:  # other tests may run at the same time
+        return free.getsockname()[1]
 
 
 @pytest.fixture
-def launch(command):
-    """Trains in other processes. Returns the finished process."""
-    return lambda config, processes=1: subprocess.run(**command(config, processes), capture_output=True, check=False)
+def start(fork, tmp_path):
+    """Starts to train in forked processes. `before` is code that each runs first. Returns the processes."""
+
+    def begin(config: TrainConfig, processes: int = 1, before: str = "") -> list:
+        command = ["mask2dit.training", write_config(config, tmp_path)]
+        environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "compiled")}
+        if processes == 1 and not config.deepspeed:
+            return [fork(command, environment, before)]
+        environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}  # as torchrun sets them
+        environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+        return [fork(command, environment | rank, before) for rank in ranks]
+
+    return begin
+
+
+@pytest.fixture
+def launch(start):
+    """Trains in other processes. Returns the first status that is not 0, if any, and what they wrote to stderr."""
+
+    def until_one_fails(config: TrainConfig, processes: int = 1, before: str = "") -> subprocess.CompletedProcess:
+        running = start(config, processes, before)
+        while not any(process.exitcode for process in running) and (alive := [p for p in running if p.is_alive()]):
+            multiprocessing.connection.wait([process.sentinel for process in alive])
+        status = next((process.exitcode for process in running if process.exitcode), 0)
+        return subprocess.CompletedProcess([], status, stderr="".join(process.errors() for process in running))
+
+    return until_one_fails
 
 
 @pytest.fixture

@@ -42,6 +42,25 @@ def test_given_scenes_are_clean_carry_timestep_0_and_do_not_count(make_transform
     torch.testing.assert_close(loss, torch.stack([velocity[0, 3:].square().mean(), velocity[1, :3].square().mean()]))
 
 
+def test_noised_given_scenes_carry_their_timestep_and_do_not_count(inputs):
+    scheduler, latents, noise, text, timesteps = inputs
+    seen = {}
+
+    class Watch(torch.nn.Module):
+        def forward(self, **kwargs):
+            seen.update(kwargs)
+            return (torch.zeros_like(latents),)
+
+    mask, context = torch.tensor([[False, True, True], [True, False, False]]), torch.tensor([50, 0])
+    arguments = (Watch(), scheduler, latents, noise, text, timesteps, mask)
+    loss = diffusion_loss(*arguments, context_timesteps=context, reduction="none")
+    assert seen["timestep"].tolist() == [[50, 100, 100], [900, 0, 0]]
+    noised = scheduler.add_noise(latents, noise, context)
+    torch.testing.assert_close(seen["hidden_states"][0, :3], noised[0, :3])
+    assert torch.equal(seen["hidden_states"][1, 3:], latents[1, 3:])
+    assert torch.equal(loss, diffusion_loss(*arguments, reduction="none"))
+
+
 def test_no_mask_is_a_mask_of_all_scenes(make_transformer, inputs):
     transformer = make_transformer()
     with torch.no_grad():

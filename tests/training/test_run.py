@@ -2,11 +2,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +24,7 @@ from mask2dit.training import checkpoints
 from mask2dit.training.callbacks import Logging, Validation
 from mask2dit.training.config import LoRATrainingConfig, ValidationConfig
 from mask2dit.training.engine import SampleGroup
+from mask2dit.training.launch import launch as launch_processes
 from mask2dit.training.memory import estimate_memory
 from mask2dit.training.run import plan_training
 from mask2dit.training.trainer import learning_rate, scene_mask
@@ -200,65 +199,83 @@ def test_deepspeed_compiles_nothing_on_a_cpu(config, launch, tmp_path):
     assert not (tmp_path / "compiled").exists()
 
 
-@pytest.mark.parametrize("processes, number", [(1, signal.SIGTERM), (1, signal.SIGHUP), (2, signal.SIGTERM)])
-def test_a_signal_to_stop_saves_and_ends_with_its_own_status(config, command, run, metrics, processes, number):
-    long = config(max_steps=1000, checkpoint_every=1000)
-    # A run under nohup, as these tests may be, ignores SIGHUP.
-    heed = partial(signal.signal, number, signal.SIG_DFL)
-    process = subprocess.Popen(**command(long, processes), stderr=subprocess.PIPE, preexec_fn=heed)
-    log = Path(long.output_dir) / "metrics.jsonl"
-    while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 2):
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 75, errors
+# A run under nohup, as these tests may be, ignores SIGHUP.
+HEED = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+
+
+def wait_for_steps(config, is_alive):
+    log = Path(config.output_dir) / "metrics.jsonl"
+    while is_alive() and not (log.is_file() and log.read_text().count("\n") >= 2):
+        time.sleep(0.05)
+
+
+def assert_stopped(config, status, errors, number):
+    """Asserts that a run saved and said so. Returns the step."""
+    assert status == 75, errors
     assert errors.count(f"stopped by {number.name}") == 1
     assert "exitcode" not in errors and "Traceback" not in errors
-    (checkpoint,) = checkpoints.checkpoints(long.output_dir)
-    step = int(checkpoint.name.removeprefix("checkpoint-"))
-    if processes == 1:
-        resumed = config(max_steps=step + 1, checkpoint_every=1000, resume="latest")
-        assert run(resumed) == 0
-        assert [line["step"] for line in metrics(resumed)] == list(range(1, step + 2))
+    (checkpoint,) = checkpoints.checkpoints(config.output_dir)
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, run, command, metrics):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_stop_saves_and_ends_with_its_own_status(config, start, run, metrics, number):
+    long = config(max_steps=1000, checkpoint_every=1000)
+    (process,) = start(long, before=HEED)
+    wait_for_steps(long, process.is_alive)
+    os.kill(process.pid, number)
+    process.join(timeout=120)
+    step = assert_stopped(long, process.exitcode, process.errors(), number)
+    resumed = config(max_steps=step + 1, checkpoint_every=1000, resume="latest")
+    assert run(resumed) == 0
+    assert [line["step"] for line in metrics(resumed)] == list(range(1, step + 2))
+
+
+def test_a_signal_to_the_launcher_saves_and_ends_with_its_own_status(config, launcher, tmp_path):
+    """Even if threads abort while Python ends, as gloo's do that release a tensor then, after everything was saved."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os\nif 'RANK' in os.environ: atexit.register(os.abort)\n"
+    )
+    long = config(max_steps=1000, checkpoint_every=1000)
+    process = launcher(long, PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    wait_for_steps(long, lambda: process.poll() is None)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert_stopped(long, process.returncode, errors, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("end, status", [("pass", 0), ("exit(3)", 3), ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
+def test_the_launcher_ends_with_the_status_of_what_it_launched(tmp_path, capfd, end, status):
+    program = tmp_path / "program.py"
+    program.write_text(f"import os, signal\nif os.environ['RANK'] == '1': {end}\n")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        assert launch_processes(["--nproc_per_node=2", "--standalone", str(program)]) == status
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_expected_error_of_two_processes_has_no_traceback(config, launch):
+    result = launch(config(model="nowhere"), processes=2)
+    assert result.returncode == 1
+    assert "error: there is no model in" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, run, launch, metrics):
     killed = config(max_steps=4)
     run(replace(killed, max_steps=2))
     # accelerate saves the weights with safetensors and then the optimizer with torch.save: the kill falls between the two.
-    program = (
-        "import os, runpy, signal, torch\n"
-        "torch.save = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "runpy.run_module('mask2dit.training', run_name='__main__', alter_sys=True)"
-    )
-    training = command(replace(killed, resume="latest"))
-    training["args"][1:3] = ["-c", program]  # in place of -m mask2dit.training
-    process = subprocess.run(**training, check=False)
-    assert process.returncode == -signal.SIGKILL
+    kill = "import signal; torch.save = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)"
+    result = launch(replace(killed, resume="latest"), before=kill)
+    assert result.returncode == -signal.SIGKILL, result.stderr
     (partial,) = Path(killed.output_dir).glob(".checkpoint-00000004.partial")
     assert [path.name for path in partial.iterdir()] == ["model.safetensors"]
     assert [path.name for path in checkpoints.checkpoints(killed.output_dir)] == ["checkpoint-00000002"]
     assert run(replace(killed, resume="latest")) == 0
     assert [line["step"] for line in metrics(killed)] == [1, 2, 3, 4]
     assert not list(Path(killed.output_dir).glob(".*"))
-
-
-@pytest.mark.parametrize("changes, status", [({"max_steps": 1}, 0), ({"model": "nowhere"}, 1)])
-def test_threads_that_abort_while_python_ends_do_not_change_the_status(config, command, tmp_path, changes, status):
-    """As gloo's do when they release a tensor then, after everything was saved."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import atexit, os\nif 'RANK' in os.environ: atexit.register(os.abort)\n"
-    )
-    training = command(config(**changes), 2)
-    training["env"]["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    result = subprocess.run(**training, capture_output=True, check=False)
-    assert result.returncode == status, result.stderr
-
-
-def test_the_launcher_ends_with_the_status_of_what_it_launched(config, launch):
-    result = launch(config(model="nowhere"), processes=2)
-    assert result.returncode == 1
-    assert "error: there is no model in" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_only_so_many_checkpoints_are_kept(config, run):
@@ -467,6 +484,8 @@ def test_a_run_stores_what_it_was_made_with(config, run):
 
 
 BAD = {
+    "context noise out of range": ({"conditional_probability": 0.5, "context_noise": 1000}, "context_noise=1000"),
+    "context noise without context": ({"conditional_probability": 0.0, "context_noise": 50}, "context_noise=50"),
     "no model": ({"model": "nowhere"}, "no model in '.*nowhere'"),
     "no manifest": ({"data__manifest": "nowhere.csv"}, "nowhere.csv"),
     "too many scenes": ({"data__num_scenes": 9}, "num_scenes=9"),

@@ -1,0 +1,1 @@
+"""The studio: a page on which stories are written, generated and mended scene by scene."""
