@@ -24,6 +24,7 @@ import torch
 from diffusers import CogVideoXDPMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
+from mask2dit.files import write_text
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.step_cache import step_cache
 from mask2dit.randomness import generator_for
@@ -94,8 +95,8 @@ def sample(pipe: Mask2DiTPipeline, config: TrialConfig, arguments: dict, setting
         ).frames
 
 
-def run(config: TrialConfig, rows: list[str]) -> dict[str, list[dict]]:
-    """Measures every story in every row."""
+def run(config: TrialConfig, rows: list[str], record: Path | None = None) -> dict[str, list[dict]]:
+    """Measures every story in every row, and writes the record after each story."""
     pipe = Mask2DiTPipeline.from_pretrained(config.model, torch_dtype=getattr(torch, config.dtype))
     pipe.scheduler = CogVideoXDPMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
@@ -125,6 +126,9 @@ def run(config: TrialConfig, rows: list[str]) -> dict[str, list[dict]]:
             distance = (latents - exact).float().chunk(3, dim=1)[2].square().mean().sqrt().item()
             measured[row].append({**story, "seconds": seconds, "tokens": tokens, "flops": flops, "distance": distance})
         print(f"story {number + 1} of {config.num_stories}", file=sys.stderr, flush=True)
+        if record:
+            values = {"config": dataclasses.asdict(config), "torch": torch.__version__, "stories": measured}
+            write_text(record, json.dumps(values, indent=1))
     return measured
 
 
@@ -183,14 +187,11 @@ def main(argv: list[str]) -> None:
         num_inference_steps=args.steps,
         dtype=args.dtype,
     )
-    measured = run(config, args.rows)
+    measured = run(config, args.rows, args.json)
     print(
         f"{config.num_stories} {config.stories} stories ({config.split}), {args.steps} steps of DPM, {config.dtype}\n"
     )
     print(table(measured))
-    if args.json:
-        record = {"config": dataclasses.asdict(config), "torch": torch.__version__, "stories": measured}
-        args.json.write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":
