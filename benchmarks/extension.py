@@ -242,7 +242,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--steps", type=int, default=10, help="denoising steps (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=4, help="stories sampled together (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="stories sampled together (default: %(default)s)")
     wider = parser.add_argument_group("the wider model")
     wider.add_argument("--heads", type=int, default=8, help="of width 64 (default: %(default)s)")
     wider.add_argument("--layers", type=int, default=4)

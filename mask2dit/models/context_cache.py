@@ -96,6 +96,8 @@ class ContextCache:
                 prompts' half, where guidance ends or a step is computed without the negative prompts.
         """
         given = GivenTokens(layout, self.generated)
+        if not self.is_filled and index == 0:
+            self._layers.clear()  # of a call that failed
         if self.is_filled:
             if self._fetched is None or self._fetched[0] != index:
                 self._fetch(index, like)
