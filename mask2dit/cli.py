@@ -23,8 +23,8 @@ class Command:
     """The function that takes the configuration, as "module:name"."""
     summary: str
     """One sentence for `--help`."""
-    positional: str | None = None
-    """The key that an argument without "=" sets; None: such an argument is the configuration file."""
+    positionals: tuple[str, ...] = ()
+    """The keys that arguments without "=" set, in order; none: such an argument is the configuration file."""
 
 
 COMMANDS = {
@@ -47,7 +47,7 @@ COMMANDS = {
         schema="mask2dit.data.config:CheckConfig",
         task="mask2dit.data.check:report_problems",
         summary="Check a story file, or every row of a manifest and every frame that training may read.",
-        positional="manifest",
+        positionals=("manifest",),
     ),
     "evaluate": Command(
         schema="mask2dit.evaluation.config:EvaluationConfig",
@@ -65,9 +65,10 @@ COMMANDS = {
         summary="Turn a folder of films into training manifests.",
     ),
     "write": Command(
-        schema="mask2dit.evaluation.write_prompts:WritePromptsConfig",
-        task="mask2dit.evaluation.write_prompts:write_prompts",
-        summary="Write stories with a language model.",
+        schema="mask2dit.inference.write:WriteConfig",
+        task="mask2dit.inference.write:write_stories",
+        summary="Write a story from an idea, or a set of stories, with a language model.",
+        positionals=("idea", "output"),
     ),
     "studio": Command(
         schema="mask2dit.studio.config:StudioConfig",
@@ -130,7 +131,7 @@ def run(name: str, arguments: Sequence[str], called: str | None = None) -> int:
         arguments,
         name=called,
         summary=command.summary,
-        positional=command.positional,
+        positionals=command.positionals,
     )
 
 

@@ -25,7 +25,7 @@ def run_command(
     *,
     name: str | None = None,
     summary: str | None = None,
-    positional: str | None = None,
+    positionals: Sequence[str] = (),
 ) -> int:
     """Reads the configuration and runs a task with it.
 
@@ -40,8 +40,8 @@ def run_command(
         arguments: command-line arguments, in any order.
         name: how the command is called, for `--help`. None: as this process was called.
         summary: what the command does, for `--help`. None: the first paragraph of the schema's docstring.
-        positional: the key that an argument without "=" sets, unless it ends in .yaml or .yml. None: such an argument is the
-            configuration file.
+        positionals: the keys that arguments without "=" set, in order. A single one that ends in .yaml or .yml is the
+            configuration file, as it is without such keys.
 
     Returns:
         The exit status: the task's own if it returns one, otherwise 0 (done), 1 (expected error) or 130 (interrupted).
@@ -52,7 +52,7 @@ def run_command(
     for library in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
         logging.getLogger(library).setLevel(logging.ERROR)
     if {"-h", "--help"} & set(arguments):
-        file = f"[CONFIG.yaml | {positional.upper()}]" if positional else "[CONFIG.yaml]"
+        file = f"[CONFIG.yaml | {' '.join(map(str.upper, positionals))}]" if positionals else "[CONFIG.yaml]"
         usage = f"{name or program()} {file} [key=value ...]"
         print(help_text(usage, summary or (inspect.getdoc(schema) or "").split("\n\n")[0], schema, default_config))
         return 0
@@ -60,9 +60,10 @@ def run_command(
     for number in stop_signals():
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
-        path, overrides = split_arguments(arguments)
-        if positional and path and not path.endswith((".yaml", ".yml")):
-            path, overrides = None, [*overrides, f"{positional}={path}"]
+        files, overrides = split_arguments(arguments, max(1, len(positionals)))
+        path = next(iter(files), None)
+        if path and positionals and (len(files) > 1 or not path.endswith((".yaml", ".yml"))):
+            path, overrides = None, [*overrides, *(f"{key}={file}" for key, file in zip(positionals, files))]
         config = load_config(schema, path or default_config, overrides)
         status = load(task)(config)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -85,11 +86,11 @@ def run_command(
     return status if isinstance(status, int) else 0
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Splits a command's arguments, in any order, into the file, if any, and the `key=value` ones.
+def split_arguments(arguments: Sequence[str], most: int = 1) -> tuple[list[str], list[str]]:
+    """Splits a command's arguments into the files, of which there may be `most`, and the `key=value` ones, in any order.
 
     Raises:
-        ValueError: for a second file, or an option with dashes.
+        ValueError: for one file too many, or an option with dashes.
     """
     overrides = [argument for argument in arguments if re.match(r"-*[\w.\[\]]*=", argument)]
     files = [argument for argument in arguments if argument not in overrides]
@@ -99,12 +100,13 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             raise ValueError(
                 f"there is no option {argument!r}: settings are written {key or 'key'}=value, without dashes"
             )
-    if len(files) > 1:
+    if len(files) > most:
+        limit = "one argument can be a file" if most == 1 else f"{most} arguments can be without ="
         raise ValueError(
-            f"only one argument can be a file, but there are {len(files)}: {', '.join(map(repr, files))}; settings are "
+            f"only {limit}, but there are {len(files)}: {', '.join(map(repr, files))}; settings are "
             "written key=value without spaces, in quotes where the value has any"
         )
-    return (files[0] if files else None), overrides
+    return files, overrides
 
 
 def load(address: str) -> Any:

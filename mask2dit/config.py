@@ -135,7 +135,7 @@ def check_between(name: str, value: float, least: float, most: float) -> None:
     """Raises `ValueError`, naming the key, for a value that is outside [least, most] or not finite."""
     check_finite(name, value)
     if not least <= value <= most:
-        raise ValueError(f"{name}={value} has to lie between {least} and {most}")
+        raise ValueError(f"{name}={value} has to be between {least} and {most}")
 
 
 def check_context_cache(refresh: int, device: str, dtype: str) -> None:

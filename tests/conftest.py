@@ -1,6 +1,8 @@
 import json
 import multiprocessing
+import pickle
 import threading
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
 from mask2dit.encoders.untrained import build_untrained_viclip
+from mask2dit.engine.share import Runner, in_batches
 from mask2dit.models import attention
 from mask2dit.pipelines.untrained import build_untrained_model
 
@@ -352,6 +355,27 @@ def chat_server():
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+class PicklingEngine:
+    """Runs stages as workers do, in this process: everything passes through pickle."""
+
+    def run(self, name, process, items, workers):
+        def passed(value):
+            return pickle.loads(pickle.dumps(value))
+
+        runner = passed(Runner(process, workers.load))
+        for batch in [None, *in_batches(items, workers.batch)]:
+            results, error = passed(runner.load() if batch is None else runner.run(passed(batch)))
+            yield from results
+            if error:
+                raise error
+
+
+@pytest.fixture
+def pickling_engine():
+    """Stands in for `open_engine` where the start of processes would take too long."""
+    return lambda config: nullcontext(PicklingEngine())
 
 
 @pytest.fixture(scope="session")

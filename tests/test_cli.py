@@ -90,7 +90,7 @@ RECIPES = {
     "data/cache": ("mask2dit.data.config:CacheConfig", set()),
     "evaluation/mask2dit": ("mask2dit.evaluation.config:EvaluationConfig", {"generation.negative_prompt"}),
     "evaluation/study": ("mask2dit.evaluation.config:StudyConfig", set()),
-    "evaluation/write_prompts": ("mask2dit.evaluation.write_prompts:WritePromptsConfig", set()),
+    "evaluation/write_prompts": ("mask2dit.inference.write:WriteConfig", {"output"}),
     "curation/films": ("mask2dit.curation.config:CurationConfig", {"filter.min_short_side"}),
     "storyworld/films": ("mask2dit.storyworld.films:FilmsConfig", set()),
     "storyworld/model": ("mask2dit.storyworld.build:BuildConfig", set()),

@@ -77,7 +77,7 @@ def test_the_argument_that_is_wrong_is_the_one_that_is_named(run, arguments, cul
 
 
 def test_a_file_may_have_an_equals_sign_in_its_path(tmp_path):
-    assert split_arguments(["./a=b.yaml", "c=d"]) == ("./a=b.yaml", ["c=d"])
+    assert split_arguments(["./a=b.yaml", "c=d"]) == (["./a=b.yaml"], ["c=d"])
 
 
 def test_without_a_configuration_file_the_defaults_of_the_dataclass_apply():
@@ -96,7 +96,7 @@ def test_without_a_configuration_file_the_defaults_of_the_dataclass_apply():
     ],
 )
 def test_a_file_that_is_no_configuration_sets_the_positional_key(run, arguments, settings):
-    assert run_command(Settings, f"{__name__}:note", None, arguments, positional="text") == 0
+    assert run_command(Settings, f"{__name__}:note", None, arguments, positionals=("text",)) == 0
     assert told == [settings]
 
 

@@ -16,7 +16,7 @@ which they appear. Describe the appearance of each in one phrase of what can be 
 clothing with colours, what it holds, such as "a tall young woman with short black hair, wearing a red wool coat". Leave
 parentheses and periods out of the phrase. There may be no actors at all.
 
-Then write one caption a scene:
+Then write one caption per scene:
 - Say first who is there and where, then what happens, from the beginning of the scene to its end.
 - Write specific, complete sentences in the present tense, and begin directly: never "the video shows" or "in this scene".
 - At the first mention of an actor in a caption, write the name with the appearance in parentheses, in exactly the words of

@@ -57,7 +57,7 @@ class SplitConfig:
         check_between("split.doubt_above", self.doubt_above, 0, 1)
         if self.force_cut_above is not None and not 0 < self.force_cut_length <= self.force_cut_above:
             raise ValueError(
-                f"split.force_cut_length={self.force_cut_length} has to lie between 0 and "
+                f"split.force_cut_length={self.force_cut_length} has to be between 0 and "
                 f"split.force_cut_above={self.force_cut_above}"
             )
 
@@ -136,6 +136,25 @@ class EmbedConfig:
 
 
 @dataclass(kw_only=True)
+class DuplicatesConfig:
+    """Removal of near-identical clips of different films."""
+
+    remove: bool = True
+    """Keep one of several near-identical clips: the one with the largest picture, then the longest."""
+    threshold: float = 0.97
+    """Minimum cosine of the prints of two frames, tiny pictures without brightness and contrast, that count as the same."""
+    min_share: float = 0.75
+    """Minimum share of the shorter clip's frames, 0 to 1, that the other clip shows too."""
+    min_cosine: float = 0.8
+    """Minimum cosine of the ViCLIP features of two duplicates."""
+
+    def __post_init__(self):
+        check_between("duplicates.threshold", self.threshold, -1, 1)
+        check_between("duplicates.min_share", self.min_share, 0, 1)
+        check_between("duplicates.min_cosine", self.min_cosine, -1, 1)
+
+
+@dataclass(kw_only=True)
 class GroupConfig:
     """Groups of consecutive clips with similar content."""
 
@@ -154,7 +173,7 @@ class GroupConfig:
         check_at_least("group.max_gap", self.max_gap, 0)
         if not -1 <= self.threshold < self.ceiling <= 1:
             raise ValueError(
-                f"group.threshold={self.threshold} has to lie between -1 and group.ceiling={self.ceiling}, and that at 1 or "
+                f"group.threshold={self.threshold} has to be between -1 and group.ceiling={self.ceiling}, and that at 1 or "
                 "below: both are cosines"
             )
 
@@ -270,6 +289,10 @@ class CurationConfig(EngineConfig):
 
     films: str = "films"
     """Folder of films, searched with its subfolders."""
+    shots: str | None = None
+    """What the files are. null: films, which are cut. folder: shots, which are not cut; the shots of a folder, in the order
+    of their names, make up a film. FILE.csv: shots, listed in order with the columns film and path, which is relative to
+    `films`."""
     output: str = "outputs/curation"
     """Folder for the results of stages, the clips, their features and the review page. A run continues from existing
     results."""
@@ -287,6 +310,7 @@ class CurationConfig(EngineConfig):
     score: ScoreConfig = field(default_factory=ScoreConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
+    duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     group: GroupConfig = field(default_factory=GroupConfig)
     caption: CaptionConfig = field(default_factory=CaptionConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
@@ -308,6 +332,13 @@ class CurationConfig(EngineConfig):
                 raise ValueError(f"stages has to hold {', '.join(STAGES)}, but holds {name!r}")
         for name in ("num_frames", "max_stride"):
             check_at_least(name, getattr(self, name), 1)
+        if self.shots is not None:
+            if self.shots != "folder" and not self.shots.endswith(".csv"):
+                raise ValueError(f"shots={self.shots!r} has to be null, folder or a .csv file")
+            if self.write.remove_borders:
+                raise ValueError(
+                    f"shots={self.shots} needs write.remove_borders=false: within one shot, a plain sky looks like a border"
+                )
         limits = self.filter
         for name, measured, remedy in (
             ("min_motion", self.score.motion, "score.motion=true"),

@@ -28,9 +28,13 @@ def export(
     clips: Mapping[str, Clip],
     captions: Sequence[Captions],
     decisions: Mapping[str, Decision],
+    families: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, int], list[Entry]]:
     """Writes `sft.json` and `pretrain.csv`, and the same for validation. A manifest without rows is not written; if it is
     for validation, an earlier run's is removed.
+
+    Args:
+        families: one name for all films that share near-identical clips, by film. Such films are in the same part.
 
     Returns:
         The number of rows per manifest, and the captions, with `Dropped` in place of those that a person dropped.
@@ -52,7 +56,7 @@ def export(
             continue
         texts = decision.captions if decision else entry.captions
         of_entry = [clips[name] for name in entry.clips]
-        is_validation = in_validation(entry.source, config.export.validation_share)
+        is_validation = in_validation((families or {}).get(entry.source, entry.source), config.export.validation_share)
         paths = [_relative_path(folder, clip, target) for clip in of_entry]
         if len(of_entry) > 1:
             values = [_sft_scene(*scene) for scene in zip(of_entry, texts, paths)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby, pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 from mask2dit.curation.config import GroupConfig
@@ -20,6 +20,8 @@ class FilmClips(Entry):
 
     clips: tuple[Clip, ...]
     features: tuple[Features, ...]
+    gaps: tuple[float, ...]
+    """Seconds between each clip and the next, without the transition between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +34,33 @@ class Group(Entry):
     """Cosines of all pairs."""
 
 
-def by_film(features: Sequence[Features], clips: Mapping[str, Clip]) -> list[FilmClips]:
-    """Collects features, which are in the order of the films, into one entry per film."""
+def by_film(
+    features: Sequence[Features], clips: Mapping[str, Clip], times: Mapping[str, float] | None = None
+) -> list[FilmClips]:
+    """Collects features into one entry per film.
+
+    Args:
+        features: features of clips.
+        clips: clips by id.
+        times: for films of one file per shot, the second at which each file begins in its film. None: a film is one file.
+    """
+    of_source: dict[str, list[Features]] = {}
+    for entry in features:
+        of_source.setdefault(entry.source, []).append(entry)
+
+    def second(clip: Clip, frame: int) -> float:
+        return (times[clip.file] if times else 0.0) + frame / clip.fps
+
     films = []
-    for source, group in groupby(features, key=lambda entry: entry.source):
-        of_film = tuple(sorted(group, key=lambda entry: clips[entry.id].start))
-        key = digest([entry.key for entry in of_film])
+    for source, found in of_source.items():
+        of_film = tuple(sorted(found, key=lambda entry: second(clips[entry.id], clips[entry.id].start)))
         in_order = tuple(clips[entry.id] for entry in of_film)
-        films.append(FilmClips(id=source, source=source, key=key, clips=in_order, features=of_film))
+        gaps = tuple(
+            round(second(after, after.start - after.transition) - second(before, before.stop), 6)
+            for before, after in pairwise(in_order)
+        )
+        key = digest([entry.key for entry in of_film] + ([gaps] if times else []))
+        films.append(FilmClips(id=source, source=source, key=key, clips=in_order, features=of_film, gaps=gaps))
     return films
 
 
@@ -53,10 +74,13 @@ def group(films: Iterable[FilmClips], folder: Path, config: GroupConfig) -> Iter
         for start in range(len(film.clips) - config.num_scenes + 1):
             window = slice(start, start + config.num_scenes)
             clips = film.clips[window]
-            name = f"{film.source}#{clips[0].start}-{clips[-1].stop}"
+            if clips[0].file == clips[-1].file:
+                name = f"{clips[0].file}#{clips[0].start}-{clips[-1].stop}"
+            else:
+                name = f"{clips[0].id} … {clips[-1].id}"
             ids = [clip.id for clip in clips]
             similarity = cosines[window, window].astype(float).round(4).tolist()
-            fault = find_fault(clips, similarity, config)
+            fault = find_fault(film.gaps[start : window.stop - 1], similarity, config)
             if fault is None and start < free_from:
                 fault = ("overlap", "its first clips are in the group before it")
             if fault is None:
@@ -80,17 +104,16 @@ def single(clips: Iterable[Clip], data: DataConfig) -> Iterator:
 
 
 def find_fault(
-    clips: Sequence[Clip], similarity: Sequence[Sequence[float]], config: GroupConfig
+    gaps: Sequence[float], similarity: Sequence[Sequence[float]], config: GroupConfig
 ) -> tuple[str, str] | None:
     """The rule that keeps clips from being a group, with the reason; None if they are one."""
-    for number, (before, after) in enumerate(pairwise(clips), start=1):
-        gap = (after.start - after.transition - before.stop) / before.fps
+    for number, gap in enumerate(gaps, start=1):
         if gap > config.max_gap:
             return "gap", f"{gap:.2f} s between clips {number} and {number + 1}"
-    for i, j in combinations(range(len(clips)), 2):
+    for i, j in combinations(range(len(similarity)), 2):
         if similarity[i][j] > config.ceiling:
             return "above_ceiling", f"clips {i + 1} and {j + 1} have the cosine {similarity[i][j]:.3f}"
-    least = min(range(len(clips) - 1), key=lambda i: similarity[i][i + 1])
+    least = min(range(len(gaps)), key=lambda i: similarity[i][i + 1])
     if similarity[least][least + 1] < config.threshold:
         why = f"clips {least + 1} and {least + 2} have the cosine {similarity[least][least + 1]:.3f}"
         return "below_threshold", why

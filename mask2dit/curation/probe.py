@@ -1,5 +1,7 @@
 """Films and the properties of their files."""
 
+import csv
+import io
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -8,8 +10,12 @@ from pathlib import Path
 
 from mask2dit.curation.store import Dropped, Entry, Workspace
 from mask2dit.hashing import digest
-from mask2dit.video.files import VIDEO_SUFFIXES, is_video, list_files
+from mask2dit.texts import read_text
+from mask2dit.video.files import VIDEO_SUFFIXES, is_video, list_files, natural_order
 from mask2dit.video.reading import FileReader
+
+# Length of a shot that cannot be read, longer than any gap within a group.
+UNKNOWN_SECONDS = 1e6
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +34,18 @@ class Film(Entry):
     """Differences between its frames and a player's; see `FileReader`."""
 
 
-def find_films(folder: Path, workspace: Workspace) -> list[Entry]:
-    """The video files in this process's part, as `list_videos` finds them.
+def find_films(folder: Path, workspace: Workspace, shots: str | None = None) -> list[Entry]:
+    """The video files in this process's part, as `list_videos` finds them. Shots of a film are in order, with the film as
+    their source.
+
+    Args:
+        folder: the folder of films.
+        workspace: the output folder.
+        shots: as in `CurationConfig`.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if there is no video in it, or one is in the output folder.
+        FileNotFoundError: if there is no such folder, or no such list.
+        ValueError: if there is no video in it, one is in the output folder, or the list is faulty.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder of films {str(folder)!r}")
@@ -50,12 +62,55 @@ def find_films(folder: Path, workspace: Workspace) -> list[Entry]:
     if others := Counter(path.suffix for path in files if not is_video(path)):
         listed = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in others.most_common())
         logger.info("Files that are not videos by their suffix: %s", listed)
+    sources = {path.relative_to(folder).as_posix(): path.relative_to(folder).as_posix() for path in films}
+    if shots == "folder":
+        in_order = sorted(sources, key=lambda name: (Path(name).parent.as_posix(), natural_order(Path(name))))
+        sources = {name: _folder_name(name, folder) for name in in_order}
+    elif shots is not None:
+        sources = read_shots(Path(shots), folder)
     entries = []
-    for path in films:
-        name, status = path.relative_to(folder).as_posix(), path.stat()
-        if workspace.is_mine(name):
-            entries.append(Entry(id=name, source=name, key=digest([name, status.st_size, status.st_mtime_ns])))
+    for name, source in sources.items():
+        if workspace.is_mine(source):
+            status = (folder / name).stat()
+            key = digest([name, status.st_size, status.st_mtime_ns, *([source] if shots else [])])
+            entries.append(Entry(id=name, source=source, key=key))
     return entries
+
+
+def _folder_name(name: str, folder: Path) -> str:
+    parent = Path(name).parent.as_posix()
+    return folder.resolve().name if parent == "." else parent
+
+
+def read_shots(path: Path, folder: Path) -> dict[str, str]:
+    """The film of each shot, by the shot's path in `folder`, in the order of a list.
+
+    Raises:
+        FileNotFoundError: if there is no such list.
+        ValueError: if a column or a shot is missing, or a shot is listed twice.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path, "list of shots"), newline=""))
+    if missing := [name for name in ("film", "path") if name not in (reader.fieldnames or ())]:
+        raise ValueError(f"{path} has no column {missing[0]!r}: its first line has to name film and path")
+    found: dict[str, str] = {}
+    for number, record in enumerate(reader, start=1):
+        name = Path(record["path"] or "").as_posix()
+        if not record["film"] or not (folder / name).is_file():
+            raise ValueError(f"{path}, row {number}: there is no film, or no shot {str(folder / name)!r}")
+        if name in found:
+            raise ValueError(f"{path}, row {number}: {name} is listed twice")
+        found[name] = record["film"]
+    return found
+
+
+def shot_times(films: Iterable[Film | Dropped]) -> dict[str, float]:
+    """When each shot begins in its film, in seconds, by the shot's file. Unreadable shots count as a long time."""
+    ends: dict[str, float] = {}
+    times = {}
+    for shot in films:
+        times[shot.id] = ends.get(shot.source, 0.0)
+        ends[shot.source] = times[shot.id] + (UNKNOWN_SECONDS if isinstance(shot, Dropped) else shot.seconds)
+    return times
 
 
 def probe(entries: Iterable[Entry], folder: Path) -> Iterator[tuple[Entry, list[Film | Dropped]]]:

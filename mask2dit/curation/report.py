@@ -25,6 +25,7 @@ UNITS = {  # the input of each stage
     "score": "clips",
     "filter": "clips",
     "embed": "clips",
+    "duplicates": "clips",
     "group": "films, into windows",
     "single": "clips outside groups",
     "caption": "groups and single clips",

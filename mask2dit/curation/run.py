@@ -11,14 +11,15 @@ from pathlib import Path
 from mask2dit.curation.caption import Captions, caption, caption_settings, has_attempts_left
 from mask2dit.curation.captioners import Captioner, OpenAICaptioner, TransformersCaptioner
 from mask2dit.curation.config import STAGES, CaptionConfig, CurationConfig
-from mask2dit.curation.doubts import doubtful_cuts
+from mask2dit.curation.doubts import DoubtfulCut, doubtful_cuts
+from mask2dit.curation.duplicates import drop_duplicates, film_families, find_twins
 from mask2dit.curation.embed import Embedder, Features, embed, embed_settings
 from mask2dit.curation.export import export
 from mask2dit.curation.group import Group, adjacent_pairs, by_film, group, single
 from mask2dit.curation.optional import import_optional
-from mask2dit.curation.probe import Film, find_films, probe
+from mask2dit.curation.probe import Film, find_films, probe, shot_times
 from mask2dit.curation.report import funnel_table, similarity_plot, write_card
-from mask2dit.curation.review import DECISIONS, read_decisions, write_review
+from mask2dit.curation.review import DECISIONS, Decision, read_decisions, write_review
 from mask2dit.curation.score import Scores, apply_filters, load_scorers, score, score_settings
 from mask2dit.curation.split import Scene, load_detector, split
 from mask2dit.curation.stand_in import stand_in
@@ -30,7 +31,7 @@ from mask2dit.device import choose_device
 from mask2dit.engine.config import resolve_shard
 from mask2dit.engine.open import open_engine
 from mask2dit.engine.share import Workers
-from mask2dit.files import check_writable, write_text
+from mask2dit.files import check_writable, write_lines, write_text
 from mask2dit.hashing import digest
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,10 @@ def curate(config: CurationConfig) -> int:
     with open_engine(config) as engine:
         workspace = Workspace(config.output, config.shard, config.stages, engine)
         try:
-            clips, features = _make_clips(config, workspace, settings)
+            clips, features, times = _make_clips(config, workspace, settings)
             if _last_stage(config) < STAGES.index("group"):
                 return 0
-            return _make_manifests(config, workspace, settings, clips, features)
+            return _make_manifests(config, workspace, settings, clips, features, times)
         finally:  # also after an interruption, with the results so far
             print(funnel_table(workspace.funnel))
             path = workspace.folder / f"funnel{workspace.suffix}.json"
@@ -74,17 +75,19 @@ def check(config: CurationConfig) -> dict[str, dict]:
     """
     if Path(config.output).resolve().is_relative_to(Path(config.films).resolve()):
         raise ValueError(
-            f"output={config.output!r} lies in films={config.films!r}, where the next run would take clips for films: choose "
-            "a folder outside it"
+            f"output={config.output!r} is inside films={config.films!r}, and the next run would take its clips for films: "
+            "choose a folder outside it"
         )
     if config.engine == "local":  # the nodes of a cluster may have other devices than this machine
         choose_device(config.device)
     for stage in config.stages:
         if stage in PACKAGES:
             import_optional(PACKAGES[stage])
-    if "split" in config.stages:
+    if "split" in config.stages and config.shots is None:
         for name in config.split.detectors:
             load_detector(name, config.split)
+    if "group" in config.stages and config.duplicates.remove:
+        import_optional("faiss")
     if "export" in config.stages and config.shard == "0/1":
         check_writable(config.export.folder)
     settings = {
@@ -92,6 +95,8 @@ def check(config: CurationConfig) -> dict[str, dict]:
         "split": {**asdict(config.split), "min_frames": _min_frames(config)},
         "write": asdict(config.write),
     }
+    if config.shots is not None:
+        settings["split"] |= {"is_cut": True}
     if _last_stage(config) >= STAGES.index("score"):
         settings |= {"score": score_settings(config.score), "filter": asdict(config.filter)}
     if _last_stage(config) >= STAGES.index("embed"):
@@ -107,14 +112,15 @@ def check(config: CurationConfig) -> dict[str, dict]:
 
 def _make_clips(
     config: CurationConfig, workspace: Workspace, settings: dict
-) -> tuple[dict[str, Clip], list[Features]]:
-    """Runs the stages from films to features. Returns the clips that pass the filters, by id, and their features."""
+) -> tuple[dict[str, Clip], list[Features], dict[str, float] | None]:
+    """Runs the stages from films to features. Returns the clips that pass the filters, by id, their features, and the times
+    of shots as `by_film` takes them."""
     run, folder, folder_of_films = workspace.run, workspace.folder, Path(config.films)
 
     def is_gone(made: Clip | Features | Dropped) -> bool:
         return not isinstance(made, Dropped) and not (folder / made.path).is_file()
 
-    found = find_films(folder_of_films, workspace)
+    found = find_films(folder_of_films, workspace, config.shots)
     films = run(
         "probe", Film, found, settings["probe"], partial(probe, folder=folder_of_films), workers=Workers(batch=8)
     )
@@ -123,8 +129,15 @@ def _make_clips(
             logger.warning("%s: %s", film.id, warning)
 
     min_frames = _min_frames(config)
-    process = partial(split, folder=folder_of_films, config=config.split, min_frames=min_frames, device=config.device)
-    workers = Workers(uses_gpu="transnet" in config.split.detectors)
+    process = partial(
+        split,
+        folder=folder_of_films,
+        config=config.split,
+        min_frames=min_frames,
+        device=config.device,
+        is_cut=config.shots is not None,
+    )
+    workers = Workers(uses_gpu=config.shots is None and "transnet" in config.split.detectors)
     scenes = run("split", Scene, kept(films), settings["split"], process, workers=workers)
 
     process = partial(write, films=folder_of_films, folder=folder, config=config.write, settings=settings["write"])
@@ -132,7 +145,7 @@ def _make_clips(
     written = run("write", Clip, kept(scenes), settings["write"], process, is_gone, workers)
     clips = {clip.id: clip for clip in kept(written)}
     if _last_stage(config) < STAGES.index("score"):
-        return clips, []
+        return clips, [], None
 
     process = partial(score, folder=folder, config=config.score)
     workers = Workers(
@@ -142,13 +155,14 @@ def _make_clips(
     passed = run("filter", Scores, kept(scores), settings["filter"], partial(apply_filters, config=config.filter))
     clips = {entry.id: clips[entry.id] for entry in kept(passed)}
     if _last_stage(config) < STAGES.index("embed"):
-        return clips, []
+        return clips, [], None
 
     process = partial(embed, folder=folder, batch_size=config.embed.batch_size, settings=settings["embed"])
     load = partial(Embedder, config.embed.viclip, config.device)
     workers = Workers(load=load, batch=config.embed.batch_size, uses_gpu=True)
     features = kept(run("embed", Features, list(clips.values()), settings["embed"], process, is_gone, workers))
-    return {entry.id: clips[entry.id] for entry in features}, features
+    times = shot_times(films) if config.shots is not None else None
+    return {entry.id: clips[entry.id] for entry in features}, features, times
 
 
 def _make_manifests(
@@ -157,11 +171,15 @@ def _make_manifests(
     settings: dict,
     clips: Mapping[str, Clip],
     features: list[Features],
+    times: dict[str, float] | None,
 ) -> int:
     """Runs the stages from groups to manifests, and writes the review page. Returns the exit status."""
     run, folder = workspace.run, workspace.folder
+    clips, features, families = _remove_duplicates(config, workspace, clips, features)
     process = partial(group, folder=folder, config=config.group)
-    windows = run("group", Group, by_film(features, clips), settings["group"], process, workers=Workers(batch=16))
+    windows = run(
+        "group", Group, by_film(features, clips, times), settings["group"], process, workers=Workers(batch=16)
+    )
     cosines = list(adjacent_pairs(windows).values())
     if cosines and workspace.num_shards == 1:
         plot = similarity_plot(cosines, config.group.threshold, config.group.ceiling)
@@ -194,15 +212,11 @@ def _make_manifests(
         return 0
 
     decisions = read_decisions(folder / DECISIONS, captions, config.caption.max_words)
-    of_id = {entry.id: entry for entry in groups}
-    cosines_of = {entry.id: entry.cosines for entry in verified}
     doubts = doubtful_cuts(windows, clips, config.group.ceiling)
-    page = write_review(folder, of_id, clips, captions, cosines_of, decisions, config.verify.flag_below, doubts)
-    num_decided = sum(entry.key in decisions for entry in captions)
-    logger.info("%s shows %d captions; decisions: %d", page, len(captions), num_decided)
+    _write_page(config, folder, groups, clips, captions, verified, decisions, doubts)
     if "export" not in config.stages:
         return 0
-    rows, exported = export(folder, config, clips, captions, decisions)
+    rows, exported = export(folder, config, clips, captions, decisions, families)
     workspace.count("export", len(captions), exported)
     if not any(rows.values()):
         logger.warning(
@@ -219,6 +233,39 @@ def _make_manifests(
         logger.info("%s: %d rows%s", path, count, "" if count else f", so it is not written{stays}")
     has_all = rows["sft.json"] and (rows["pretrain.csv"] or not config.caption.singles)
     return 0 if has_all and not workspace.funnel["caption"]["not done"] else 1
+
+
+def _remove_duplicates(
+    config: CurationConfig, workspace: Workspace, clips: Mapping[str, Clip], features: list[Features]
+) -> tuple[Mapping[str, Clip], list[Features], dict[str, str]]:
+    """Leaves out all but one of near-identical clips. Returns the clips, their features and the families of films."""
+    if not config.duplicates.remove:
+        return clips, features, {}
+    twins = find_twins(features, clips, workspace.folder, config.duplicates)
+    results = drop_duplicates(features, clips, twins)
+    workspace.count("duplicates", len(features), results)
+    dropped = [entry for entry in results if isinstance(entry, Dropped)]
+    lines = [{"clip": entry.id, **entry.details} for entry in dropped]
+    write_lines(workspace.folder / f"duplicates{workspace.suffix}.jsonl", lines)
+    left = kept(results)
+    return {entry.id: clips[entry.id] for entry in left}, left, film_families(clips, twins)
+
+
+def _write_page(
+    config: CurationConfig,
+    folder: Path,
+    groups: list[Group],
+    clips: Mapping[str, Clip],
+    captions: list[Captions],
+    verified: list[Verified],
+    decisions: Mapping[str, Decision],
+    doubts: list[DoubtfulCut],
+) -> None:
+    of_id = {entry.id: entry for entry in groups}
+    cosines_of = {entry.id: entry.cosines for entry in verified}
+    page = write_review(folder, of_id, clips, captions, cosines_of, decisions, config.verify.flag_below, doubts)
+    num_decided = sum(entry.key in decisions for entry in captions)
+    logger.info("%s shows %d captions; decisions: %d", page, len(captions), num_decided)
 
 
 def _verify(

@@ -35,13 +35,23 @@ class Scene(Entry):
 Detector = Callable[[VideoReader], Sequence[Transition | int]]
 
 
-def split(films: Iterable[Film], folder: Path, config: SplitConfig, min_frames: int, device: str = "cpu") -> Iterator:
+def split(
+    films: Iterable[Film],
+    folder: Path,
+    config: SplitConfig,
+    min_frames: int,
+    device: str = "cpu",
+    is_cut: bool = False,
+) -> Iterator:
     """Cuts films into scenes and drops those of fewer than `min_frames` frames.
+
+    If `is_cut`, each file is one shot, in which no cuts are searched.
 
     Raises:
         ValueError: if a detector cannot be loaded, or returns a cut outside the film.
     """
-    detectors = [load_detector(name, config, choose_device(device)) for name in config.detectors]
+    names = [] if is_cut else config.detectors
+    detectors = [load_detector(name, config, choose_device(device)) for name in names]
     for film in films:
         try:
             reader = FileReader(folder / film.id)  # its warnings were printed after probing

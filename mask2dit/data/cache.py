@@ -106,7 +106,7 @@ class LatentCache:
             example = f", such as {missing[0].label} ({missing[0].name})" if missing else ""
             raise ValueError(
                 f"the cache {str(self.folder)!r} is not complete: {len(missing)} clips{example} and {len(captions)} captions "
-                "are missing; run mask2dit cache again, which goes on where it was"
+                "are missing; run mask2dit cache again, which computes only what is missing"
             )
         compared = np.unique(np.linspace(0, len(clips) - 1, min(len(clips), MAX_COMPARED)).astype(int))
         self.check_videos([clips[i] for i in compared])

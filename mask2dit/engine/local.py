@@ -39,7 +39,8 @@ class LocalEngine:
             workers: how workers run it.
         """
         if self.config.num_workers is None:
-            yield from process(items, *([workers.load()] if workers.load else []))
+            loaded = workers.load() if workers.load and workers.here is None else workers.here
+            yield from process(items, *([loaded] if workers.load else []))
             return
         resources = self.config.resources.get(name, Resources())
         batches = in_batches(items, resources.batch or workers.batch)

@@ -27,6 +27,8 @@ class Workers:
 
     load: Callable[[], Any] | None = None
     """Loads once per worker what the stage needs, such as a model, which becomes the stage's second argument."""
+    here: Any = None
+    """What `load` returns, if this process has it already; taken when this process does the work."""
     batch: int = 1
     """Items that a worker takes at a time."""
     uses_gpu: bool = False

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field, fields
 
-from mask2dit.config import check_at_least, check_between, check_choice, parse_shard
+from mask2dit.config import check_at_least, check_between, check_choice
 from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.engine.config import EngineConfig
 from mask2dit.inference.config import InferenceConfig, SamplingConfig
 
 MODES = ("fixed", "extension", "separate", "merged")
@@ -143,7 +144,7 @@ class JudgeConfig:
 
 
 @dataclass(kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(EngineConfig):
     """Evaluation of a model or of existing videos. `configs/evaluation/*.yaml` hold values."""
 
     name: str = "Mask2DiT"
@@ -154,9 +155,6 @@ class EvaluationConfig:
     """File with the stories to evaluate."""
     limit: int | None = None
     """Number of stories to evaluate, from the first; null: all."""
-    shard: str = "0/1"
-    """i/n: process the i-th of n parts of the stories, so that n processes share the work. Run 0/1 at the end to write
-    the report."""
 
     videos: str | None = None
     """Folder of existing videos, one per story: NAME.mp4, with its boundaries in NAME.json; null: generate them."""
@@ -181,10 +179,11 @@ class EvaluationConfig:
     """Seed of the noise, combined with the story's name."""
 
     def __post_init__(self):
+        super().__post_init__()
+        self.check_resources(["videos", "score", "features"])
         check_choice("boundaries", self.boundaries, BOUNDARIES)
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} has to be at least 1, or null for all stories")
-        parse_shard(self.shard)
 
 
 @dataclass(kw_only=True)

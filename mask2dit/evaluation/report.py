@@ -37,8 +37,8 @@ REPORTED_NOTE = (
     "orientation, and not a measurement of this project."
 )
 DISTANCE_NOTE = (
-    "With few videos the Fréchet distance is biased by more than most effects: read it beside the kernel distance, whose "
-    "expectation does not depend on their number."
+    "With few videos the Fréchet distance is biased by more than most effects: read it together with the kernel distance, "
+    "whose expectation does not depend on their number."
 )
 TRUTH_NOTE = (
     "Spearman's correlation over stories, with its 95% bootstrap interval, of learned scores with what is known: what the "

@@ -4,8 +4,11 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +18,13 @@ from mask2dit.config import parse_shard
 from mask2dit.device import choose_device
 from mask2dit.encoders.fvd import NUM_FRAMES, load_extractor
 from mask2dit.endpoint import UnusableEndpointError
+from mask2dit.engine.config import resolve_shard
+from mask2dit.engine.open import Engine, open_engine
+from mask2dit.engine.share import Workers
 from mask2dit.evaluation.config import EvaluationConfig
 from mask2dit.evaluation.frechet import frechet_distance_of_features, kernel_distance
 from mask2dit.evaluation.measures.base import Measure, Scores
-from mask2dit.evaluation.measures.registry import build_measures
+from mask2dit.evaluation.measures.registry import build_measure, build_measures
 from mask2dit.evaluation.report import write_report
 from mask2dit.evaluation.results import Fault, Results, StoryResult
 from mask2dit.evaluation.videos import Generator, StoryVideo, find_video
@@ -44,14 +50,17 @@ def evaluate(config: EvaluationConfig) -> int:
     Raises:
         ValueError, OSError: for faults found before the first story.
     """
+    config = dataclasses.replace(config, shard=resolve_shard(config))
     stories = read_stories(config.stories)[: config.limit]
     output = Path(config.output)
     for folder in ("videos", "scores", "features"):
         check_writable(output / folder)
     others = [Results.read(other) for other in config.compare]
-    device = choose_device(config.device)
+    device = choose_device(
+        config.device if config.engine == "local" else "auto"
+    )  # workers of a cluster choose their own
     measures, off = build_measures(config, device)
-    extractors, reasons = _extractors(config, device)
+    extractors, reasons = _extractors(config)
     off |= reasons
     if not measures:
         raise ValueError(f"nothing can be measured: {'; '.join(f'{name}: {why}' for name, why in off.items())}")
@@ -61,14 +70,18 @@ def evaluate(config: EvaluationConfig) -> int:
     index, count = parse_shard(config.shard)
     faults: list[Fault] = []
     source, is_untrained = _source(config, stories)
-    videos = _videos(source, stories[index::count], faults)
-    del source  # frees the generating model's memory for the measures
-    for measure in measures:
-        against = [reason for video in videos if (reason := measure.reason_against(video.story))]
-        if against:
-            off[measure.name] = f"not for {len(against)} of {len(videos)} stories, such as: {against[0]}"
-        _score(measure, videos, output / "scores" / measure.name, faults)
-    features = {name: _features(name, load, videos, output / "features", faults) for name, load in extractors.items()}
+    with open_engine(config) as engine:
+        videos = _videos(engine, source, stories[index::count], faults)
+        del source  # frees the generating model's memory for the measures
+        for measure in measures:
+            against = [reason for video in videos if (reason := measure.reason_against(video.story))]
+            if against:
+                off[measure.name] = f"not for {len(against)} of {len(videos)} stories, such as: {against[0]}"
+            _score(engine, config, measure, videos, output / "scores" / measure.name, faults)
+        features = {
+            name: _features(engine, name, extract, videos, output / "features", faults)
+            for name, extract in extractors.items()
+        }
     if count > 1:
         logger.info("Part %s is done; run shard=0/1 after all parts, for the report", config.shard)
         return 1 if faults else 0
@@ -111,20 +124,45 @@ def _source(config: EvaluationConfig, stories: Sequence[Story]) -> tuple[Callabl
         return generator, generator.is_untrained
     if not Path(config.videos).is_dir():
         raise FileNotFoundError(f"there is no folder of videos {config.videos!r}")
-    return lambda story: find_video(config, story), False
+    return partial(find_video, config), False
 
 
-def _videos(source: Callable[[Story], StoryVideo], stories: Sequence[Story], faults: list[Fault]) -> list[StoryVideo]:
-    videos = []
-    for story in tqdm(stories, desc="videos", unit="story", disable=None):
+def _videos(
+    engine: Engine, source: Callable[[Story], StoryVideo], stories: Sequence[Story], faults: list[Fault]
+) -> list[StoryVideo]:
+    """The videos of stories, in their order, without those that have a fault."""
+    workers = Workers(load=partial(_at_worker, source), here=source, uses_gpu=isinstance(source, Generator))
+    found = {}
+    with closing(engine.run("videos", _find, stories, workers)) as done:
+        for story, outcome in tqdm(done, total=len(stories), desc="videos", unit="story", disable=None):
+            found[story.name] = outcome
+    return _without_faults([(story, found[story.name]) for story in stories], "video", faults)
+
+
+def _at_worker(source: Callable[[Story], StoryVideo]) -> Callable[[Story], StoryVideo]:
+    if isinstance(source, Generator):
+        source.device = choose_device(source.config.device)
+    return source
+
+
+def _find(stories: Iterable[Story], source: Callable[[Story], StoryVideo]) -> Iterator:
+    """Yields each story with its video, or with the fault that it has."""
+    for story in stories:
         try:
-            videos.append(source(story))
+            outcome = source(story)
         except FAULTS as error:
-            _note(faults, story, "video", error)
-    return videos
+            outcome = error
+        yield story, outcome
 
 
-def _score(measure: Measure, videos: Sequence[StoryVideo], folder: Path, faults: list[Fault]) -> None:
+def _score(
+    engine: Engine,
+    config: EvaluationConfig,
+    measure: Measure,
+    videos: Sequence[StoryVideo],
+    folder: Path,
+    faults: list[Fault],
+) -> None:
     """Computes and writes missing scores."""
     folder.mkdir(exist_ok=True)
     missing = [
@@ -136,21 +174,38 @@ def _score(measure: Measure, videos: Sequence[StoryVideo], folder: Path, faults:
         if missing:
             measure.prepare(missing)
     except FAULTS as error:
-        for video in missing:
-            _note(faults, video.story, measure.name, error)
+        _without_faults([(video.story, error) for video in missing], measure.name, faults)
         return
-    for number, video in enumerate(tqdm(missing, desc=measure.name, unit="story", disable=None)):
+    of_name = {video.story.name: video for video in missing}
+    outcomes = {}
+    workers = Workers(load=partial(build_measure, config, measure.name), here=measure, uses_gpu=measure.uses_gpu)
+    run = (
+        _score_each(missing, measure)
+        if measure.is_of_one_process
+        else engine.run("score", _score_each, missing, workers)
+    )
+    with closing(run) as done:
+        for story, outcome in tqdm(done, total=len(missing), desc=measure.name, unit="story", disable=None):
+            outcomes[story.name] = outcome
+            if isinstance(outcome, Scores):
+                made_from = _key(measure.identity, of_name[story.name])
+                record = {"made_from": made_from, "values": outcome.values, "details": outcome.details}
+                write_text(folder / f"{story.name}.json", json.dumps(record, ensure_ascii=False) + "\n")
+    _without_faults([(video.story, outcomes[video.story.name]) for video in missing], measure.name, faults)
+
+
+def _score_each(videos: Iterable[StoryVideo], measure: Measure) -> Iterator[tuple[Story, Scores | Exception]]:
+    """Yields each story with its scores, or with the fault that it has."""
+    unusable: UnusableEndpointError | None = None  # affects all stories after it
+    for video in videos:
+        outcome: Scores | Exception
         try:
-            scores = measure.score(video)
-        except UnusableEndpointError as error:  # affects all remaining stories
-            for left in missing[number:]:
-                _note(faults, left.story, measure.name, error)
-            return
+            outcome = unusable or measure.score(video)
+        except UnusableEndpointError as error:
+            outcome = unusable = error
         except FAULTS as error:
-            _note(faults, video.story, measure.name, error)
-            continue
-        record = {"made_from": _key(measure.identity, video), "values": scores.values, "details": scores.details}
-        write_text(folder / f"{video.story.name}.json", json.dumps(record, ensure_ascii=False) + "\n")
+            outcome = error
+        yield video.story, outcome
 
 
 def _read_scores(measure: Measure, video: StoryVideo, folder: Path) -> Scores | None:
@@ -188,12 +243,23 @@ def _result(video: StoryVideo, measures: Sequence[Measure], folder: Path) -> Sto
     )
 
 
+def _without_faults(outcomes: Iterable[tuple[Story, Any]], stage: str, faults: list[Fault]) -> list:
+    """The outcomes that are not exceptions, which are noted."""
+    kept = []
+    for story, outcome in outcomes:
+        if isinstance(outcome, Exception):
+            _note(faults, story, stage, outcome)
+        else:
+            kept.append(outcome)
+    return kept
+
+
 def _note(faults: list[Fault], story: Story, stage: str, error: Exception) -> None:
     logger.warning("Story %r, %s: %s", story.title, stage, error)
     faults.append(Fault(story=story.title, stage=stage, fault=str(error)))
 
 
-def _extractors(config: EvaluationConfig, device: torch.device) -> tuple[dict[str, Callable], dict[str, str]]:
+def _extractors(config: EvaluationConfig) -> tuple[dict[str, Callable], dict[str, str]]:
     """The available extractors, and why others are off. An extractor is loaded only if features are missing."""
     loaders, off = {}, {}
     for name in ("videomae", "i3d"):
@@ -205,7 +271,7 @@ def _extractors(config: EvaluationConfig, device: torch.device) -> tuple[dict[st
         elif not Path(path).is_file():
             off[f"Fréchet distance ({name})"] = f"put its weights at {path}"
         else:
-            loaders[name] = _Loader(name, path, device)
+            loaders[name] = _Loader(name, path, config.device)
     if loaders and not Path(config.frechet.reference).is_dir():
         raise FileNotFoundError(
             f"there is no folder of videos {config.frechet.reference!r}, which frechet.reference names"
@@ -216,31 +282,50 @@ def _extractors(config: EvaluationConfig, device: torch.device) -> tuple[dict[st
 class _Loader:
     """An extractor that is loaded on its first call."""
 
-    def __init__(self, name: str, path: str, device: torch.device):
+    def __init__(self, name: str, path: str, device: str):
         self.arguments = (name, path, device)
         self.identity = f"{name} {fingerprint(path)}"
         self.extractor = None
 
     def __call__(self, clips: list[torch.Tensor]) -> np.ndarray:
-        self.extractor = self.extractor or load_extractor(*self.arguments)
+        if self.extractor is None:
+            name, path, device = self.arguments
+            self.extractor = load_extractor(name, path, choose_device(device))
         return self.extractor(clips)
 
 
 def _features(
-    name: str, extract: _Loader, videos: Sequence[StoryVideo], folder: Path, faults: list[Fault]
+    engine: Engine, name: str, extract: _Loader, videos: Sequence[StoryVideo], folder: Path, faults: list[Fault]
 ) -> list[np.ndarray]:
-    """Features of the scenes of each video, (S, D), cached in `folder`. One story's frames are in memory at a time."""
+    """Features of the scenes of each video, (S, D), cached in `folder`."""
+    paths = {video.story.name: folder / f"{name}-{_key(extract.identity, video)}.npy" for video in videos}
+    missing = [(video, paths[video.story.name]) for video in videos if not paths[video.story.name].is_file()]
+    outcomes: dict[str, Exception | None] = {}
+    workers = Workers(load=partial(_Loader, *extract.arguments), here=extract, uses_gpu=True)
+    with closing(engine.run("features", _extract, missing, workers)) as done:
+        for story, fault in tqdm(done, total=len(missing), desc=name, unit="story", disable=None):
+            outcomes[story.name] = fault
     features = []
-    for video in tqdm(videos, desc=name, unit="story", disable=None):
-        path = folder / f"{name}-{_key(extract.identity, video)}.npy"
+    for video in videos:
         try:
-            if not path.is_file():
-                clips = [video.frames(middle_frames(*scene, NUM_FRAMES)) for scene in video.scenes]
-                _save(path, extract(clips))
-            features.append(_load(path))
+            if fault := outcomes.get(video.story.name):
+                raise fault
+            features.append(_load(paths[video.story.name]))
         except FAULTS as error:
             _note(faults, video.story, name, error)
     return features
+
+
+def _extract(videos: Iterable[tuple[StoryVideo, Path]], extract: _Loader) -> Iterator[tuple[Story, Exception | None]]:
+    """Writes features. Yields each story with the fault that it has. One story's frames are in memory at a time."""
+    for video, path in videos:
+        fault = None
+        try:
+            clips = [video.frames(middle_frames(*scene, NUM_FRAMES)) for scene in video.scenes]
+            _save(path, extract(clips))
+        except FAULTS as error:
+            fault = error
+        yield video.story, fault
 
 
 def _reference_features(name: str, extract: _Loader, reference: Path, folder: Path) -> np.ndarray:

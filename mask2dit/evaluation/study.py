@@ -97,7 +97,7 @@ def tally(config: StudyConfig) -> Path:
         for answer, place in answers.items():
             story, _, question = answer.rpartition(" ")
             if story not in key or question not in QUESTIONS or place not in range(len(key[story])):
-                raise ValueError(f"{file}: {answer!r} with {place!r} is no answer to the study in {str(folder)!r}")
+                raise ValueError(f"{file}: {answer!r} with {place!r} is not an answer to the study in {str(folder)!r}")
             votes[question][key[story][place]] += 1
     rows = []
     for question, counts in votes.items():

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 NAMED_BY_WEIGHTS = {"model", "revision", "variant", "build_untrained", "lora", "memory", "vae_tiling",
                     "attention_backend"}  # fmt: skip
 WITHOUT_EFFECT = {"compile", "device", "save_path", "name", "count", "preview_every",
-                  "context_cache_device"}  # fmt: skip
+                  "context_cache_device", "check_memory", "dry_run"}  # fmt: skip
 OF_CONTEXT_VIDEOS = {"context_videos", "context_start", "sample_context", "noise_context"}  # evaluation has none
 OF_RECORDS = {"redo", "following", "record"}  # evaluation makes whole stories
 HARMLESS = NAMED_BY_WEIGHTS | WITHOUT_EFFECT | OF_CONTEXT_VIDEOS | OF_RECORDS
@@ -73,6 +73,9 @@ class StoryVideo:
             raise ValueError(
                 f"{self.path} has {total} frames, in which the boundaries {list(self.boundaries)} do not lie in order"
             )
+
+    def __getstate__(self) -> dict:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # not the open file
 
     @cached_property
     def reader(self) -> VideoReader:

@@ -74,6 +74,18 @@ def load_text_model(folder: str) -> Mask2DiTPipeline:
     return pipe
 
 
+def load_named_model(name: str) -> Mask2DiTPipeline:
+    """Builds a pipeline as `load_text_model` from a folder or a name on the Hugging Face Hub.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+    """
+    folder = local_model(CheckStoryConfig(model=name), configs_only=True).model
+    if not (Path(folder) / "transformer").is_dir():
+        raise FileNotFoundError(missing_model(folder))
+    return load_text_model(folder)
+
+
 def _load_model(config: CheckStoryConfig) -> tuple[Mask2DiTPipeline, str] | Fault:
     """Returns the model without weights and its folder; a warning if the default model is not there."""
     local = local_model(config, configs_only=True)

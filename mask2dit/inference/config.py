@@ -100,6 +100,8 @@ class SamplingConfig:
     """Data type of the weights: float32, bfloat16 or float16."""
     memory: str = "full"
     """Memory mode: full, model_offload, group_offload, sequential_offload or fp8. The README has a table of them."""
+    check_memory: bool = True
+    """Refuse a memory mode that is predicted not to fit the GPU; false: try it."""
     vae_tiling: bool = False
     """Decode frames in tiles, which takes less memory but is slower and may leave faint seams."""
     attention_backend: str | None = None
@@ -174,6 +176,8 @@ class InferenceConfig(SamplingConfig):
     """Number of videos, made with the seeds seed, seed + 1, …; a sheet compares them."""
 
     # The machine
+    dry_run: bool = False
+    """Print the memory that each memory mode needs and the operations of the run, without reading weights."""
     device: str = "auto"
     """Device: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
 

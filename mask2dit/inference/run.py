@@ -6,7 +6,8 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
@@ -18,6 +19,7 @@ from mask2dit.device import choose_device
 from mask2dit.files import check_writable
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
+from mask2dit.inference.dry_run import check_fits, describe_needs, fitting_modes, predict
 from mask2dit.inference.from_story import resolve_story, seed_of
 from mask2dit.inference.output import STORE, StoryFiles, check_name, claim_output, comparison_sheet
 from mask2dit.inference.sources import (
@@ -63,7 +65,7 @@ STORY_OPTIONS = ("negative_prompt", "window", "context", "anchors", "noise_conte
 """Arguments of `generate_story` that are keys of the configuration."""
 
 
-def generate(config: InferenceConfig, observer: Observer = ignore) -> Path:
+def generate(config: InferenceConfig, observer: Observer = ignore) -> Path | None:
     """Generates the story of a configuration.
 
     Args:
@@ -71,23 +73,29 @@ def generate(config: InferenceConfig, observer: Observer = ignore) -> Path:
         observer: called with the events of `mask2dit.pipelines.events`.
 
     Returns:
-        The path of the mp4, or of the first of several (`count`). `mask2dit.inference.output` lists the files beside it.
+        The path of the mp4, or of the first of several (`count`). `mask2dit.inference.output` lists the files beside it. None
+        for a dry run.
 
     Raises:
         ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, before weights are read.
+        MemoryError: if the GPU's memory does not suffice, with the memory modes that are predicted to fit.
     """
     device = choose_device(config.device)
     if config.build_untrained and Path(config.model).name.startswith("untrained"):
         build_untrained_model(config.model)
+    if config.dry_run:
+        print(describe_needs(config, device))
+        return None
     plan = plan_generation(config, device)
     for i, prompt in enumerate(plan.config.prompts):
         logger.info("Scene %d%s: %s", i + 1, f" ({plan.sources[i]})" if i in plan.sources else "", prompt)
     if plan.config.context_refresh > 1:
         logger.info("%s", _describe_context_cache(plan))
-    model = load_model(plan.config, device)
     first = seed_of(plan.config)
     seeds = range(first, first + config.count)
-    outputs = [render(plan.with_seed(seed), model, observer) for seed in seeds]
+    with modes_named(plan, device):
+        model = load_model(plan.config, device)
+        outputs = [render(plan.with_seed(seed), model, observer) for seed in seeds]
     if len(outputs) > 1:
         logger.info("Wrote %s, which compares the seeds", comparison_sheet(outputs, seeds))
     return outputs[0]
@@ -220,6 +228,19 @@ def make_scenes(
         yield MadeScene(source, latents, frames)
 
 
+@contextmanager
+def modes_named(plan: InferencePlan, device: torch.device) -> Generator[None]:
+    """Adds the memory modes that are predicted to fit to an error of too little memory on the GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        config = plan.config
+        footprint = predict(config, plan.skeleton, plan.shape, plan.windows)
+        capacity = torch.cuda.get_device_properties(device).total_memory
+        reason = str(error).splitlines()[0]
+        raise MemoryError(f"{reason} {fitting_modes(config, footprint, capacity)}") from error
+
+
 def load_skeleton(
     model: str, small_config: str = "fixed_scene_small.yaml", variant: str | None = None
 ) -> Mask2DiTPipeline:
@@ -278,6 +299,8 @@ def plan_generation(
     is_whole = not config.record and len(sources) == len(config.prompts)
     windows = [] if is_whole else plan_windows(skeleton, config.prompts, sources, config.window, *size, rule)
     check_context_refresh(config.context_refresh, windows)
+    if device.type == "cuda" and config.check_memory and windows:
+        check_fits(config, predict(config, skeleton, shape, windows), device)
     check_writable(config.save_path)
     return InferencePlan(config=config, story=story, skeleton=skeleton, shape=shape, windows=windows, sources=sources)
 

@@ -208,11 +208,11 @@ def _fetched_before(
         at = f" at revision {revision}" if revision else ""
         if reason is None or isinstance(reason, OfflineModeIsEnabled):
             raise FileNotFoundError(
-                f"{name!r}{at} is no folder here, and not complete in {str(where)!r} ({cause}): this run is offline "
+                f"{name!r}{at} is not a folder here, and not complete in {str(where)!r} ({cause}): this run is offline "
                 f"(HF_HUB_OFFLINE or local_files_only); fetch it once with a connection, as by: hf download {name}"
             ) from error
         raise ConnectionError(
-            f"{name!r} is no folder here, and the hub at {constants.ENDPOINT} cannot be reached ({_first_line(reason)}), "
+            f"{name!r} is not a folder here, and the hub at {constants.ENDPOINT} cannot be reached ({_first_line(reason)}), "
             f"nor is it complete in {str(where)!r} ({cause}): check the network, or set HF_ENDPOINT to a mirror"
         ) from error
     return folder

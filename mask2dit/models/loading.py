@@ -224,6 +224,15 @@ def check_dtype(torch_dtype: torch.dtype | None) -> None:
         raise ValueError(f"torch_dtype must be a torch.dtype such as torch.bfloat16, but got {torch_dtype!r}")
 
 
+def empty_text_encoder(folder: Path) -> T5EncoderModel:
+    """Builds T5's encoder without weights, on the "meta" device, from its `config.json`."""
+    config = T5Config.from_pretrained(folder)
+    with init_empty_weights():
+        model = T5EncoderModel(config)
+    model.tie_weights()
+    return model
+
+
 def check_text_encoder(folder: Path, variant: str | None = None) -> list[Path]:
     """Compares the weights in files with those of T5's encoder. Raises the errors of `load_model`.
 
@@ -231,9 +240,7 @@ def check_text_encoder(folder: Path, variant: str | None = None) -> list[Path]:
         The files.
     """
     files = weight_files(model_folder(folder, ""), variant, TRANSFORMERS_NAMES)
-    config = T5Config.from_pretrained(folder)
-    with init_empty_weights():
-        model = T5EncoderModel(config)
+    model = empty_text_encoder(folder)
 
     def known(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         # A file may use either of two names for the embedding; a file of a complete T5 also holds the decoder.
@@ -242,7 +249,7 @@ def check_text_encoder(folder: Path, variant: str | None = None) -> list[Path]:
 
     expected = known({name: tuple(weight.shape) for name, weight in model.state_dict().items()})
     found = known(_shapes(files))
-    if getattr(config, "quantization_config", None):
+    if getattr(model.config, "quantization_config", None):
         found = _as_before_quantization(expected, found)
     _compare(expected, found, folder, "T5EncoderModel")
     return files
@@ -338,7 +345,7 @@ def index_names(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{str(index)!r} is no index of weights ({error!r}): fetch it again") from error
+        raise ValueError(f"{str(index)!r} is not an index of weights ({error!r}): fetch it again") from error
 
 
 def _names_by_variant(available: Collection[str], names: tuple[str, str]) -> dict[str | None, list[str]]:

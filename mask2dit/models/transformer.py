@@ -243,7 +243,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
             max_rows, max_columns = self.config.sample_height // patch, self.config.sample_width // patch
             if rows > max_rows or columns > max_columns:
                 raise ValueError(
-                    f"{rows}x{columns} tokens a frame are more than the {max_rows}x{max_columns} that this model's "
+                    f"{rows}x{columns} tokens per frame are more than the {max_rows}x{max_columns} that this model's "
                     "positions cover: use a smaller height or width"
                 )
         if not self.config.use_rotary_positional_embeddings:
@@ -435,7 +435,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         window = self.config.max_text_seq_length
         num_scenes = text_length // window  # not divmod, which torch.compile cannot trace with dynamic shapes
         if text_length % window or not num_scenes:
-            raise ValueError(f"{text_length} text tokens are no whole number of scenes of {window} tokens each")
+            raise ValueError(f"{text_length} text tokens are not a whole number of scenes of {window} tokens each")
         if scene_frames is None:
             if num_frames % num_scenes:
                 raise ValueError(

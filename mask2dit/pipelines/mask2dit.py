@@ -254,7 +254,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         for name in components:
             if name not in COMPONENTS:
                 raise TypeError(
-                    f"{name!r} is no component of {cls.__name__}: its components are {', '.join(COMPONENTS)}"
+                    f"{name!r} is not a component of {cls.__name__}: its components are {', '.join(COMPONENTS)}"
                 )
         folder = fetch_model(
             pretrained_model_name_or_path,
@@ -871,7 +871,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         most = self.scheduler.config.num_train_timesteps
         if not isinstance(num_inference_steps, Integral) or not 1 <= num_inference_steps <= most:
             raise ValueError(
-                f"num_inference_steps={num_inference_steps} has to lie between 1 and {most}, without a fraction"
+                f"num_inference_steps={num_inference_steps} has to be between 1 and {most}, without a fraction"
             )
 
     def _frames_of_scenes(self, num_frames, num_scenes) -> tuple[int, ...]:
@@ -893,7 +893,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     def _stories(prompt, prompt_embeds) -> list[list[str]] | None:
         """Returns the prompts as B lists of S texts; None if embeddings are given."""
         if (prompt is None) == (prompt_embeds is None):
-            raise ValueError("give the scenes either as prompt or as prompt_embeds: one text or embedding a scene")
+            raise ValueError("give the scenes either as prompt or as prompt_embeds: one text or embedding per scene")
         if prompt is None:
             if prompt_embeds.ndim != 4:
                 raise ValueError(
@@ -1021,7 +1021,7 @@ def count_given_scenes(context_latents: torch.Tensor, latent_frames: Sequence[in
         if frames == context_latents.shape[1]:
             return count
     raise ValueError(
-        f"context_latents has {context_latents.shape[1]} latent frames, which are no whole number of scenes of "
+        f"context_latents has {context_latents.shape[1]} latent frames, not a whole number of scenes of "
         f"{', '.join(str(n) for n in latent_frames)} latent frames"
     )
 

@@ -385,9 +385,7 @@ def context_cache_size(
 def check_continues(window: int | None) -> None:
     """Raises `ValueError` for a window that is too short to continue from given scenes."""
     if window == 1:
-        raise ValueError(
-            "window=1 makes every scene by itself, but there are context scenes to go on from: use window=2 or more"
-        )
+        raise ValueError("window=1 generates every scene alone, but context scenes are given: use window=2 or more")
 
 
 def _given_scenes(

@@ -221,7 +221,7 @@ def _text_encoder(vocab_size: int) -> T5EncoderModel:
 
 def main(arguments: Sequence[str]) -> int:
     return run_command(
-        UntrainedConfig, "mask2dit.pipelines.untrained:write_untrained", None, arguments, positional="folder"
+        UntrainedConfig, "mask2dit.pipelines.untrained:write_untrained", None, arguments, positionals=("folder",)
     )
 
 

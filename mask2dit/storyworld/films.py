@@ -100,10 +100,10 @@ class FilmsConfig:
                 f"height={self.height} and width={self.width} have to be even, the height at least 32 and the width no less"
             )
         if not 0 <= self.drifting_share <= 1:
-            raise ValueError(f"drifting_share={self.drifting_share} has to lie between 0 and 1")
+            raise ValueError(f"drifting_share={self.drifting_share} has to be between 0 and 1")
         for name in ("unnamed_colours", "unnamed_settings"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to lie between 0 and 1")
+                raise ValueError(f"{name}={getattr(self, name)} has to be between 0 and 1")
         if self.thresholds and self.num_scenes < 2:
             raise ValueError("thresholds are for the similarity of scenes: set num_scenes=2 or more, or thresholds=[]")
 

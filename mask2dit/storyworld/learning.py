@@ -74,7 +74,7 @@ class LearningConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be negative")
         if not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay} has to lie between 0 and 1")
+            raise ValueError(f"ema_decay={self.ema_decay} has to be between 0 and 1")
         check_choice("precision", self.precision, PRECISIONS)
 
 

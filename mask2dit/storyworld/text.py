@@ -68,7 +68,7 @@ class TextConfig(LearningConfig):
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.hidden_share < 1:
-            raise ValueError(f"hidden_share={self.hidden_share} has to lie between 0 and 1")
+            raise ValueError(f"hidden_share={self.hidden_share} has to be between 0 and 1")
         if self.width % self.num_heads:
             raise ValueError(f"width={self.width} has to be a multiple of num_heads={self.num_heads}")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from mask2dit.stories import read_story
-from mask2dit.stories.story import complete_prompt
 from mask2dit.studio.config import StudioConfig
 from mask2dit.studio.engine import PREVIEW, Engine, check_settings, default_settings, find_models, settings_of
 from mask2dit.studio.jobs import Job, JobQueue
@@ -149,9 +148,8 @@ class Studio:
         """Returns everything that the page shows of a project."""
         project = self.projects.open(name)
         draft = project.load()
-        prompts = _prompts(draft)
         scenes = []
-        for number, (scene, prompt) in enumerate(zip(draft.scenes, prompts), start=1):
+        for number, (scene, prompt) in enumerate(zip(draft.scenes, draft.prompts()), start=1):
             chosen = project.chosen(scene.id)
             preview = project.folder / SCENES / scene.id / PREVIEW
             scenes.append(
@@ -232,12 +230,6 @@ class Studio:
         files = {"film": film, "sheet": film.with_suffix(".png"), "record": film.with_suffix(".json")}
         enlarged = next(film.parent.glob(f"{film.stem}_*x.mp4"), None)
         return {**files, **({"enlarged": enlarged} if enlarged else {})}
-
-
-def _prompts(draft: Draft) -> list[str]:
-    """Returns the prompts that the model gets, as far as the draft is whole."""
-    cast = dict(draft.cast)
-    return [complete_prompt(scene.prompt.strip(), cast, draft.style) for scene in draft.scenes]
 
 
 def _seconds_per_scene(draft: Draft, scenes: Sequence[SceneView]) -> float | None:

@@ -21,7 +21,7 @@ from mask2dit.pipelines.events import Event, Observer, PreviewMade, SceneFinishe
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.memory import MEMORY_MODES
 from mask2dit.pipelines.story import SceneStore
-from mask2dit.stories import ACTOR
+from mask2dit.stories import ACTOR, Scene, Story
 from mask2dit.storyworld.prompts import MARKER, check_prompts
 from mask2dit.studio.project import CLIPS, LATENTS, SCENES, Draft, DraftScene, Project, Version
 from mask2dit.video.writing import write_image
@@ -34,6 +34,8 @@ SETTINGS = (
     "guidance_scale",
     "sampler",
     "window",
+    "context",
+    "context_refresh",
     "num_frames",
     "height",
     "width",
@@ -122,19 +124,25 @@ class Engine:
         Raises:
             ValueError, FileNotFoundError: for whatever cannot be generated, with the remedy.
         """
-        count = len(draft.scenes)
+        count, prompts = len(draft.scenes), draft.prompts()
+        if not count:
+            raise ValueError("the story has no scenes: add one")
         for index in again or ():
             if not 0 <= index < count:
                 raise ValueError(f"there is no scene {index + 1}: the story has {count}")
-        everything, skeleton = self._configure(project, draft, range(count), strict=again is None)
-        kept = self._kept(project, draft, everything, strict=again is None)
+        sized, skeleton = self._configure(project, draft, range(count), ["A scene."] * count)
+        kept = _kept(project, draft, sized, prompts if again is None else None)
         wanted = set(range(count)) - kept.keys() if again is None else set(again)
         if following and wanted:
             wanted |= {i for i in range(min(wanted), count) if draft.scenes[i].video is None}
-        places = [i for i in range(count) if i in wanted or i in kept]
         if not wanted:
             raise ValueError("all scenes are made: change one, or choose a scene to make again")
-        config, _ = self._configure(project, draft, places)
+        for place in sorted(wanted):
+            if fault := self.find_fault(draft, place):
+                raise ValueError(f"scene {place + 1}: {fault}")
+        places = [i for i in range(count) if i in wanted or i in kept]
+        texts = [prompts[place] if place in wanted else kept[place].record["prompt"] for place in places]
+        config, _ = self._configure(project, draft, places, texts)
         shape = skeleton.video_shape(config.height, config.width, config.num_frames, len(places))
         sources: dict[int, GivenScene | KeptScene] = {}
         for i, place in enumerate(places):
@@ -148,6 +156,8 @@ class Engine:
         own = [scene.seed if scene.seed is not None else _new_seed() for scene in scenes]
         seeds = tuple(seed if place in wanted else None for place, seed in zip(places, own))
         config = replace(config, scene_seeds=list(seeds))
+        if not sources and len(places) <= (config.window or len(places)):
+            config = replace(config, context_refresh=1)  # nothing is given whose keys and values could be kept
         plan = inference.plan_generation(config, choose_device(self.device), skeleton, sources)
         return StudioPlan(project, plan, tuple(places), scenes, seeds)
 
@@ -189,44 +199,48 @@ class Engine:
             for scene in planned.scenes:
                 self._remove_preview(project, scene)
 
+    def find_fault(self, draft: Draft, place: int) -> str:
+        """Says in one sentence why a scene cannot be generated; empty: it can."""
+        try:
+            story = part_of(draft, place).story()
+            check_prompts(settings_of(draft)["model"], story.prompts, None)
+            self.skeleton(settings_of(draft)["model"])
+        except (ValueError, FileNotFoundError) as error:
+            message = str(error).removeprefix(f"story {draft.title.strip()!r}, ")
+            return message.removeprefix("scene 1: ")
+        return ""
+
     def find_faults(self, draft: Draft) -> list[str]:
-        """Finds what stands in the way of generating each scene, in one sentence per scene; empty: nothing."""
-        model = settings_of(draft)["model"]
+        """Says for each scene why it cannot be generated, or what of its prompt is cut off; empty: nothing."""
         faults = []
-        for i in range(len(draft.scenes)):
-            fault = ""
-            try:
-                prompts = part_of(draft, [i]).story().prompts
-                check_prompts(model, prompts, None)
-                (tokens,), window = self.count_tokens(model, prompts), self.text_window(model)
+        for place, prompt in enumerate(draft.prompts()):
+            fault = self.find_fault(draft, place)
+            if not fault:
+                model = settings_of(draft)["model"]
+                (tokens,), window = self.count_tokens(model, [prompt]), self.text_window(model)
                 if tokens > window:
                     fault = f"the prompt has {tokens} tokens, but the model reads {window}: shorten it by {tokens - window}"
-            except (ValueError, FileNotFoundError) as error:
-                fault = str(error)
             faults.append(fault)
         return faults
 
     def _configure(
-        self, project: Project, draft: Draft, places: Sequence[int], strict: bool = True
+        self, project: Project, draft: Draft, places: Sequence[int], prompts: Sequence[str]
     ) -> tuple[InferenceConfig, Mask2DiTPipeline]:
         """Returns the configuration of some scenes of a draft, with the model's size in place of null, and the model without
-        weights. Not strict: prompts do not matter and are left out."""
+        weights."""
         settings = settings_of(draft)
         skeleton = self.skeleton(settings["model"])
-        part = part_of(draft, places)
-        if not strict:
-            part = replace(part, cast=(), scenes=tuple(replace(scene, prompt="A scene.") for scene in part.scenes))
-        story = part.story()
+        lengths = tuple(Scene(prompt="A scene.", seconds=draft.scenes[place].seconds) for place in places)
         height, width, num_frames = skeleton.fill_size(settings["height"], settings["width"], settings["num_frames"])
-        num_frames = scene_frames(skeleton, story, settings["fps"], num_frames)
+        frames = scene_frames(skeleton, Story(title="lengths", scenes=lengths), settings["fps"], num_frames)
         config = InferenceConfig(
             **{
                 **settings,
-                "prompts": list(story.prompts),
-                "negative_prompt": story.negative,
+                "prompts": list(prompts),
+                "negative_prompt": draft.negative.strip(),
                 "height": height,
                 "width": width,
-                "num_frames": [num_frames] * len(places) if isinstance(num_frames, int) else num_frames,
+                "num_frames": [frames] * len(places) if isinstance(frames, int) else frames,
                 "seed": _new_seed(),
                 "device": self.device,
                 "save_path": str(project.folder),
@@ -234,19 +248,14 @@ class Engine:
         )
         return config, skeleton
 
-    @staticmethod
-    def _kept(project: Project, draft: Draft, config: InferenceConfig, strict: bool) -> dict[int, Version]:
-        """Returns the chosen versions, by index, that can be given. Strict: only those with the prompt that the draft has."""
-        kept = {}
-        for i, scene in enumerate(draft.scenes):
-            version = project.chosen(scene.id)
-            if version is None or not _fits(version, config.num_frames[i], config):
-                continue
-            if version.record["video"] == scene.video and (
-                not strict or scene.video or version.record["prompt"] == config.prompts[i]
-            ):
-                kept[i] = version
-        return kept
+    def _load(self, config: InferenceConfig) -> LoadedModel:
+        """Loads the model of a configuration, unless it is the one that is loaded."""
+        names = ("model", "dtype", "memory", "sampler", "mask_variant", "attention_backend", "vae_tiling", "compile")
+        key = repr([getattr(config, name) for name in names])
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # frees its memory first
+            self._loaded = (key, inference.load_model(config, choose_device(self.device)))
+        return self._loaded[1]
 
     @staticmethod
     def _add_version(
@@ -265,15 +274,6 @@ class Engine:
             "run": inference.describe_run(planned.plan, model),
         }
         return planned.project.add_version(scene.id, made.frames, made.latents, config.fps, record)
-
-    def _load(self, config: InferenceConfig) -> LoadedModel:
-        """Loads the model of a configuration, unless it is the one that is loaded."""
-        names = ("model", "dtype", "memory", "sampler", "mask_variant", "attention_backend", "vae_tiling", "compile")
-        key = repr([getattr(config, name) for name in names])
-        if self._loaded is None or self._loaded[0] != key:
-            self._loaded = None  # frees its memory first
-            self._loaded = (key, inference.load_model(config, choose_device(self.device)))
-        return self._loaded[1]
 
     @staticmethod
     def _remove_preview(project: Project, scene: DraftScene) -> None:
@@ -331,12 +331,39 @@ def _fits(version: Version, num_frames: int, config: InferenceConfig) -> bool:
     return of_version == (num_frames, [config.height, config.width], config.fps, config.model)
 
 
-def part_of(draft: Draft, places: Sequence[int]) -> Draft:
-    """Returns a draft with some of the scenes, without the actors who are in none of them."""
-    scenes = tuple(draft.scenes[place] for place in places)
-    named = {actor for scene in scenes for actor in ACTOR.findall(scene.prompt)}
-    cast = tuple((name, text) for name, text in draft.cast if name in named or not ACTOR.fullmatch(name))
-    return replace(draft, scenes=scenes, cast=cast)
+def part_of(draft: Draft, place: int) -> Draft:
+    """Returns a draft with one of the scenes, without actors who are only in others."""
+    scene = draft.scenes[place]
+    named, known = set(ACTOR.findall(scene.prompt)), {name for name, _ in draft.cast}
+    if named <= known:
+        cast = tuple((name, text) for name, text in draft.cast if name in named or not ACTOR.fullmatch(name))
+        return replace(draft, scenes=(scene,), cast=cast)
+    return replace(draft, scenes=(scene,))
+
+
+def _kept(
+    project: Project, draft: Draft, config: InferenceConfig, prompts: Sequence[str] | None
+) -> dict[int, Version]:
+    """Returns the chosen versions, by index, that can be given: with the size and model of the story as it is now.
+
+    Args:
+        project: the project.
+        draft: its draft.
+        config: the configuration of all its scenes.
+        prompts: the prompts that versions have to have. None: any.
+    """
+    kept = {}
+    for i, scene in enumerate(draft.scenes):
+        version = project.chosen(scene.id)
+        if (
+            version is None
+            or not _fits(version, config.num_frames[i], config)
+            or version.record["video"] != scene.video
+        ):
+            continue
+        if scene.video is not None or prompts is None or version.record["prompt"] == prompts[i]:
+            kept[i] = version
+    return kept
 
 
 def _new_seed() -> int:

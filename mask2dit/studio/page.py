@@ -8,11 +8,11 @@ from typing import Any
 
 import gradio as gr
 
-from mask2dit.config import DTYPES, SAMPLERS
+from mask2dit.config import CONTEXTS, DTYPES, SAMPLERS
 from mask2dit.pipelines.memory import MEMORY_MODES
 from mask2dit.studio import views
 from mask2dit.studio.actions import EXAMPLES, ProjectView, Studio
-from mask2dit.studio.engine import SETTINGS, part_of, settings_of
+from mask2dit.studio.engine import SETTINGS, settings_of
 from mask2dit.studio.jobs import explain
 from mask2dit.studio.project import Draft, DraftScene
 
@@ -34,6 +34,11 @@ def theme() -> gr.themes.Base:
     """Returns the look of the page."""
     return gr.themes.Default(
         primary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "Consolas", "monospace"]
+    ).set(
+        body_text_color_subdued="*neutral_600",  # enough contrast for small text
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
     )
 
 
@@ -59,12 +64,12 @@ def build_page(studio: Studio) -> gr.Blocks:
                 parts.parts |= _story() | _scene() | _settings(studio)
             with gr.Column(scale=6, min_width=320):
                 parts.parts |= _results()
-        parts.parts["tab"] = gr.State(lambda: secrets.token_hex(4))
+        parts.parts["tab"] = gr.State("")
         parts.parts["base"] = gr.State(0)
         parts.parts["drawn"] = gr.State("")
         parts.parts["timer"] = gr.Timer(1.0)
+        _add_api(studio)  # first, so that its names are those of the functions
         _connect(page, parts, Handlers(studio, parts))
-        _add_api(studio)
     return page
 
 
@@ -126,6 +131,16 @@ def _settings(studio: Studio) -> dict:
             parts["guidance_scale"] = gr.Number(label="Guidance", min_width=120)
             parts["sampler"] = gr.Dropdown(list(SAMPLERS), label="Sampler", min_width=120)
             parts["window"] = gr.Number(label="Scenes at once", **whole)
+        with gr.Row():
+            parts["context"] = gr.Dropdown(
+                list(CONTEXTS), label="Continue from", info="Scenes that a new one sees", min_width=160
+            )
+            parts["context_refresh"] = gr.Number(
+                label="Context cache",
+                info="Steps between refreshes of given scenes; 1: exact",
+                precision=0,
+                min_width=160,
+            )
         with gr.Row():
             parts["num_frames"] = gr.Number(label="Frames per scene", info="Empty: the model's", **whole)
             parts["height"] = gr.Number(label="Height", info="Empty: the model's", **whole)
@@ -189,12 +204,11 @@ class Handlers:
     @told
     def load(self, request: gr.Request) -> dict:
         name = request.query_params.get("project")
-        projects = list(self.studio.projects)
-        if name in projects:
-            return self._show(name)
-        if name:
-            return {**self._empty(), self.parts["message"]: views.note(f"There is no project {name[:60]!r}.", True)}
-        return self._empty()
+        tab = {self.parts["tab"]: secrets.token_hex(4)}
+        if name in list(self.studio.projects):
+            return {**self._show(name), **tab}
+        fault = views.note(f"There is no project {name[:60]!r}.", is_fault=True) if name else ""
+        return {**self._empty(), **tab, self.parts["message"]: fault}
 
     @told
     def open(self, name: str | None) -> dict:
@@ -404,11 +418,9 @@ class Handlers:
         if index is None:
             return ""
         engine, model = self.studio.engine, settings_of(draft)["model"]
-        fault = engine.find_faults(part_of(draft, [index]))[0]
-        if fault:
+        if fault := engine.find_fault(draft, index):
             return views.note(fault, is_fault=True)
-        (prompt,) = part_of(draft, [index]).story().prompts
-        return views.counter(*engine.count_tokens(model, [prompt]), engine.text_window(model))
+        return views.counter(*engine.count_tokens(model, [draft.prompts()[index]]), engine.text_window(model))
 
     def _story_file(self, name: str):
         path = self.studio.projects.open(name).story_file
@@ -427,7 +439,7 @@ def parse_cast(text: str) -> tuple[tuple[str, str], ...]:
 
 def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     """Connects the components with the handlers."""
-    everything = list({id(part): part for name, part in parts.parts.items() if name not in ("timer", "tab")}.values())
+    everything = list({id(part): part for name, part in parts.parts.items() if name != "timer"}.values())
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     # One at a time, in the order in which the page sent them.
     ordered = {**quiet, "outputs": everything, "concurrency_id": "draft", "concurrency_limit": 1}

@@ -32,6 +32,7 @@ from mask2dit.inference.config import InferenceConfig
 from mask2dit.inference.output import claim_output
 from mask2dit.inference.sources import KeptScene, save_latents
 from mask2dit.stories import Scene, Story, write_story
+from mask2dit.stories.story import complete_prompt
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import write_video
 
@@ -106,6 +107,11 @@ class Draft:
             cast=dict(self.cast),
             scenes=tuple(scenes),
         )
+
+    def prompts(self) -> list[str]:
+        """Returns the prompts that the model gets, also where the story is not whole yet."""
+        cast, style = dict(self.cast), self.style.strip()
+        return [complete_prompt(scene.prompt.strip(), cast, style) for scene in self.scenes]
 
     def with_story(self, story: Story) -> "Draft":
         """Returns the draft with a story's content. A scene keeps its versions where the story has the same prompt."""

@@ -27,7 +27,7 @@ CSS = """
 .studio-fault { color: #b3261e; font-size: 14px; overflow-wrap: anywhere; }
 .dark .studio-fault { color: #ffb4ab; }
 .studio-note { color: var(--body-text-color-subdued); font-size: 13px; }
-.studio-scenes { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 14px; }
+.studio-scenes { display: grid; grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); gap: 12px; }
 .studio-scene { border: 1px solid var(--border-color-primary); border-radius: 10px; overflow: hidden; display: flex;
   flex-direction: column; background: var(--background-fill-primary); }
 .studio-scene.is-selected { border-color: var(--primary-600); box-shadow: 0 0 0 1px var(--primary-600); }

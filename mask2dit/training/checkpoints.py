@@ -94,7 +94,12 @@ def _compare_surroundings(config: TrainConfig, path: Path, state: dict) -> None:
                 f"{str(path)!r} was saved by {then} processes, over which DeepSpeed splits the optimizer's state, but there "
                 f"are {now} now: start {then} processes"
             )
-        _warn("%s was saved by %s processes, and %s go on: the steps stay the same up to rounding", path, then, now)
+        _warn(
+            "%s was saved by %s processes and is resumed by %s: the steps stay the same up to rounding",
+            path,
+            then,
+            now,
+        )
     if state.get("manifest") not in (None, fingerprint(config.data.manifest)):
         _warn(
             "data.manifest=%s has changed since %s was saved: from here on, other samples are drawn than before the change",
@@ -140,7 +145,7 @@ def damaged(checkpoint: Path, reason: str, config: TrainConfig) -> ValueError:
     """The error for a checkpoint that cannot be loaded."""
     whole = [path for path in checkpoints(config.output_dir) if path.name != checkpoint.name and fault(path) is None]
     if whole:
-        remedy = f"resume={whole[-1]} goes on from the newest one that is whole, and replaces those that are not"
+        remedy = f"resume={whole[-1]} resumes from the newest complete one and replaces the damaged ones"
     else:
         remedy = "no other one is whole, so start a new run in another output_dir"
     return ValueError(f"the checkpoint {str(checkpoint)!r} is damaged ({reason}): {remedy}")

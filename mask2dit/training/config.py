@@ -181,7 +181,7 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 0 and less than 1")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay} has to lie between 0 and 1, or be null")
+            raise ValueError(f"ema_decay={self.ema_decay} has to be between 0 and 1, or be null")
         check_between("context_noise", self.context_noise, 0, 999)
         if self.context_noise and not self.conditional_probability:
             raise ValueError(

@@ -42,7 +42,7 @@ class MemoryEstimate:
             f"gradients           {self.gradients / GIB:8.2f} GiB",
             f"optimizer           {self.optimizer / GIB:8.2f} GiB ({self.optimizer_device})",
             f"activations, about  {self.activations / GIB:8.2f} GiB",
-            f"total on the device {self.total / GIB:8.2f} GiB, beside VAE and text encoder",
+            f"total on the device {self.total / GIB:8.2f} GiB, besides VAE and text encoder",
         ]
         if self.available is None:
             lines.append("no GPU is here to compare it with")

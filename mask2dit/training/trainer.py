@@ -103,7 +103,7 @@ class Trainer:
                     save_checkpoint(self.accelerator, self.config, self.step)
                     if self.accelerator.is_main_process:
                         logger.warning(
-                            "stopped by %s after step %d, which is saved: resume=latest goes on",
+                            "stopped by %s after step %d, which is saved: resume=latest continues",
                             stopped_by() or "another process",
                             self.step,
                         )

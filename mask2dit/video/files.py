@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections import deque
 from pathlib import Path
 
@@ -31,6 +32,12 @@ VIDEO_SUFFIXES = frozenset(
 def is_video(path: Path) -> bool:
     """True if a file has a video suffix and is not hidden, unlike macOS's "._a.mp4"."""
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+
+
+def natural_order(path: Path) -> tuple:
+    """A sorting key by which shot_2 comes before shot_10."""
+    parts = re.split(r"(\d+)", path.as_posix())
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), path.as_posix()
 
 
 def list_videos(folder: str | os.PathLike) -> list[Path]:

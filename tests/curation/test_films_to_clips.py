@@ -9,7 +9,7 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from mask2dit.curation.config import SplitConfig, WriteConfig
-from mask2dit.curation.probe import Film, find_films, probe
+from mask2dit.curation.probe import Film, find_films, probe, shot_times
 from mask2dit.curation.split import Scene, scenes, split
 from mask2dit.curation.store import Dropped, Entry, Workspace, kept
 from mask2dit.curation.write import Clip, cropped_frames, find_borders, write
@@ -271,3 +271,45 @@ def test_frames_of_a_clip_come_a_few_at_a_time():
     reader = Reader(texture(2, frames=100))
     assert sum(1 for _ in cropped_frames(reader, 5, 95, (0, 0, 64, 96))) == 90
     assert max(asked) <= 16
+
+
+@pytest.fixture
+def shots(films, tmp_path):
+    """Films that are cut already: a/shot_1, a/shot_2, a/shot_10 and a broken a/shot_3, b/shot_1."""
+    for name in ("a/shot_1", "a/shot_2", "a/shot_10", "b/shot_1"):
+        path = tmp_path / f"shots/{name}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(films / "red_scarf.mp4")
+    (tmp_path / "shots/a/shot_3.mp4").write_bytes(b"broken")
+    return tmp_path / "shots"
+
+
+def test_shots_of_a_folder_are_one_film_in_the_order_of_their_names_and_are_not_cut(shots, workspace):
+    found = find_films(shots, workspace, "folder")
+    assert [(entry.source, entry.id) for entry in found] == [
+        *[("a", f"a/shot_{i}.mp4") for i in (1, 2, 3, 10)],
+        ("b", "b/shot_1.mp4"),
+    ]
+    films = [film for _, [film] in probe(found, shots)]
+    times = shot_times(films)
+    length = films[0].seconds
+    assert times["a/shot_2.mp4"] == length and times["b/shot_1.mp4"] == 0
+    assert times["a/shot_10.mp4"] > 2 * length + 1000  # after one that cannot be read
+    config = SplitConfig(detectors=["nowhere:detect"])
+    for film, [scene] in split(kept(films), shots, config, min_frames=1, is_cut=True):
+        assert (scene.source, scene.file, scene.start) == (film.source, film.id, 0)
+        assert scene.stop == round(film.seconds * film.fps)
+
+
+def test_a_list_gives_the_shots_of_films_and_their_order(shots, workspace, tmp_path):
+    path = tmp_path / "shots.csv"
+    path.write_text("film,path\nx,b/shot_1.mp4\nx,a/shot_2.mp4\ny,a/shot_1.mp4\n")
+    found = find_films(shots, workspace, str(path))
+    assert [(entry.source, entry.id) for entry in found] == [
+        ("x", "b/shot_1.mp4"),
+        ("x", "a/shot_2.mp4"),
+        ("y", "a/shot_1.mp4"),
+    ]
+    path.write_text("film,path\nx,b/shot_1.mp4\nx,b/shot_9.mp4\n")
+    with pytest.raises(ValueError, match=r"row 2: there is no film, or no shot .*b/shot_9.mp4"):
+        find_films(shots, workspace, str(path))

@@ -109,7 +109,7 @@ def test_copies_are_above_the_ceiling_and_unrelated_clips_below_the_threshold(tm
     for path, scene in zip(paths, scenes.values()):
         write_video(path, [drawing.draw(scene, k / 15) for k in range(16)], drawing.FPS)
     embedder = Embedder(ViCLIPConfig(weights=str(tiny_viclip)), "cpu")
-    features = embedder.videos(map(open_video, paths))
+    features, _ = embedder.videos(map(open_video, paths))
     copy, related, unrelated = features[0] @ features[1:].T
     config = GroupConfig(threshold=0.8, ceiling=0.9999)
     assert copy > config.ceiling > related > config.threshold > unrelated

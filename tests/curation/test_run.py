@@ -25,6 +25,7 @@ from mask2dit.data.config import DataConfig
 from mask2dit.data.datasets import FineTuneDataset, PretrainDataset
 from mask2dit.data.manifests import read_manifest
 from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.video.writing import write_video
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +77,20 @@ def test_one_command_goes_from_films_to_manifests_that_training_accepts(done):
         assert report.num_rows and not report.problems
         sample = dataset(data, Path(done.output) / "quarantine.jsonl")[0, 0]
         assert sample["pixels"].shape == (3, 17, 3, 64, 96)
+
+
+def test_films_that_are_cut_already_become_groups_by_their_folders(config, drawing, tmp_path):
+    for name, scenes in drawing.FILMS.items():
+        for number, scene in enumerate(scenes[:3], start=1):
+            path = tmp_path / f"shots/{Path(name).stem}/shot_{number}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            frames = [drawing.draw(scene, k / (scene.frames - 1)) for k in range(scene.frames)]
+            write_video(path, frames, drawing.FPS)
+    base = config(films=str(tmp_path / "shots"), shots="folder", write=WriteConfig(encode=False, remove_borders=False))
+    assert curate(base) == 0
+    rows = json.loads((Path(base.export.folder) / "sft.json").read_text())
+    listed = {Path(row["values"][0]["url"]).parent.name: [Path(s["url"]).name for s in row["values"]] for row in rows}
+    assert listed == {name: [f"shot_{i}.mp4" for i in (1, 2, 3)] for name in ("red_scarf", "blue_scarf")}
 
 
 def test_clips_can_stay_frame_ranges_of_the_films(copied, films, done):
@@ -172,7 +187,7 @@ def test_files_that_were_deleted_are_made_again(copied):
 
 
 def test_an_output_among_the_films_is_refused(copied, films):
-    with pytest.raises(ValueError, match=r"lies in films=.*, where the next run would take clips for films"):
+    with pytest.raises(ValueError, match=r"output=.*out'.* films="):
         curate(copied(output=str(films / "out")))
 
 

@@ -186,6 +186,12 @@ def test_two_shards_make_the_cache_that_one_makes(cache_config, tmp_path):
     assert contents(two) == contents(one)
 
 
+def test_workers_make_the_cache_that_one_process_makes(cache_config, built, tmp_path, monkeypatch, pickling_engine):
+    monkeypatch.setattr(cache_module, "open_engine", pickling_engine)
+    build_cache(cache_config(cache=str(tmp_path / "workers")))
+    assert contents(tmp_path / "workers") == contents(tmp_path / "cache")
+
+
 @pytest.mark.parametrize("calls", [0, 5, 9])
 def test_an_interrupted_cache_goes_on_and_ends_as_an_uninterrupted_one(cache_config, tmp_path, monkeypatch, calls):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

@@ -40,7 +40,7 @@ def test_reading_the_settings_imports_nothing_heavy():
         ({"max_stride": 0}, "max_stride=0 has to be at least 1"),
         ({"num_windows": 0}, "num_windows=0 has to be at least 1, or null"),
         ({"max_retries": -1}, "max_retries=-1 has to be 0 or more"),
-        ({"max_quarantined_share": 1.5}, "max_quarantined_share=1.5 has to lie between 0 and 1"),
+        ({"max_quarantined_share": 1.5}, "max_quarantined_share=1.5 has to be between 0 and 1"),
         ({"cache": "folder"}, "set num_windows=1 or more, or cache=null"),
     ],
 )

@@ -111,7 +111,7 @@ def test_a_missing_manifest_is_named():
 def test_the_command_that_a_message_names_checks_what_is_used_here(tmp_path):
     config = DataConfig(kind="finetune", manifest=str(tmp_path / "my scenes.json"), data_root="/videos", num_windows=2)
     _, _, _, *arguments = shlex.split(check_command(config))
-    manifest, overrides = split_arguments(arguments)
+    [manifest], overrides = split_arguments(arguments)
     assert load_config(DataConfig, None, [*overrides, f"manifest={manifest}"]) == config
 
 

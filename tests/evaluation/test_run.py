@@ -64,6 +64,17 @@ def test_parts_add_up_to_the_whole(config):
     assert len(Results.read(config().output).stories) == 3
 
 
+def test_workers_give_the_results_and_the_faults_of_one_process(config, tmp_path, monkeypatch, pickling_engine):
+    (tmp_path / "in/the-fox.mp4").write_bytes(b"no video")
+    one, two = config(), config(output=str(tmp_path / "two"))
+    assert evaluate(one) == 1
+    monkeypatch.setattr("mask2dit.evaluation.run.open_engine", pickling_engine)
+    assert evaluate(two) == 1
+    of_one, of_two = Results.read(one.output), Results.read(two.output)
+    assert of_two.stories == of_one.stories and len(of_two.stories) == 2
+    assert of_two.faults == of_one.faults and len(of_two.faults) == 1
+
+
 def test_faults_name_their_story_and_the_others_go_on(config, tmp_path):
     (tmp_path / "in/the-fox.mp4").write_bytes(b"no video")
     (tmp_path / "in/the-owl.json").write_text('{"boundaries": [9, 99]}')
@@ -96,7 +107,7 @@ def test_weights_that_are_damaged_end_the_run_before_it_starts(config, tmp_path)
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"stories": "nowhere.yaml"}, "no file of stories"),
+        ({"stories": "nowhere.yaml"}, "no story file"),
         ({"videos": "nowhere"}, "no folder of videos 'nowhere'"),
         ({"compare": ["nowhere"]}, r"no summary\.json in 'nowhere': evaluate that run first"),
     ],

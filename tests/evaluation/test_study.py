@@ -63,7 +63,7 @@ def test_votes_are_counted_for_the_run_and_not_for_the_place(study, tmp_path):
     text = tally(study(answers=[str(tmp_path / "answers.json")])).read_text()
     assert "| overall | 0.0% (0) | 100.0% (3) |" in text
     (tmp_path / "answers.json").write_text('{"elsewhere overall": 0}')
-    with pytest.raises(ValueError, match="is no answer to the study"):
+    with pytest.raises(ValueError, match="to the study"):
         tally(study(answers=[str(tmp_path / "answers.json")]))
 
 

@@ -243,7 +243,7 @@ BAD = {
     "an empty window": ({"window": 0}, "window=0"),
     "an unknown attention backend": ({"attention_backend": "flesh"}, "attention_backend has to be one of .* but is 'flesh'"),
     "an attention backend for GPUs": ({"attention_backend": "flash"}, "flash needs a GPU: on a CPU use native"),
-    "too many steps": ({"num_inference_steps": 2000}, "num_inference_steps=2000 has to lie between 1 and 1000"),
+    "too many steps": ({"num_inference_steps": 2000}, "num_inference_steps=2000 has to be between 1 and 1000"),
     "a missing LoRA": ({"lora": LoRAConfig(path="nowhere")}, "no LoRA 'nowhere'"),
 }  # fmt: skip
 

@@ -157,7 +157,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_transformer, random_inp
 
 def test_blocks_compile_without_a_graph_break(make_transformer, random_inputs):
     latents, text, timesteps = random_inputs()
-    transformer = make_transformer()
+    transformer = make_transformer(num_layers=1)
     with torch.no_grad():
         expected = transformer(latents, text, timesteps).sample
         transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
@@ -268,7 +268,7 @@ def test_the_config_keeps_every_argument(make_transformer):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"text": (2, 17, 24)}, "17 text tokens are no whole number of scenes of 6"),
+        ({"text": (2, 17, 24)}, "17 text tokens .* scenes of 6"),
         ({"text": (1, 18, 24)}, "2 stories of latents do not fit 1 stories of text"),
         ({"text": (2, 18, 23)}, "23, but the model takes 4 and 24"),
         ({"latents": (2, 9, 5, 8, 12)}, "5 channels"),
@@ -297,7 +297,7 @@ def test_bad_shapes_are_refused_with_both_numbers(make_transformer, change, mess
 def test_positions_that_a_model_does_not_have_are_refused(make_transformer):
     with pytest.raises(ValueError, match="12 latent frames are more than the 9"):
         make_transformer(**POSITIONS["2b"]).scene_layout(8, 12, (4, 4, 4))
-    with pytest.raises(ValueError, match="5x6 tokens a frame are more than the 4x6"):
+    with pytest.raises(ValueError, match=r"5x6 tokens .* 4x6"):
         make_transformer(**POSITIONS["1.5"]).scene_layout(10, 12, (2, 2))
     with pytest.raises(ValueError, match="image-to-video"):
         make_transformer(use_learned_positional_embeddings=True)

@@ -123,8 +123,8 @@ def test_clips_are_of_other_stories_than_the_films(films):
         ({"num_frames": 1}, "num_frames=1 has to be at least 2"),
         ({"height": 63}, "have to be even"),
         ({"height": 96}, "height=96 and width=64"),
-        ({"drifting_share": 2.0}, "drifting_share=2.0 has to lie between 0 and 1"),
-        ({"unnamed_colours": -1.0}, "unnamed_colours=-1.0 has to lie between 0 and 1"),
+        ({"drifting_share": 2.0}, "drifting_share=2.0 has to be between 0 and 1"),
+        ({"unnamed_colours": -1.0}, "unnamed_colours=-1.0 has to be between 0 and 1"),
         ({"num_scenes": 1, "thresholds": [0.5]}, "thresholds are for the similarity of scenes"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(config):
         ({"max_steps": 0}, "max_steps=0 has to be at least 1"),
         ({"learning_rate": 0}, "learning_rate=0 has to be positive"),
         ({"warmup_steps": -1}, "warmup_steps=-1 cannot be negative"),
-        ({"ema_decay": 1.0}, "ema_decay=1.0 has to lie between 0 and 1"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0 has to be between 0 and 1"),
         ({"precision": "fp8"}, "precision has to be one of fp32, bf16, but is 'fp8'"),
     ],
 )

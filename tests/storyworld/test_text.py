@@ -105,7 +105,7 @@ def test_a_window_too_narrow_for_captions_is_refused(config):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"hidden_share": 1.0}, "hidden_share=1.0 has to lie between 0 and 1"),
+        ({"hidden_share": 1.0}, "hidden_share=1.0 has to be between 0 and 1"),
         ({"num_heads": 3}, "width=32 has to be a multiple of num_heads=3"),
     ],
 )

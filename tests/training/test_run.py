@@ -519,7 +519,7 @@ BAD = {
         "compile=true cannot be used with ZeRO stage 3",
     ),
     "no held-out clips": ({"validation": ValidationConfig(every=1, manifest="held_out.csv")}, "held_out.csv"),
-    "a timestep too late": ({"validation": ValidationConfig(every=1, timesteps=[1000])}, "1000 has to lie between 0 and 999"),
+    "a timestep too late": ({"validation": ValidationConfig(every=1, timesteps=[1000])}, "1000 has to be between 0 and 999"),
     "too many validation steps": ({"validation": ValidationConfig(every=1, num_inference_steps=1001)}, "1001"),
     "an unknown variant": ({"mask_variant": "v6"}, "but is 'v6'"),
 }  # fmt: skip

@@ -40,6 +40,10 @@ class Measure:
     """Weights and settings that scores depend on, besides the video. Scores with another identity are computed again."""
     is_untrained: bool = False
     """True if the weights are random, so that scores mean nothing."""
+    uses_gpu: bool = False
+    """True if it runs a model in its process."""
+    is_of_one_process: bool = False
+    """True if another program or an endpoint does the work, so that several processes would not help."""
 
     def reason_against(self, story: Story) -> str | None:
         """The reason why this measure does not apply to a story, which is not a fault; None if it applies."""

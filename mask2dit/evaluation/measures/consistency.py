@@ -20,6 +20,7 @@ class ConsistencyMeasure(Measure):
     """Visual, semantic and sequence consistency by ViCLIP, as in the paper's tables, and variants."""
 
     name = "consistency"
+    uses_gpu = True
     columns = (
         Column("visual", "Visual"),
         Column("semantic", "Semantic"),

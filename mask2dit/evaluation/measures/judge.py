@@ -29,6 +29,7 @@ class JudgeMeasure(Measure):
     """Marks from 1 to 5 for the questions of the rubric."""
 
     name = "judge"
+    is_of_one_process = True
     columns = tuple(
         Column(f"judge_{key}", f"Judge: {key.replace('_', ' ')} (1-5)", is_percentage=False) for key in QUESTIONS
     )
@@ -82,7 +83,7 @@ def _marks_from(record: dict) -> dict[str, float]:
         judged = record.get(key)
         mark = judged.get("mark") if isinstance(judged, dict) else None
         if isinstance(mark, bool) or not isinstance(mark, int | float) or not 1 <= mark <= 5:
-            raise ValueError(f"the mark for {key} has to lie between 1 and 5, but is {mark!r}")
+            raise ValueError(f"the mark for {key} has to be between 1 and 5, but is {mark!r}")
         marks[key] = float(mark)
     return marks
 

@@ -21,6 +21,7 @@ class AestheticMeasure(Measure):
     """LAION's aesthetic score, about 1 … 10, by CLIP L/14: the mean over frames of all scenes."""
 
     name = "aesthetic"
+    uses_gpu = True
     columns = (Column("aesthetic", "Aesthetic score", is_percentage=False),)
 
     def __init__(self, config: QualityConfig, device: torch.device):
@@ -50,6 +51,8 @@ class FrameConsistencyMeasure(Measure):
     Each frame's score is the mean of its cosines with the scene's first frame and with the previous frame. Scores are
     averaged over the frames of a scene, then over scenes.
     """
+
+    uses_gpu = True
 
     def __init__(self, name: str, folder: str | os.PathLike, num_frames: int, device: torch.device):
         self.name = name

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from mask2dit.device import choose_device
 from mask2dit.encoders.untrained import UNTRAINED, build_untrained_viclip
 from mask2dit.evaluation.config import EvaluationConfig
 from mask2dit.evaluation.measures.base import Measure
@@ -16,8 +17,21 @@ from mask2dit.evaluation.measures.storyworld import StoryWorldMeasure
 from mask2dit.evaluation.measures.vbench import VBenchMeasure
 
 
-def build_measures(config: EvaluationConfig, device: torch.device) -> tuple[list[Measure], dict[str, str]]:
+def build_measure(config: EvaluationConfig, name: str) -> Measure:
+    """The measure of this name, on the device of this process."""
+    [measure], _ = build_measures(config, choose_device(config.device), only=name)
+    return measure
+
+
+def build_measures(
+    config: EvaluationConfig, device: torch.device, only: str | None = None
+) -> tuple[list[Measure], dict[str, str]]:
     """The measures that can run, and why the others cannot.
+
+    Args:
+        config: their weights and settings.
+        device: the device of their models.
+        only: the name of the one to build. None: all.
 
     Raises:
         ValueError: if weights exist but are damaged.
@@ -29,6 +43,8 @@ def build_measures(config: EvaluationConfig, device: torch.device) -> tuple[list
     off: dict[str, str] = {}
 
     def add(name: str, build: Callable[[], Measure], *needed: str | None) -> None:
+        if only not in (None, name):
+            return
         missing = [path for path in needed if path is None or not Path(path).exists()]
         if missing:
             off[name] = "not asked for" if missing[0] is None else f"put its weights at {missing[0]}"

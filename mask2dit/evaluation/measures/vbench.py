@@ -19,6 +19,7 @@ class VBenchMeasure(Measure):
     """VBench's dimensions for custom videos, times 100. Each scene is scored as a separate video; scores are averaged."""
 
     name = "vbench"
+    is_of_one_process = True
 
     def __init__(self, config: VBenchConfig, folder: Path):
         self.config = config

@@ -30,7 +30,7 @@ def test_the_judge_sees_rubric_texts_and_frames_of_each_scene_in_order(chat_serv
     [
         ("Very nice!", "did not answer with the rubric's JSON, but with 'Very nice!'"),
         (MARKS.replace("text_adherence", "text"), "did not answer with the rubric's JSON"),
-        (MARKS.replace("2.5", "7"), "mark for text_adherence has to lie between 1 and 5, but is 7"),
+        (MARKS.replace("2.5", "7"), "mark for text_adherence has to be between 1 and 5, but is 7"),
         (MARKS.replace("2.5", '"good"'), "but is 'good'"),
     ],
 )

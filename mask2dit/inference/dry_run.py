@@ -1,0 +1,136 @@
+"""What a generation needs, told from configurations alone: no weights are read, and none are fetched from the hub."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+
+from mask2dit.config import missing_model
+from mask2dit.inference.config import InferenceConfig
+from mask2dit.inference.from_story import resolve_story
+from mask2dit.inference.sources import read_kept_scenes
+from mask2dit.models.context_cache import FP8
+from mask2dit.models.hub import local_model, origin
+from mask2dit.models.loading import empty_text_encoder
+from mask2dit.pipelines.footprint import CARDS, GIB, PREFERRED, Footprint, fits, predict_footprint
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
+from mask2dit.pipelines.story import ContextRule, Window, context_cache_size, plan_windows
+
+NAMES = {"text_encoder": "text encoder", "transformer": "transformer", "vae": "VAE"}
+
+
+def describe_needs(config: InferenceConfig, device: torch.device) -> str:
+    """Describes the memory of every memory mode and the arithmetic of a run.
+
+    Raises:
+        ValueError, FileNotFoundError: if the model's configurations are missing, or a size is not supported.
+    """
+    config = local_model(config, configs_only=True)
+    if not (Path(config.model) / "transformer").is_dir():
+        raise FileNotFoundError(missing_model(config.model))
+    skeleton = Mask2DiTPipeline.skeleton(config.model, configs_only=True)
+    config, _ = resolve_story(config, skeleton)
+    size = skeleton.fill_size(config.height, config.width, config.num_frames)
+    shape = skeleton.video_shape(*size, len(config.prompts))
+    given = _given_scenes(config)
+    rule = ContextRule(config.context, tuple(config.anchors))
+    windows = plan_windows(skeleton, config.prompts, given, config.window, *size, rule)
+    footprint = predict(config, skeleton, shape, windows)
+    name = origin(config.model).get("model", config.model)
+    weights = ", ".join(f"{NAMES[part]} {sizes.total / GIB:.2f}" for part, sizes in footprint.weights.items())
+    operations = ", ".join(f"{NAMES[part]} {flops:.2g}" for part, flops in footprint.flops.items())
+    height, width, num_frames = size
+    lines = [
+        f"{name}, {config.dtype}; weights in GiB: {weights}",
+        f"{len(config.prompts)} scenes ({len(given)} given) of {num_frames} frames at {height}x{width}, "
+        f"{config.num_inference_steps} steps, windows of {', '.join(str(len(scenes)) for scenes, _ in windows)} scenes",
+        f"floating-point operations: {sum(footprint.flops.values()):.3g} ({operations})",
+    ]
+    if footprint.context_cache:
+        lines.append(
+            f"keys and values of given scenes that the context cache keeps: {footprint.context_cache / GIB:.2f} GiB"
+        )
+    lines += ["", f"{'memory':<20}{'GPU':>10}{'main memory':>14}   predicted peaks in GiB"]
+    for mode in PREFERRED:
+        on_gpu, in_main = footprint.on_gpu(mode) / GIB, footprint.in_main_memory(mode) / GIB
+        lines.append(f"{mode:<20}{on_gpu:>10.1f}{in_main:>14.1f}")
+    return "\n".join([*lines, "", *_recommendations(config, footprint, device)])
+
+
+def predict(
+    config: InferenceConfig, skeleton: Mask2DiTPipeline, shape: VideoShape, windows: Sequence[Window]
+) -> Footprint:
+    """Predicts the footprint of a configuration, whose model is a local folder.
+
+    Args:
+        config: the configuration.
+        skeleton: its model without weights.
+        shape: frames and latent frames of the whole story.
+        windows: from `plan_windows`.
+    """
+    guided = config.guidance_scale > 1
+    dtype = getattr(torch, config.dtype)
+    kept = 0
+    if config.context_refresh > 1:
+        variant = config.mask_variant or skeleton.transformer.config.mask_variant
+        kept_dtype = FP8 if config.context_cache_dtype == "fp8" else dtype
+        kept = (2 if guided else 1) * context_cache_size(skeleton, windows, shape, kept_dtype, variant)
+    return predict_footprint(
+        skeleton,
+        empty_text_encoder(Path(config.model) / "text_encoder"),
+        shape,
+        windows,
+        dtype=dtype,
+        guided=guided,
+        num_inference_steps=config.num_inference_steps,
+        vae_tiling=config.vae_tiling,
+        context_cache=kept,
+        context_cache_on_gpu=config.context_cache_device != "cpu",
+    )
+
+
+def check_fits(config: InferenceConfig, footprint: Footprint, device: torch.device) -> None:
+    """Raises `ValueError` if the memory mode is predicted not to fit the GPU, with the modes that do."""
+    capacity = _capacity(device)
+    if capacity is not None and not fits(footprint.on_gpu(config.memory), capacity):
+        raise ValueError(
+            f"memory={config.memory} is predicted to take {footprint.on_gpu(config.memory) / GIB:.1f} GiB, which does not "
+            f"fit the {capacity / GIB:.1f} GiB of this GPU: {fitting_modes(config, footprint, capacity)}; "
+            "check_memory=false tries it all the same"
+        )
+
+
+def fitting_modes(config: InferenceConfig, footprint: Footprint, capacity: int) -> str:
+    """Names the memory modes that are predicted to fit, or other remedies."""
+    modes = footprint.fitting(capacity)
+    if modes:
+        return "predicted to fit: " + ", ".join(
+            f"memory={mode} ({footprint.on_gpu(mode) / GIB:.1f} GiB)" for mode in modes
+        )
+    tiles = "" if config.vae_tiling else " vae_tiling=true,"
+    return f"no memory mode is predicted to fit: use{tiles} a smaller window, height, width or num_frames"
+
+
+def _given_scenes(config: InferenceConfig) -> Collection[int]:
+    if config.record:
+        return read_kept_scenes(config)
+    if config.scene_mask is not None:
+        return [scene for scene, is_new in enumerate(config.scene_mask) if not is_new]
+    return range(len(config.context_videos))
+
+
+def _recommendations(config: InferenceConfig, footprint: Footprint, device: torch.device) -> list[str]:
+    cards = {f"{size} GB": int(size * 1e9) for size in CARDS}
+    capacity = _capacity(device)
+    if capacity is not None:
+        cards["this GPU"] = capacity
+    lines = []
+    for card, size in cards.items():
+        modes = footprint.fitting(size)
+        remedy = "too small; vae_tiling=true or a smaller size may fit" if not config.vae_tiling else "too small"
+        lines.append(f"{card:>9}: {f'memory={modes[0]}' if modes else remedy}")
+    return lines
+
+
+def _capacity(device: torch.device) -> int | None:
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None

@@ -1,0 +1,309 @@
+"""Predicts the memory and the arithmetic of a generation from shapes alone, without weights and without a GPU.
+
+The model's own forward passes run on torch's meta device, where tensors have shapes and no contents. While they run, the
+bytes of living tensors and the floating-point operations are counted. What a device needs besides, its context and the
+workspaces of its kernels, is not predicted; `fits` leaves room for it.
+"""
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, ModelMixin
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from mask2dit.models.transformer import Mask2DiTTransformer3DModel
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
+from mask2dit.pipelines.memory import enable_vae_tiling
+from mask2dit.pipelines.story import Window
+
+GIB = 2**30
+CARDS = (16, 24, 48, 80)
+"""Memory of common GPUs in GB."""
+PREFERRED = ("full", "model_offload", "group_offload", "fp8", "sequential_offload")
+"""Memory modes in the order in which they are recommended: exact ones first, the fastest first."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are created while it is active and still alive, on any device."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self._known = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        for given in tree_leaves((arguments, options)):
+            self._note(given, is_new=False)  # weights, of which views may be returned
+        results = function(*arguments, **options)
+        for result in tree_leaves(results):
+            self._note(result, is_new=True)
+        return results
+
+    def _note(self, value: object, is_new: bool) -> None:
+        if not isinstance(value, torch.Tensor):
+            return
+        storage = value.untyped_storage()
+        key = id(storage)  # torch keeps one Python object per storage
+        if key in self._known:
+            return
+        self._known.add(key)
+        size = storage.nbytes() if is_new else 0
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attends as fused kernels do, which keep no matrix of scores; on the meta device, torch would build it."""
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        if function is F.scaled_dot_product_attention:
+            query, key, value = (
+                arguments + tuple(options[name] for name in ("query", "key", "value") if name in options)
+            )[:3]
+            mask = options.get("attn_mask", arguments[3] if len(arguments) > 3 else None)
+            if mask is None:
+                return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+            return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, mask, False)[0]
+        return function(*arguments, **options)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a computation takes."""
+
+    peak: int = 0
+    """The largest number of bytes of living tensors, inputs included and weights excluded."""
+    flops: int = 0
+    """Floating-point operations of matrix products, convolutions and attention."""
+
+
+@torch.no_grad()
+def measure(compute: Callable[[], object]) -> Cost:
+    """Runs a computation, which creates its inputs on the meta device, and returns what it takes."""
+    with LiveBytes() as memory, FlopCounterMode(display=False) as counter, _FusedAttention():
+        compute()
+    return Cost(memory.peak, counter.get_total_flops())
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """Bytes of a component's weights."""
+
+    total: int
+    largest_layer: int
+    """Of the largest layer, the unit of offloading by layers."""
+    two_blocks: int
+    """Of two repeated blocks, one that computes and the next one, and of everything outside of blocks."""
+    fp8: int
+    """Of all weights with those of layers in 8 bits."""
+
+
+def weight_sizes(module: nn.Module) -> WeightSizes:
+    """Measures the weights of a module on any device."""
+    layers = [sum(map(_bytes, _own_tensors(layer))) for layer in module.modules()]
+    total = _total(module)
+    blocks = [_total(block) for block in getattr(module, "transformer_blocks", ())]
+    fp8 = total
+    if isinstance(module, ModelMixin):
+        stored = copy.deepcopy(module)
+        stored.enable_layerwise_casting(
+            storage_dtype=torch.float8_e4m3fn, compute_dtype=next(module.parameters()).dtype
+        )
+        fp8 = _total(stored)
+    return WeightSizes(total, max(layers), total - sum(blocks) + 2 * max(blocks, default=0), fp8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """The predicted memory of a generation in bytes, and its arithmetic."""
+
+    weights: Mapping[str, WeightSizes]
+    """Weights by component: text_encoder, vae, transformer."""
+    activations: Mapping[str, int]
+    """Peak of activations while each of these components computes."""
+    context_cache: int = 0
+    """Keys and values that the context cache keeps while the transformer computes."""
+    context_cache_on_gpu: bool = True
+    """False if they are kept in main memory."""
+    frames: int
+    """Decoded frames of one scene in main memory."""
+    flops: Mapping[str, int]
+    """Floating-point operations of the whole run by component."""
+
+    @property
+    def total_weights(self) -> int:
+        return sum(sizes.total for sizes in self.weights.values())
+
+    def on_gpu(self, mode: str) -> int:
+        """Predicts the peak of a memory mode on the GPU."""
+        return max(
+            self._resident(mode, name) + self.activations[name] + (self.context_cache if name == "transformer" else 0)
+            for name in self.weights
+        )
+
+    def in_main_memory(self, mode: str) -> int:
+        """Predicts the peak of a memory mode in main memory, where all weights are first loaded."""
+        # Group offloading with a stream copies the transformer to pinned memory.
+        pinned = self.weights["transformer"].total if mode == "group_offload" else 0
+        return self.total_weights + pinned + self.frames + (0 if self.context_cache_on_gpu else self.context_cache)
+
+    def fitting(self, capacity: int) -> list[str]:
+        """Returns the memory modes that fit a GPU of `capacity` bytes, the recommended one first."""
+        return [mode for mode in PREFERRED if fits(self.on_gpu(mode), capacity)]
+
+    def _resident(self, mode: str, component: str) -> int:
+        """Returns the bytes of weights that are on the GPU while a component computes."""
+        sizes = self.weights[component]
+        is_transformer = component == "transformer"
+        return {
+            "full": self.total_weights,
+            "model_offload": sizes.total,
+            "group_offload": sizes.two_blocks if is_transformer else sizes.largest_layer,
+            "sequential_offload": sizes.largest_layer,
+            # A layer's weights are converted when it computes.
+            "fp8": sizes.fp8 + sizes.largest_layer if is_transformer else sizes.total,
+        }[mode]
+
+
+def fits(peak: int, capacity: int) -> bool:
+    """Returns True if a predicted peak fits a GPU, with 5% for fragmentation and 1 GiB for its context and workspaces."""
+    return 1.05 * peak + GIB <= capacity
+
+
+def predict_footprint(
+    skeleton: Mask2DiTPipeline,
+    text_encoder: nn.Module,
+    shape: VideoShape,
+    windows: Sequence[Window],
+    *,
+    dtype: torch.dtype,
+    guided: bool,
+    num_inference_steps: int,
+    vae_tiling: bool = False,
+    context_cache: int = 0,
+    context_cache_on_gpu: bool = True,
+) -> Footprint:
+    """Predicts the footprint of a story.
+
+    Args:
+        skeleton: from `Mask2DiTPipeline.skeleton`; configurations are enough.
+        text_encoder: from `mask2dit.models.loading.empty_text_encoder`.
+        shape: frames and latent frames of the whole story.
+        windows: from `plan_windows`.
+        dtype: the weights' dtype.
+        guided: True with classifier-free guidance.
+        num_inference_steps: denoising steps of each window.
+        vae_tiling: True decodes in tiles.
+        context_cache: bytes that the context cache keeps, see `mask2dit.pipelines.story.context_cache_size`.
+        context_cache_on_gpu: False if it keeps them in main memory.
+    """
+    # The skeleton's buffers are not on the meta device.
+    transformer, vae, text_encoder = (
+        copy.deepcopy(module).to("meta", dtype).eval() for module in (skeleton.transformer, skeleton.vae, text_encoder)
+    )
+    if vae_tiling:
+        enable_vae_tiling(vae)
+    branches = 2 if guided else 1
+    generated = {scene for _, new in windows for scene in new}
+    decoded = [frames for scene, frames in enumerate(shape.latent_frames) if scene in generated]
+    encoded = [frames for scene, frames in enumerate(shape.frames) if scene not in generated]
+    of_frames = {frames: _decoding(vae, frames, shape) for frames in set(decoded)}
+    of_given = {frames: _encoding(vae, frames, shape) for frames in set(encoded)}
+    of_scenes = [of_frames[frames] for frames in decoded] + [of_given[frames] for frames in encoded]
+    window = transformer.config.max_text_seq_length
+    steps, texts = [], []
+    for scenes, _ in windows:
+        frames = tuple(shape.latent_frames[scene] for scene in scenes)
+        steps.append(_denoising(transformer, frames, shape, branches))
+        texts.append(_embedding(text_encoder, len(frames), window))
+    height, width = (size * skeleton.vae_scale_factor_spatial for size in shape.latent_size[1:])
+    return Footprint(
+        weights={
+            name: weight_sizes(module)
+            for name, module in (("text_encoder", text_encoder), ("transformer", transformer), ("vae", vae))
+        },
+        activations={
+            "text_encoder": max(cost.peak for cost in texts),
+            "transformer": max(cost.peak for cost in steps),
+            "vae": max(cost.peak for cost in of_scenes),
+        },
+        context_cache=context_cache,
+        context_cache_on_gpu=context_cache_on_gpu,
+        frames=max(shape.frames) * height * width * 3 * 5,  # float32, and 8 bits
+        flops={
+            "text_encoder": branches * sum(cost.flops for cost in texts),
+            "transformer": num_inference_steps * sum(cost.flops for cost in steps),
+            "vae": sum(cost.flops for cost in of_scenes),
+        },
+    )
+
+
+def _embedding(text_encoder: nn.Module, num_texts: int, window: int) -> Cost:
+    return measure(lambda: text_encoder(torch.zeros(num_texts, window, dtype=torch.long, device="meta"))[0])
+
+
+def _denoising(
+    transformer: Mask2DiTTransformer3DModel, scene_frames: Sequence[int], shape: VideoShape, branches: int
+) -> Cost:
+    """One step, as `Mask2DiTPipeline` takes it."""
+    config = transformer.config
+    text_length = len(scene_frames) * config.max_text_seq_length
+
+    def step():
+        latents = torch.empty(1, sum(scene_frames), *shape.latent_size, dtype=transformer.dtype, device="meta")
+        embeds = torch.empty(branches, text_length, config.text_embed_dim, dtype=transformer.dtype, device="meta")
+        timestep = torch.zeros(branches, len(scene_frames), dtype=torch.long, device="meta")
+        rotary = transformer.rotary_embeddings(*shape.latent_size[1:], sum(scene_frames), "meta")
+        return transformer(
+            torch.cat([latents] * branches),
+            embeds,
+            timestep,
+            image_rotary_emb=rotary,
+            scene_frames=tuple(scene_frames),
+            return_dict=False,
+        )[0].float()
+
+    return measure(step)
+
+
+def _decoding(vae: AutoencoderKLCogVideoX, latent_frames: int, shape: VideoShape) -> Cost:
+    channels, *size = shape.latent_size
+    return measure(
+        lambda: vae.decode(torch.empty(1, channels, latent_frames, *size, dtype=vae.dtype, device="meta")).sample
+    )
+
+
+def _encoding(vae: AutoencoderKLCogVideoX, frames: int, shape: VideoShape) -> Cost:
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    size = [n * scale for n in shape.latent_size[1:]]
+    return measure(
+        lambda: vae.encode(torch.empty(1, 3, frames, *size, dtype=vae.dtype, device="meta")).latent_dist.mode()
+    )
+
+
+def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+def _total(module: nn.Module) -> int:
+    return sum(map(_bytes, [*module.parameters(), *module.buffers()]))  # a tensor that modules share counts once
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,196 @@
+"""Predicted memory against the bytes that torch's allocator hands out on the CPU."""
+
+import shutil
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from mask2dit.data.config import DataConfig
+from mask2dit.inference import dry_run, run
+from mask2dit.inference.config import InferenceConfig
+from mask2dit.inference.dry_run import describe_needs
+from mask2dit.models.loading import empty_text_encoder
+from mask2dit.pipelines import footprint
+from mask2dit.pipelines.footprint import GIB, Footprint, LiveBytes, WeightSizes, measure, predict_footprint
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.pipelines.memory import MEMORY_MODES, enable_vae_tiling
+from mask2dit.pipelines.story import plan_windows
+from mask2dit.training.utilisation import training_flops
+
+
+def allocated(compute) -> int:
+    """The peak of bytes that a computation allocates on the CPU, by torch's profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled, torch.no_grad():
+        compute()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def predict(pipe, folder, num_scenes, given=(), **options) -> Footprint:
+    size = options.pop("size", (None, None, None))
+    size = pipe.fill_size(*size)
+    return predict_footprint(
+        pipe,
+        empty_text_encoder(folder / "text_encoder"),
+        pipe.video_shape(*size, num_scenes),
+        plan_windows(pipe, ["a"] * num_scenes, given, None, *size),
+        **{"dtype": torch.float32, "guided": True, "num_inference_steps": 2, **options},
+    )
+
+
+@pytest.mark.parametrize(
+    "size, num_scenes, guided, variant",
+    [
+        ((128, 192, 9), 3, True, "v2"),
+        ((256, 192, 9), 2, False, "v5"),
+        ((128, 128, [17, 9, 33]), 3, True, "v3"),
+        ((256, 256, 9), 1, True, "v2"),
+    ],
+)
+def test_activations_of_the_transformer_are_predicted_within_a_tenth(small_model, size, num_scenes, guided, variant):
+    pipe = Mask2DiTPipeline.from_pretrained(small_model, mask_variant=variant)
+    shape = pipe.video_shape(*size, num_scenes)
+    branches, config = 2 if guided else 1, pipe.transformer.config
+
+    def step():
+        latents = torch.randn(1, sum(shape.latent_frames), *shape.latent_size)
+        pipe.transformer(
+            torch.cat([latents] * branches),
+            torch.randn(branches, num_scenes * config.max_text_seq_length, config.text_embed_dim),
+            torch.ones(branches, num_scenes, dtype=torch.long),
+            scene_frames=shape.latent_frames,
+        )
+
+    skeleton = Mask2DiTPipeline.skeleton(small_model)
+    skeleton.register_modules(transformer=pipe.transformer)
+    predicted = predict(skeleton, small_model, num_scenes, size=size, guided=guided).activations["transformer"]
+    assert predicted == pytest.approx(allocated(step), rel=0.1)
+
+
+@pytest.mark.parametrize("size, tiling", [((64, 96, 17), False), ((128, 64, 9), False), ((128, 96, 9), True)])
+def test_activations_of_decoding_are_predicted_but_for_workspaces_of_convolutions(
+    small_pipeline, small_model, size, tiling
+):
+    vae, shape = small_pipeline.vae, small_pipeline.video_shape(*size, 1)
+    if tiling:
+        enable_vae_tiling(vae)
+    channels, height, width = shape.latent_size
+
+    with LiveBytes() as memory, torch.no_grad():
+        vae.decode(torch.randn(1, channels, shape.latent_frames[0], height, width))
+    predicted = predict(small_pipeline, small_model, 1, size=size, vae_tiling=tiling).activations["vae"]
+    assert predicted == pytest.approx(memory.peak, rel=0.1)
+
+
+def test_activations_of_the_text_encoder_are_predicted_within_a_tenth(small_pipeline, small_model):
+    predicted = predict(small_pipeline, small_model, 3).activations["text_encoder"]
+    ids = torch.zeros(3, 64, dtype=torch.long)
+    assert predicted == pytest.approx(allocated(lambda: small_pipeline.text_encoder(ids)), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["transformer", "vae", "text_encoder"])
+def test_weights_are_those_of_the_loaded_model_stored_in_8_bits_too(small_pipeline, small_model, name):
+    module = getattr(small_pipeline, name)
+    predicted = predict(small_pipeline, small_model, 1).weights[name]
+    assert predicted.total == sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
+    if name == "transformer":
+        module.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+        assert predicted.fp8 == sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
+        assert predicted.fp8 < predicted.total
+
+
+def test_operations_are_those_that_training_counts_times_steps_and_guidance(small_pipeline, small_model):
+    data = DataConfig(num_scenes=3, num_frames=9, height=64, width=96)
+    forward = training_flops(Mask2DiTPipeline.skeleton(small_model), data) / 3
+    plain = predict(small_pipeline, small_model, 3, guided=False, num_inference_steps=5)
+    guided = predict(small_pipeline, small_model, 3, guided=True, num_inference_steps=5)
+    assert plain.flops["transformer"] == 5 * forward
+    assert guided.flops["transformer"] == 10 * forward
+    assert guided.flops["vae"] == plain.flops["vae"] > 0
+
+
+def test_attention_is_predicted_without_a_matrix_of_scores():
+    def attend():
+        query, key, value = (torch.empty(1, 1, 4096, 16, device="meta") for _ in range(3))
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+    cost = measure(attend)
+    assert cost.flops == 4 * 4096**2 * 16
+    assert cost.peak < 5 * 4096 * 16 * 4
+
+
+def test_the_context_cache_takes_memory_where_it_is_kept_and_given_scenes_are_encoded(small_pipeline, small_model):
+    plain = predict(small_pipeline, small_model, 3, size=(64, 64, 9))
+    options = {"given": (0, 2), "context_cache": GIB, "size": (64, 64, 9)}
+    on_gpu = predict(small_pipeline, small_model, 3, **options)
+    in_main = predict(small_pipeline, small_model, 3, **options, context_cache_on_gpu=False)
+    assert on_gpu.on_gpu("full") > GIB
+    assert in_main.on_gpu("full") < on_gpu.on_gpu("full") - GIB // 2
+    assert in_main.in_main_memory("full") == on_gpu.in_main_memory("full") + GIB
+    assert on_gpu.flops["vae"] != plain.flops["vae"]
+
+
+BIG = Footprint(
+    weights={
+        "text_encoder": WeightSizes(9 * GIB, GIB // 4, 9 * GIB, 9 * GIB),
+        "transformer": WeightSizes(10 * GIB, GIB // 8, GIB, 5 * GIB),
+        "vae": WeightSizes(GIB // 2, GIB // 64, GIB // 2, GIB // 2),
+    },
+    activations={"text_encoder": GIB // 8, "transformer": 8 * GIB, "vae": 4 * GIB},
+    frames=GIB // 4,
+    flops={"text_encoder": 1, "transformer": 1, "vae": 1},
+)
+
+
+def test_each_mode_takes_less_than_the_one_before_and_all_are_predicted():
+    assert set(footprint.PREFERRED) == set(MEMORY_MODES)
+    peaks = [
+        BIG.on_gpu(mode) / GIB for mode in ("full", "model_offload", "fp8", "group_offload", "sequential_offload")
+    ]
+    assert peaks == [27.5, 18, 13.125, 9, 8.125]
+    assert BIG.in_main_memory("full") == 19.75 * GIB
+    assert BIG.fitting(24 * GIB) == ["model_offload", "group_offload", "fp8", "sequential_offload"]
+    assert BIG.fitting(8 * GIB) == []
+
+
+def test_a_dry_run_reads_no_weights_and_names_every_mode(small_model, tmp_path, capsys):
+    folder = tmp_path / "configs"
+    shutil.copytree(small_model, folder, ignore=shutil.ignore_patterns("*.safetensors", "spiece.model"))
+    config = InferenceConfig(
+        model=str(folder), prompts=["a", "b", "c"], context_videos=["not there.mp4"], dry_run=True, device="cpu"
+    )
+    assert run.generate(config) is None
+    printed = capsys.readouterr().out
+    assert all(mode in printed for mode in MEMORY_MODES)
+    assert "3 scenes (1 given) of 9 frames at 64x96" in printed
+    assert "80 GB: memory=full" in describe_needs(config, torch.device("cpu"))
+
+
+@pytest.fixture
+def tiny_gpu(monkeypatch):
+    """A GPU with too little memory for anything but the small model."""
+    monkeypatch.setattr(dry_run, "_capacity", lambda device: int(1.05 * 2**24) + GIB)
+
+
+def test_a_mode_that_does_not_fit_is_refused_with_those_that_do(tiny_gpu):
+    config = InferenceConfig(prompts=["a"], memory="full")
+    with pytest.raises(ValueError, match=r"memory=full .*27\.5 GiB.*no memory mode.*check_memory=false"):
+        dry_run.check_fits(config, BIG, torch.device("cuda"))
+
+
+def test_an_error_of_too_little_memory_ends_with_the_modes_that_fit(monkeypatch, small_model):
+    class Properties:
+        total_memory = 24 * GIB
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(run, "predict", lambda *args: BIG)
+    config = InferenceConfig(model=str(small_model), prompts=["a"], device="cpu")
+    plan = run.plan_generation(config, torch.device("cpu"))
+    expected = pytest.raises(MemoryError, match=r"^CUDA out of memory.*memory=model_offload \(18\.0 GiB\)")
+    with expected, run.modes_named(plan, torch.device("cuda")):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")

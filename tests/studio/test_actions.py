@@ -1,0 +1,180 @@
+"""What a person does in the studio, without a browser."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mask2dit.config import load_config
+from mask2dit.inference.config import InferenceConfig
+from mask2dit.inference.run import generate
+from mask2dit.stories import read_story
+from mask2dit.studio import engine as module
+from mask2dit.studio.actions import EXAMPLES
+from mask2dit.studio.engine import find_models
+from mask2dit.studio.jobs import CANCELLED, DONE, FAILED
+from mask2dit.studio.project import Draft, DraftScene
+from mask2dit.studio.views import scenes as draw_scenes
+from mask2dit.studio.views import status as draw_status
+from mask2dit.video.reading import open_video
+
+
+def files(view) -> list[tuple[str, bytes]]:
+    return [(scene.chosen.clip.name, scene.chosen.clip.read_bytes()) for scene in view.scenes]
+
+
+@pytest.mark.slow
+def test_a_scene_is_made_again_taken_back_and_the_film_shows_what_is_chosen(studio, draft, run_job, edit):
+    name = studio.create(draft)
+    job = run_job(name)
+    assert (job.status, job.finished) == (DONE, (1, 2, 3)), job.message
+    first = files(studio.view(name))
+
+    edit(name, 1, prompt="Actor1 jumps on the beach.")
+    assert [scene.is_changed for scene in studio.view(name).scenes] == [False, True, False]
+    assert run_job(name).finished == (2,)  # only what changed
+    second = studio.view(name)
+    assert [a == b for a, b in zip(first, files(second))] == [True, False, True]
+    assert [version.number for version in second.scenes[1].versions] == [1, 2]
+
+    film = studio.export(name)["film"]
+    clips = [open_video(scene.chosen.clip) for scene in second.scenes]
+    whole = open_video(film).read(range(27))
+    for i, clip in enumerate(clips):
+        assert (whole[9 * i : 9 * i + 9] == clip.read(range(9))).all()
+    assert studio.export(name)["film"] == film and open_video(studio.export(name)["enlarged"]).width == 256
+
+    studio.choose(name, second.scenes[1].scene.id, 1)
+    third = studio.view(name)
+    assert files(third) == first and third.draft.scenes[1].prompt == draft.scenes[1].prompt
+    assert studio.export(name)["film"] != film
+    with pytest.raises(ValueError, match="all scenes are made"):
+        studio.generate(name)
+
+    overrides = ["redo=[3]", "seed=5", "device=cpu", "name=cli"]  # the film's record is one like any other
+    again = generate(load_config(InferenceConfig, film.with_suffix(".json"), overrides))
+    assert (again.with_suffix("") / "scene_1.mp4").read_bytes() == second.scenes[0].chosen.clip.read_bytes()
+
+
+@pytest.mark.slow
+def test_scenes_are_made_one_by_one_added_and_own_clips_are_given(studio, draft, run_job, edit, own_clip):
+    name = studio.create(draft)
+    assert run_job(name, [2]).finished == (3,)
+    assert [scene.chosen is not None for scene in studio.view(name).scenes] == [False, False, True]
+    with pytest.raises(ValueError, match="scene 1, 2 is not made yet"):
+        studio.export(name)
+    project = studio.projects.open(name)
+    studio.update(name, studio.insert_clip(name, project.load(), 0, own_clip))
+    own_clip.unlink()
+    job = run_job(name, [0])  # nothing to generate: it is encoded
+    assert (job.status, job.finished) == (DONE, (1,)), job.message
+    given = studio.view(name).scenes[0].chosen.record
+    assert given["source"] == "given" and given["seed"] is None and given["context"]["indices"]
+    assert run_job(name, [1], following=True).finished == (2, 3, 4)
+    assert len(studio.view(name).scenes[3].versions) == 2
+    page = draw_scenes(studio.view(name), "", ["", "", "", ""])
+    assert page.count("<video") == 4 and "own clip" in page
+
+
+@pytest.mark.slow
+def test_a_failing_disk_or_a_cancelled_job_keeps_what_was_done(studio, draft, run_job, monkeypatch):
+    name = studio.create(replace(draft, settings={**draft.settings, "window": 1}))
+    project = studio.projects.open(name)
+    add = project.add_version
+
+    def full_after_one(*args, **kwargs):
+        if any(project.versions(scene.id) for scene in draft.scenes):
+            raise OSError(28, "cannot write: make room on that disk and run again")
+        return add(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(project, "add_version", full_after_one)
+        job = run_job(name)
+    assert job.status == FAILED and "make room" in draw_status(studio.view(name)) and job.finished == (1,)
+
+    def cancel_after_one(*args, **kwargs):
+        studio.queue.cancel(studio.queue.of_project(name).id)
+        return add(*args, **kwargs)
+
+    monkeypatch.setattr(project, "add_version", cancel_after_one)
+    job = run_job(name)
+    assert job.status == CANCELLED and len(project.versions(draft.scenes[1].id)) == 1
+    assert not project.versions(draft.scenes[2].id)
+
+
+BAD = {
+    "no scenes": ({"scenes": ()}, "no scenes: add one"),
+    "an empty prompt": ({"scenes": (DraftScene(prompt=" "),)}, "^scene 1: the prompt is missing$"),
+    "an unknown actor": ({"scenes": (DraftScene(prompt="Actor2 jumps on the beach."),)}, "Actor2 is not in the cast"),
+    "another name": ({"cast": (("Bob", "a man"),)}, "Bob"),
+    "another world": ({"scenes": (DraftScene(prompt="A cat sleeps."),)}, "outside the story world"),
+    "no description": ({"cast": (("Actor1", ""),)}, "Actor1.* no description"),
+}
+
+
+@pytest.mark.parametrize("changes, message", BAD.values(), ids=BAD)
+def test_what_cannot_be_generated_is_told_in_one_sentence_before_it_is_queued(studio, draft, changes, message):
+    name = studio.create(replace(draft, **changes))
+    with pytest.raises(ValueError, match=message) as error:
+        studio.generate(name)
+    assert "\n" not in str(error.value)
+    assert studio.view(name).job is None and studio.view(name).draft.scenes == replace(draft, **changes).scenes
+
+
+def test_a_missing_model_and_wrong_settings_are_told(studio, draft, edit, tmp_path):
+    name = studio.create(draft)
+    with pytest.raises(FileNotFoundError, match=r"no model in '.*nowhere'"):
+        studio.set_model(draft, str(tmp_path / "nowhere"))
+    for settings, message in (
+        ({"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({"memory": "x"}, "memory has to be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            edit(name, settings={**draft.settings, **settings})
+    shutil.rmtree(studio.projects.folder / name)
+    with pytest.raises(ValueError, match="there is no project"):
+        studio.view(name)
+
+
+def test_fifty_scenes_with_html_in_every_text_are_shown_as_text(studio, draft):
+    evil = '<img src=x onerror="alert(1)"> Actor1 & "co"'
+    scenes = tuple(DraftScene(prompt=f"{evil} {i}") for i in range(50))
+    name = studio.create(Draft(title=evil, style=evil, cast=(("Actor1", evil),), scenes=scenes))
+    view = studio.view(name)
+    page = draw_scenes(view, "", studio.engine.find_faults(view.draft)) + draw_status(view)
+    assert page.count("<article") == 50 and "<img" not in page and "&lt;img" in page
+    assert set(studio.engine.find_faults(view.draft)) != {""}
+
+
+def test_prompts_over_the_text_window_and_of_other_scripts_are_counted(studio, draft, monkeypatch):
+    monkeypatch.setattr(module, "check_prompts", lambda *args: None)
+    long, short = DraftScene(prompt="Actor1 " + "jumps " * 60), DraftScene(prompt="狐狸在雪地里跑")
+    faults = studio.engine.find_faults(replace(draft, scenes=(long, short)))
+    assert "but the model reads 32: shorten it by" in faults[0] and faults[1] == ""
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_can_be_generated_as_they_are(studio, example):
+    name = studio.create_example(example)
+    view = studio.view(name)
+    if example.startswith("small world"):
+        assert studio.engine.find_faults(view.draft) == ["", "", ""]
+    assert view.draft.story().title == view.draft.title
+
+
+def test_a_story_file_is_opened_and_its_faults_are_told(studio, tmp_path):
+    text = "title: A story\ncast:\n  Actor1: red circle\nscenes:\n  - Actor1 jumps on the beach.\n"
+    name = studio.create_from_text(text)
+    assert read_story(studio.projects.open(name).story_file).record() == yaml.safe_load(text)
+    for wrong, message in ((text + "seens: 1\n", "did you mean 'scenes'"), ("title: [", "not YAML"), ("", "empty")):
+        with pytest.raises(ValueError, match=message) as error:
+            studio.create_from_text(wrong)
+        assert "/tmp" not in str(error.value)
+    with pytest.raises(ValueError, match="insert them here"):
+        studio.create_from_text("title: A\nscenes:\n  - {prompt: a fox, video: /etc/passwd}\n")
+
+
+def test_models_beside_the_default_one_are_offered(studio):
+    assert studio.config.model in find_models(Path(studio.config.model).parent) == studio.models()
