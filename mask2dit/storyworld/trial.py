@@ -117,7 +117,7 @@ class TrialConfig:
     guidance_interval: Any = None
     """The lowest and the highest timestep that are guided, such as [100, 800]; null: all."""
     cache: str | None = None
-    """Step cache, as for inference; null: none."""
+    """Step cache: pyramid_attention, faster_cache, first_block, taylorseer, taylorseer_lite or mag_cache; null: none."""
     context_refresh: int = 1
     """Compute given scenes at the first and every k-th step alone; 1 is exact."""
     context_cache_dtype: str = "auto"
