@@ -322,6 +322,7 @@ def _describe_context_cache(plan: InferencePlan) -> str:
 def _given_scenes(config: InferenceConfig, skeleton: Mask2DiTPipeline, size: tuple) -> dict[int, GivenScene]:
     """Reads the given scenes, after checking that the story has room for them."""
     if not config.context_videos:
+        _given_indices(config, 0)
         return {}
     check_continues(config.window)
     plan_windows(skeleton, config.prompts, _given_indices(config, len(config.context_videos)), config.window, *size)
