@@ -14,7 +14,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 
-from mask2dit.config import check_cache
+from mask2dit.config import check_cache, check_guidance_interval
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,10 @@ def check_step_cache(
     """Returns all options of a step cache.
 
     Raises:
-        ValueError: for an unknown cache or option, and for settings that it cannot be combined with.
+        ValueError: for an unknown cache or option, a wrong interval, and settings that a cache cannot be combined with.
     """
     check_cache(name)
+    check_guidance_interval(guidance_interval)
     if name is None:
         if options:
             raise ValueError(f"cache_options={dict(options)} has no effect without cache")

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mask2dit.config import CONTEXTS, check_choice, check_context_cache, check_finite, check_guidance_interval
+from mask2dit.config import CONTEXTS, check_choice, check_context_cache, check_finite
 from mask2dit.files import atomic_path
 from mask2dit.hashing import digest
 from mask2dit.models.context_cache import context_cache_bytes
@@ -284,8 +284,7 @@ def generate_story(
     check_scheduler(pipe.scheduler)
     check_finite("guidance_scale", guidance_scale)
     check_context_cache(context_refresh, context_cache_device, context_cache_dtype)
-    check_guidance_interval(guidance_interval)
-    check_step_cache(cache, cache_options, context_refresh, guidance_scale, guidance_interval)
+    options = check_step_cache(cache, cache_options, context_refresh, guidance_scale, guidance_interval)
     num_scenes = len(prompts)
     height, width, num_frames = pipe.fill_size(height, width, num_frames)
     shape = pipe.video_shape(height, width, num_frames, num_scenes)
@@ -299,23 +298,19 @@ def generate_story(
     rule = ContextRule(context, tuple(anchors))
     windows = plan_windows(pipe, prompts, scenes, window, height, width, num_frames, rule)
     check_context_refresh(context_refresh, windows)
+    settings = {"height": height, "width": width, "num_inference_steps": num_inference_steps}
+    settings |= {"guidance_scale": guidance_scale, "use_dynamic_cfg": use_dynamic_cfg, "noise_context": noise_context}
+    if guidance_interval is not None:  # keys of scenes without it stay as they were
+        settings["guidance_interval"] = list(guidance_interval)
     plan = StoryPlan(
         prompts=prompts,
         negative_prompts=negative_prompt,
         shape=shape,
         given=scenes,
         windows=windows,
-        settings={
-            "height": height,
-            "width": width,
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "use_dynamic_cfg": use_dynamic_cfg,
-            "noise_context": noise_context,
-            **({} if guidance_interval is None else {"guidance_interval": list(guidance_interval)}),
-        },
+        settings=settings,
         cache=cache,
-        cache_options=cache_options or {},
+        cache_options=options,
         context_refresh=context_refresh,
         context_cache_device=context_cache_device,
         context_cache_dtype=context_cache_dtype,
@@ -432,7 +427,7 @@ def _scenes(
             if plan.context_refresh > 1 and window.context:
                 made_from.append([plan.context_refresh, plan.context_cache_dtype])
             if plan.cache:
-                made_from.append([plan.cache, check_step_cache(plan.cache, plan.cache_options)])
+                made_from.append([plan.cache, plan.cache_options])
             keys |= {scene: store.key(made_from, scene) if store else "" for scene in window.new}
             made |= _load_or_generate(pipe, plan, window, made, keys, store, watch)
         yield made[number]
