@@ -475,8 +475,7 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     remember(parts["opened"].upload(handlers.open_file, [parts["opened"]], **ordered))
     writing = {**ordered, "concurrency_id": "writer", "show_progress": "minimal", "show_progress_on": parts["write"]}
     remember(parts["write"].click(handlers.write, parts.of("idea", "idea_scenes"), **writing))
-    edited = [name for name in FIELDS if name != "model"]
-    for name in edited:
+    for name in [name for name in FIELDS if name != "model"]:
         # Not `input`, which a text that is pasted does not trigger. The page's own changes are no changes of the draft.
         parts[name].change(handlers.edit, scene, trigger_mode="always_last", **ordered)
     parts["model"].input(handlers.set_model, scene, **ordered)
@@ -497,7 +496,7 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
 
 
 def _add_api(studio: Studio) -> None:
-    """Adds the interface for programs; docs/stories.md shows it."""
+    """Adds the interface for programs; docs/studio.md shows it."""
 
     def create(story: str) -> str:
         """Create a project from the text of a story file. Returns its name."""

@@ -50,6 +50,7 @@ CSS = """
 .studio-scene button:focus-visible { outline: 2px solid var(--primary-600); outline-offset: 1px; }
 .studio-words td, .studio-words th { padding: 2px 12px 2px 0; vertical-align: top; text-align: left; font-size: 13px; }
 footer { display: none !important; }
+@media (max-width: 640px) { .gradio-container main { padding: 8px !important; } }
 """
 
 
