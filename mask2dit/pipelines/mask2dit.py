@@ -686,8 +686,6 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             changed = {name: value for name, value in changed.items() if name != "prompt_embeds"}
         if was_guided != state.guided:
             self.transformer._reset_stateful_cache()  # its tensors have another batch size
-            if cache is not None and self.guidance_group is not None:
-                cache.empty()  # this process may have that of the negative prompts, but the prompts are next
         for name in changed.keys() & tensors.keys():
             check_shape(f"the callback's {name}", changed[name], tuple(shapes[name]), "as it was given")
             setattr(state, name, changed[name])
