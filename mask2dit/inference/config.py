@@ -9,10 +9,12 @@ from mask2dit.config import (
     DTYPES,
     SAMPLERS,
     check_at_least,
+    check_cache,
     check_choice,
     check_context_cache,
     check_file_name,
     check_finite,
+    check_guidance_interval,
 )
 
 CONTEXT_STARTS = ("center", "random")
@@ -78,6 +80,13 @@ class SamplingConfig:
     """Scale of classifier-free guidance; 1 or less: no guidance."""
     use_dynamic_cfg: bool = False
     """Vary the guidance scale over the steps by the formula of diffusers' CogVideoX pipeline."""
+    guidance_interval: Any = None
+    """The lowest and the highest timestep that are guided, such as [100, 800]; other steps cost half. null: all."""
+    cache: str | None = None
+    """Step cache: pyramid_attention, faster_cache, first_block, taylorseer, taylorseer_lite or mag_cache; null: none.
+    docs/speed.md compares them."""
+    cache_options: Any = None
+    """Options of the step cache, such as {threshold: 0.2} for first_block; null: the preset's."""
     context_refresh: int = 1
     """Compute given scenes at the first and every k-th step alone, and attend to their kept keys and values between. 1 is
     exact. docs/speed.md compares values."""
@@ -116,6 +125,12 @@ class SamplingConfig:
             raise ValueError(f"fps={self.fps} has to be at most 1000 frames per second")
         check_finite("guidance_scale", self.guidance_scale)
         check_context_cache(self.context_refresh, self.context_cache_device, self.context_cache_dtype)
+        if self.guidance_interval is not None and not isinstance(self.guidance_interval, (list, tuple)):
+            raise ValueError(f"guidance_interval has to be two timesteps or null, but is {self.guidance_interval!r}")
+        check_guidance_interval(self.guidance_interval)
+        check_cache(self.cache)
+        if self.cache_options is not None and not isinstance(self.cache_options, dict):
+            raise ValueError(f"cache_options has to be options by name or null, but is {self.cache_options!r}")
 
 
 @dataclass(kw_only=True)

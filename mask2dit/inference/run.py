@@ -39,6 +39,7 @@ from mask2dit.pipelines.events import Event, Observer, PreviewMade, SceneFinishe
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
 from mask2dit.pipelines.parallel import ALONE, Processes, SharedStore, check_parallel, local_device, start_processes
+from mask2dit.pipelines.step_cache import check_step_cache
 from mask2dit.pipelines.story import (
     ContextRule,
     SceneStore,
@@ -59,7 +60,8 @@ logger = logging.getLogger(__name__)
 
 STORY_OPTIONS = ("negative_prompt", "window", "context", "anchors", "noise_context", "height", "width", "num_frames",
                  "num_inference_steps", "guidance_scale", "use_dynamic_cfg", "context_refresh",
-                 "context_cache_device", "context_cache_dtype", "seed")  # fmt: skip
+                 "context_cache_device", "context_cache_dtype", "guidance_interval", "cache", "cache_options",
+                 "seed")  # fmt: skip
 """Arguments of `generate_story` that are keys of the configuration."""
 
 
@@ -311,6 +313,9 @@ def plan_generation(
         check_attention_backend(config.attention_backend, device)
     check_prompts(config.model, config.prompts, config.window)
     skeleton.check_steps(config.num_inference_steps)
+    check_step_cache(
+        config.cache, config.cache_options, config.context_refresh, config.guidance_scale, config.guidance_interval
+    )
     heads = skeleton.transformer.config.num_attention_heads
     check_parallel(config.parallel.cfg, config.parallel.ulysses, heads, config.guidance_scale, config.memory)
     if config.vae_tiling:

@@ -35,7 +35,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from transformers import T5EncoderModel, T5Tokenizer
 
-from mask2dit.config import check_between, check_context_cache, check_finite
+from mask2dit.config import check_between, check_context_cache, check_finite, check_guidance_interval
 from mask2dit.models.context_cache import ContextCache
 from mask2dit.models.hub import PARTS, fetch_model
 from mask2dit.models.loading import (
@@ -143,6 +143,8 @@ class DenoisingState:
     """Embeddings of the negative prompts, of the same shape."""
     guidance_scale: float
     """Guidance scale before the variation by `use_dynamic_cfg`."""
+    guidance_interval: tuple[float, float] | None = None
+    """The lowest and the highest timestep that are guided. None: all."""
     denoised: torch.Tensor | None = None
     """Clean latents as the last step predicts them, (B, S*F, C, h, w), from schedulers that return them; otherwise the
     latents. Callbacks may read them."""
@@ -150,6 +152,12 @@ class DenoisingState:
     @property
     def guided(self) -> bool:
         return self.guidance_scale > 1.0
+
+    def is_guided_at(self, timestep: torch.Tensor) -> bool:
+        if self.guidance_interval is None:
+            return self.guided
+        low, high = self.guidance_interval
+        return self.guided and low <= timestep.item() <= high
 
     def given_parts(self, generated: Sequence[bool]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the given scenes' latents and embeddings by name."""
@@ -374,6 +382,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         context_refresh: int = 1,
         context_cache_device: str = "model",
         context_cache_dtype: str = "auto",
+        guidance_interval: tuple[float, float] | None = None,
     ) -> CogVideoXPipelineOutput | tuple:
         """Generates all scenes at once, or the missing scenes from given ones.
 
@@ -413,6 +422,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 generated scenes attend to the given scenes' kept keys and values. 1: at every step, which is exact.
             context_cache_device: where keys and values are kept: "model" (the transformer's device) or "cpu".
             context_cache_dtype: how keys and values are kept: "auto" (in the dtype that they are computed in) or "fp8".
+            guidance_interval: the lowest and the highest timestep that are guided (Kynkäänniemi et al. 2024, arXiv
+                2404.07724). Other steps cost half, since they compute the prompts' branch alone. None: all.
 
         Returns:
             `CogVideoXPipelineOutput` whose `frames` hold all S scenes, given ones included: "np" (B, S*frames, H, W, 3) in
@@ -430,6 +441,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         check_finite("attention_kwargs['scale']", (attention_kwargs or {}).get("scale", 1.0))
         check_between("eta", eta, 0, 1)
         check_context_cache(context_refresh, context_cache_device, context_cache_dtype)
+        check_guidance_interval(guidance_interval)
         guided = guidance_scale > 1.0
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         size = (height, width, num_frames)
@@ -445,6 +457,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         # A callback may enable guidance.
         with_negatives = guided or (callback_on_step_end is not None and self.text_encoder is not None)
         state = self._prepare(plan, num_inference_steps, guidance_scale, with_negatives, noise_context, generator)
+        state.guidance_interval = guidance_interval
         latents = self._denoise(
             plan,
             state,
@@ -577,14 +590,16 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         image_rotary_emb = self.transformer.rotary_embeddings(
             *plan.shape.latent_size[1:], len(state.is_generated), device
         )
-        old_pred_original_sample = None  # for DPM
+        old_pred_original_sample, guided = None, False  # the first is for DPM
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
-                guided = state.guided
-                noise_pred = self._predict(plan, state, i, t, image_rotary_emb, attention_kwargs, cache)
+                was_guided, guided = guided, state.is_guided_at(t)
+                if i and guided != was_guided and self.transformer.is_cache_enabled:
+                    self.transformer._reset_stateful_cache()  # its tensors have another batch size
+                noise_pred = self._predict(plan, state, i, t, guided, image_rotary_emb, attention_kwargs, cache)
                 if use_dynamic_cfg:
                     progress = (num_inference_steps - t.item()) / num_inference_steps
                     self._guidance_scale = 1 + state.guidance_scale * (1 - math.cos(math.pi * progress**5.0)) / 2
@@ -613,6 +628,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         state: DenoisingState,
         step: int,
         t: torch.Tensor,
+        guided: bool,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
         attention_kwargs: dict | None,
         cache: ContextCache | None,
@@ -622,12 +638,12 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         Returns:
             float32 (B, S*F, C, h, w); with guidance (2*B, S*F, C, h, w), of which the first half is for the negative prompts.
         """
-        branches = [state.negative_prompt_embeds, state.prompt_embeds] if state.guided else [state.prompt_embeds]
-        divided = state.guided and self.guidance_group is not None
+        branches = [state.negative_prompt_embeds, state.prompt_embeds] if guided else [state.prompt_embeds]
+        divided = guided and self.guidance_group is not None
         if divided:
             branches = [branches[self.guidance_group.rank()]]
         embeds = torch.cat(branches)
-        if cache is not None and cache.start_step(step, len(embeds)) and self.transformer.is_cache_enabled:
+        if cache is not None and cache.start_step(step, guided) and self.transformer.is_cache_enabled:
             self.transformer._reset_stateful_cache()  # its tensors are those of other scenes
         # 1 for scenes at timestep t, 0 for clean ones
         scene_timesteps = torch.tensor(plan.generated, device=embeds.device)[None]
@@ -670,8 +686,6 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             changed = {name: value for name, value in changed.items() if name != "prompt_embeds"}
         if was_guided != state.guided:
             self.transformer._reset_stateful_cache()  # its tensors have another batch size
-            if cache is not None and self.guidance_group is not None:
-                cache.empty()  # this process may have that of the negative prompts, but the prompts are next
         for name in changed.keys() & tensors.keys():
             check_shape(f"the callback's {name}", changed[name], tuple(shapes[name]), "as it was given")
             setattr(state, name, changed[name])

@@ -14,13 +14,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 from mask2dit.command import run_command
-from mask2dit.config import CONTEXTS, DTYPES, SAMPLERS, check_at_least, check_choice, check_context_cache
+from mask2dit.config import (
+    CONTEXTS,
+    DTYPES,
+    SAMPLERS,
+    check_at_least,
+    check_cache,
+    check_choice,
+    check_context_cache,
+    check_guidance_interval,
+)
 from mask2dit.files import check_writable, read_json, write_text
 from mask2dit.provenance import describe_changes, software
 from mask2dit.randomness import generator_for
@@ -105,6 +114,10 @@ class TrialConfig:
     """Denoising steps."""
     guidance_scale: float = 2.0
     """Weight of classifier-free guidance."""
+    guidance_interval: Any = None
+    """The lowest and the highest timestep that are guided, such as [100, 800]; null: all."""
+    cache: str | None = None
+    """Step cache: pyramid_attention, faster_cache, first_block, taylorseer, taylorseer_lite or mag_cache; null: none."""
     context_refresh: int = 1
     """Compute given scenes at the first and every k-th step alone; 1 is exact."""
     context_cache_dtype: str = "auto"
@@ -128,6 +141,8 @@ class TrialConfig:
         check_choice("stories", self.stories, FIRST_STORY)
         check_choice("dtype", self.dtype, DTYPES)
         check_context_cache(self.context_refresh, "model", self.context_cache_dtype)
+        check_guidance_interval(self.guidance_interval)
+        check_cache(self.cache)
         if self.context_refresh > 1 and (not TASKS[self.task].given or TASKS[self.task].is_isolated):
             raise ValueError(
                 f"context_refresh={self.context_refresh} keeps given scenes, but task={self.task} has none"
@@ -186,6 +201,8 @@ def make_stories(
         stories: stories with as many scenes as the task, and with equal `windows`.
         generators: one per story.
     """
+    from mask2dit.pipelines.step_cache import step_cache
+
     task = TASKS[config.task]
     size = {"height": config.height, "width": config.width, "num_frames": config.num_frames}
     prompts = [[caption(story, k) for k in range(task.num_scenes)] for story in stories]
@@ -196,18 +213,20 @@ def make_stories(
 
     for window, generated in windows(config, stories[0]):
         context = [scenes[k] for k in window if k not in generated]
-        latents = pipe(
-            [[texts[k] for k in window] for texts in prompts],
-            context_latents=torch.cat(context, dim=1) if context else None,
-            scene_mask=[k in generated for k in window],
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
-            context_refresh=config.context_refresh if context else 1,
-            context_cache_dtype=config.context_cache_dtype,
-            generator=list(generators),
-            output_type="latent",
-            **size,
-        ).frames
+        with step_cache(pipe, config.cache, num_steps=config.num_inference_steps):
+            latents = pipe(
+                [[texts[k] for k in window] for texts in prompts],
+                context_latents=torch.cat(context, dim=1) if context else None,
+                scene_mask=[k in generated for k in window],
+                num_inference_steps=config.num_inference_steps,
+                guidance_scale=config.guidance_scale,
+                guidance_interval=config.guidance_interval,
+                context_refresh=config.context_refresh if context else 1,
+                context_cache_dtype=config.context_cache_dtype,
+                generator=list(generators),
+                output_type="latent",
+                **size,
+            ).frames
         for k, scene in zip(window, latents.chunk(len(window), dim=1)):
             scenes[k] = scene
     return pipe.decode_latents(torch.cat(scenes, dim=1), [scene.shape[1] for scene in scenes])
