@@ -93,7 +93,7 @@ def random_reads(clips: list[Clip], reads: int) -> Iterator[Clip]:
 def measure(folder: Path, num_entries: int, options: argparse.Namespace) -> list[str]:
     """A row of the table."""
     clips = [
-        Clip(root=folder, name=f"clips/{i:07d}.mp4", caption=f"Clip {i}.", row=i + 1) for i in range(num_entries // 2)
+        Clip(root=folder, file=f"clips/{i:07d}.mp4", caption=f"Clip {i}.", row=i + 1) for i in range(num_entries // 2)
     ]
     write(folder, clips, options.file_size)
     indexing = seconds(lambda: update_index(folder, SETTINGS), folder, 1, True)

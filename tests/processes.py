@@ -90,6 +90,65 @@ def ulysses(case: dict) -> float:
     return max(difference(sample, expected), difference(gradients, expected_gradients))
 
 
+def pipeline(case: dict) -> float:
+    """A story whose guidance is divided, if possible, and whose scenes are decoded by all processes, against one process."""
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler
+
+    from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
+    from mask2dit.pipelines.parallel import Processes
+    from mask2dit.pipelines.story import decode_scene
+
+    rank, size = dist.get_rank(), dist.get_world_size()
+    cfg = case["cfg"]
+    if size % cfg:
+        return 0.0
+    torch.manual_seed(0)
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    scheduler = CogVideoXDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    pipe = Mask2DiTPipeline(None, None, vae, Mask2DiTTransformer3DModel(**TINY), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    embeds = torch.randn(2, 1, 3, 6, 24)
+    context = torch.randn(1, 2, 4, 8, 12)
+
+    def run() -> torch.Tensor:
+        return pipe(
+            prompt_embeds=embeds[0],
+            negative_prompt_embeds=embeds[1],
+            num_frames=(5, 9, 5),
+            context_latents=context,
+            scene_mask=[True, True, False],
+            num_inference_steps=4,
+            use_dynamic_cfg=True,
+            context_refresh=2,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        ).frames
+
+    expected = run()
+    mesh = dist.init_device_mesh("cpu", (cfg, size // cfg), mesh_dim_names=("cfg", "ulysses"))
+    groups = {name: mesh.get_group(name) if mesh[name].size() > 1 else None for name in ("cfg", "ulysses")}
+    processes = Processes(rank, size, guidance_group=groups["cfg"], ulysses_group=groups["ulysses"])
+    processes.apply(pipe)
+    error = difference(run(), expected)
+    scenes = expected.split((2, 3, 2), dim=1)
+    for frames, scene in zip(processes.decode(pipe, scenes, torch.device("cpu")), scenes, strict=True):
+        if rank == 0:
+            assert np.array_equal(frames, decode_scene(pipe, scene))
+        else:
+            assert frames is None
+    return error
+
+
 def context_cache(case: dict) -> float:
     """The second of two calls with a context cache, shared by all processes, against one process alone."""
     import torch
@@ -118,12 +177,42 @@ def context_cache(case: dict) -> float:
     return difference(run(), expected)
 
 
+def exchanged_bytes(case: dict) -> float:
+    """The bytes that the benchmark counts in a forward pass, against those that its formula predicts."""
+    import importlib.util
+
+    import torch
+    import torch.distributed as dist
+
+    from mask2dit import Mask2DiTTransformer3DModel
+    from mask2dit.models.parallel import apply_ulysses
+
+    spec = importlib.util.spec_from_file_location("benchmark", Path(__file__).parents[1] / "benchmarks/parallel.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    transformer = Mask2DiTTransformer3DModel(**TINY)
+    apply_ulysses(transformer, dist.group.WORLD)
+    counter = benchmark.Counter()
+    try:
+        with torch.no_grad():
+            transformer(torch.randn(1, 9, 4, 8, 12), torch.randn(1, 18, 24), torch.tensor([500]))
+    finally:
+        counter.remove()
+    size = dist.get_world_size()
+    layout = transformer.scene_layout(8, 12, (3, 3, 3))
+    gathered = sum(-(-length // size) for length in layout.video_lengths) * 16 * 4 * (size - 1)
+    expected = benchmark.exchanged_bytes(layout, 192, 2, size, itemsize=4) + gathered
+    return abs(counter.sent / expected - 1)
+
+
 def difference(found, expected) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
 CHECKS = {f"ulysses, {name}": (ulysses, case) for name, case in CASES.items()}
+CHECKS |= {f"pipeline, cfg={cfg}": (pipeline, {"cfg": cfg}) for cfg in (1, 2)}
 CHECKS |= {f"context cache, {variant}": (context_cache, {"mask_variant": variant}) for variant in ("v2", "v3")}
+CHECKS |= {"exchanged bytes": (exchanged_bytes, {})}
 SLOW = {"ulysses, compiled blocks"}
 
 

@@ -96,8 +96,8 @@ class ScoreConfig:
     """Folder of CLIP L/14 as transformers saves it, for the aesthetic score; null: not measured."""
     aesthetic_head: str | None = None
     """LAION's aesthetic head on CLIP; null: not measured."""
-    text_detector: str | None = None
-    """DB text detector in ONNX, such as PP-OCR's in OpenCV's model zoo, for on-screen text; null: not measured."""
+    text: bool = False
+    """Measure text on screen and subtitles by rapidocr's detector, whose weights come with the package."""
 
     def __post_init__(self):
         if (self.clip is None) != (self.aesthetic_head is None):
@@ -116,6 +116,8 @@ class FilterConfig:
     """Maximum change of camera motion between frames, in percent of the width per second."""
     max_text: float | None = None
     """Maximum share of the picture covered by text, 0 to 1."""
+    max_subtitles: float | None = None
+    """Maximum share of frames with subtitles, 0 to 1."""
     min_aesthetic: float | None = None
     """Minimum LAION aesthetic score, about 1 to 10."""
 
@@ -343,7 +345,8 @@ class CurationConfig(EngineConfig):
         for name, measured, remedy in (
             ("min_motion", self.score.motion, "score.motion=true"),
             ("max_shake", self.score.motion, "score.motion=true"),
-            ("max_text", self.score.text_detector, "score.text_detector"),
+            ("max_text", self.score.text, "score.text=true"),
+            ("max_subtitles", self.score.text, "score.text=true"),
             ("min_aesthetic", self.score.aesthetic_head, "score.clip and score.aesthetic_head"),
         ):
             if getattr(limits, name) is not None and not measured:

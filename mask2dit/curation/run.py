@@ -86,6 +86,9 @@ def check(config: CurationConfig) -> dict[str, dict]:
     if "split" in config.stages and config.shots is None:
         for name in config.split.detectors:
             load_detector(name, config.split)
+    if "score" in config.stages and config.score.text:
+        import_optional("rapidocr")
+        import_optional("onnxruntime")
     if "group" in config.stages and config.duplicates.remove:
         import_optional("faiss")
     if "export" in config.stages and config.shard == "0/1":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from mask2dit.curation.config import FilterConfig, ScoreConfig
 from mask2dit.curation.optional import import_optional
 from mask2dit.curation.store import Dropped, Entry
+from mask2dit.curation.text import TextDetector
 from mask2dit.curation.write import Clip
 from mask2dit.device import choose_device
 from mask2dit.encoders.frames import FrameEncoder, load_aesthetic_head
@@ -20,10 +22,6 @@ from mask2dit.video.reading import VideoReader
 
 NUM_POSITIONS = 8  # sampled positions per clip
 FLOW_WIDTH = 160  # pixels
-TEXT_SIZE = (736, 736)  # input width and height of the text detector, multiples of 32
-TEXT_MEAN = (123.675, 116.28, 103.53)  # ImageNet's red, green and blue, as for most such networks
-TEXT_STD = 0.226  # ImageNet's, the mean over channels
-TEXT_PROBABILITY = 0.3  # above which a pixel counts as text, DB's own value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +32,7 @@ class Scores(Entry):
     motion: float | None = None
     shake: float | None = None
     text: float | None = None
+    subtitles: float | None = None
     aesthetic: float | None = None
 
 
@@ -44,7 +43,9 @@ def score_settings(config: ScoreConfig) -> dict:
         FileNotFoundError: if weights are missing.
     """
     settings = {"num_positions": NUM_POSITIONS, "motion": config.motion}
-    for name in ("clip", "aesthetic_head", "text_detector"):
+    if config.text:
+        settings["text"] = f"rapidocr {version('rapidocr')}"
+    for name in ("clip", "aesthetic_head"):
         path = getattr(config, name)
         if path is not None and not Path(path).exists():
             raise FileNotFoundError(f"score.{name}: there is nothing at {path!r}")
@@ -58,7 +59,7 @@ Scorers = tuple["Aesthetic | None", "TextDetector | None"]
 def load_scorers(config: ScoreConfig, device: str) -> Scorers:
     """The models that scores need, on the device of that name."""
     aesthetic = Aesthetic(config, choose_device(device)) if config.clip else None
-    return aesthetic, TextDetector(config.text_detector) if config.text_detector else None
+    return aesthetic, TextDetector() if config.text else None
 
 
 def score(clips: Iterable[Clip], scorers: Scorers, folder: Path, config: ScoreConfig) -> Iterator:
@@ -70,13 +71,15 @@ def score(clips: Iterable[Clip], scorers: Scorers, folder: Path, config: ScoreCo
         frames = None
         if aesthetic or text:
             frames = reader.read(middle_frames(0, reader.num_frames, NUM_POSITIONS))
+        share, subtitles = text(frames.numpy()) if text else (None, None)
         scores = Scores(
             id=clip.id,
             source=clip.source,
             short_side=min(clip.width, clip.height),
             motion=motion,
             shake=shake,
-            text=text and text(frames.numpy()),
+            text=share,
+            subtitles=subtitles,
             aesthetic=aesthetic and aesthetic(frames),
         )
         yield clip, [scores]
@@ -90,6 +93,7 @@ def apply_filters(scores: Iterable[Scores], config: FilterConfig) -> Iterator:
             ("too_still", "motion", entry.motion, config.min_motion, False),
             ("too_shaky", "shake", entry.shake, config.max_shake, True),
             ("text", "text", entry.text, config.max_text, True),
+            ("subtitles", "share of frames with subtitles", entry.subtitles, config.max_subtitles, True),
             ("low_aesthetic", "aesthetic score", entry.aesthetic, config.min_aesthetic, False),
         )
         result: Entry = entry
@@ -126,35 +130,6 @@ def motion_and_shake(reader: VideoReader) -> tuple[float, float]:
         changes.append(np.linalg.norm(camera[1] - camera[0]))
     unit = 100 * reader.fps / FLOW_WIDTH
     return round(float(np.mean(lengths)) * unit, 3), round(float(np.mean(changes)) * unit, 3)
-
-
-class TextDetector:
-    """The share of the picture that a DB text detector (arXiv 1911.08947) marks, run by OpenCV.
-
-    The share is a little less than the text covers, since the detector marks the middle of each line.
-
-    Args:
-        path: the network in ONNX.
-
-    Raises:
-        ValueError: if the network cannot be read, or OpenCV is not installed.
-    """
-
-    def __init__(self, path: str):
-        self.cv2 = import_optional("cv2")
-        try:
-            self.net = self.cv2.dnn.readNetFromONNX(path)
-        except self.cv2.error as error:
-            raise ValueError(f"{path!r} is not a network in ONNX that OpenCV can read: {error.err}") from error
-
-    def __call__(self, frames: np.ndarray) -> float:
-        """The largest share over frames `uint8 (T, H, W, 3)`, since a title may show in one of them only."""
-        shares = []
-        for frame in frames:
-            blob = self.cv2.dnn.blobFromImage(frame, 1 / (255 * TEXT_STD), TEXT_SIZE, TEXT_MEAN)
-            self.net.setInput(blob)
-            shares.append((self.net.forward() > TEXT_PROBABILITY).mean())
-        return round(float(max(shares)), 4)
 
 
 class Aesthetic:

@@ -13,7 +13,7 @@ from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.story import nearest_num_frames
 from mask2dit.stories import Fault, Scene, StoryError
 from mask2dit.stories.files import StoryFile, load_story_file
-from mask2dit.stories.story import Place, complete_prompt, find_faults
+from mask2dit.stories.story import Place, complete_prompt, describe_place, find_faults
 from mask2dit.storyworld.prompts import MARKER, check_prompts, check_window
 from mask2dit.video.reading import choose_scene
 
@@ -59,9 +59,9 @@ def check_story(config: CheckStoryConfig) -> tuple[list[Fault], str]:
         num_scenes += len(scenes) if isinstance(scenes, list) else 0
         where = f"story {number}, " if len(file.records) > 1 or prefix else ""
         for place, message, is_warning in _scene_problems(config, file, record, model):
-            scene = f"{where}scene {place[1] + 1}" if len(place) > 1 and isinstance(place[1], int) else where
             line = file.line(*prefix, *place)
-            faults.append(Fault(message=message, line=line, where=scene, is_warning=is_warning))
+            at = where + describe_place(place)
+            faults.append(Fault(message=message, line=line, where=at, is_warning=is_warning))
     faults.sort(key=lambda fault: fault.line or 0)
     stories = "1 story" if len(file.records) == 1 else f"{len(file.records)} stories"
     return faults, f"{stories}, {num_scenes} scene{'s' * (num_scenes != 1)}; "

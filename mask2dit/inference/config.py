@@ -119,6 +119,21 @@ class SamplingConfig:
 
 
 @dataclass(kw_only=True)
+class ParallelConfig:
+    """Processes that make a video together. Start cfg * ulysses of them by torchrun; docs/parallelism.md describes both."""
+
+    cfg: int = 1
+    """Processes, 1 or 2, over which the two branches of guidance are divided."""
+    ulysses: int = 1
+    """Processes that share each forward pass; they have to divide the model's attention heads."""
+
+    def __post_init__(self):
+        if self.cfg not in (1, 2):
+            raise ValueError(f"parallel.cfg={self.cfg} has to be 1 or 2, the number of branches of guidance")
+        check_at_least("parallel.ulysses", self.ulysses, 1)
+
+
+@dataclass(kw_only=True)
 class InferenceConfig(SamplingConfig):
     """The story to generate, the model and the sampling. `configs/inference/*.yaml` hold values for all keys."""
 
@@ -165,6 +180,7 @@ class InferenceConfig(SamplingConfig):
     """Print the memory that each memory mode needs and the operations of the run, without reading weights."""
     device: str = "auto"
     """Device: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     # The output
     save_path: str = "samples/mask2dit"

@@ -14,6 +14,7 @@ from mask2dit.models.hub import local_model, origin
 from mask2dit.models.loading import empty_text_encoder
 from mask2dit.pipelines.footprint import CARDS, GIB, PREFERRED, Footprint, fits, predict_footprint
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
+from mask2dit.pipelines.parallel import check_parallel
 from mask2dit.pipelines.story import ContextRule, Window, context_cache_size, plan_windows
 
 NAMES = {"text_encoder": "text encoder", "transformer": "transformer", "vae": "VAE"}
@@ -35,6 +36,8 @@ def describe_needs(config: InferenceConfig, device: torch.device) -> str:
     given = _given_scenes(config)
     rule = ContextRule(config.context, tuple(config.anchors))
     windows = plan_windows(skeleton, config.prompts, given, config.window, *size, rule)
+    parallel, heads = config.parallel, skeleton.transformer.config.num_attention_heads
+    check_parallel(parallel.cfg, parallel.ulysses, heads, config.guidance_scale, config.memory)
     footprint = predict(config, skeleton, shape, windows)
     name = origin(config.model).get("model", config.model)
     weights = ", ".join(f"{NAMES[part]} {sizes.total / GIB:.2f}" for part, sizes in footprint.weights.items())
@@ -46,6 +49,8 @@ def describe_needs(config: InferenceConfig, device: torch.device) -> str:
         f"{config.num_inference_steps} steps, windows of {', '.join(str(len(scenes)) for scenes, _ in windows)} scenes",
         f"floating-point operations: {sum(footprint.flops.values()):.3g} ({operations})",
     ]
+    if (num_processes := parallel.cfg * parallel.ulysses) > 1:
+        lines.append(f"{num_processes} processes; operations and memory are those of one of them")
     if footprint.context_cache:
         lines.append(
             f"keys and values of given scenes that the context cache keeps: {footprint.context_cache / GIB:.2f} GiB"
@@ -68,13 +73,14 @@ def predict(
         shape: frames and latent frames of the whole story.
         windows: from `plan_windows`.
     """
-    guided = config.guidance_scale > 1
+    guided = config.guidance_scale > 1 and config.parallel.cfg == 1  # on a process
     dtype = getattr(torch, config.dtype)
     kept = 0
     if config.context_refresh > 1:
         variant = config.mask_variant or skeleton.transformer.config.mask_variant
         kept_dtype = FP8 if config.context_cache_dtype == "fp8" else dtype
         kept = (2 if guided else 1) * context_cache_size(skeleton, windows, shape, kept_dtype, variant)
+        kept //= config.parallel.ulysses  # a process keeps its own heads
     return predict_footprint(
         skeleton,
         empty_text_encoder(Path(config.model) / "text_encoder"),
@@ -83,6 +89,7 @@ def predict(
         dtype=dtype,
         guided=guided,
         num_inference_steps=config.num_inference_steps,
+        ulysses=config.parallel.ulysses,
         vae_tiling=config.vae_tiling,
         context_cache=kept,
         context_cache_on_gpu=config.context_cache_device != "cpu",

@@ -18,7 +18,7 @@ from mask2dit.config import SAMPLERS, missing_model
 from mask2dit.device import choose_device
 from mask2dit.files import check_writable
 from mask2dit.hashing import fingerprint
-from mask2dit.inference.config import InferenceConfig
+from mask2dit.inference.config import InferenceConfig, ParallelConfig
 from mask2dit.inference.dry_run import check_fits, describe_needs, fitting_modes, predict
 from mask2dit.inference.from_story import resolve_story, seed_of
 from mask2dit.inference.output import STORE, StoryFiles, check_name, claim_output, comparison_sheet
@@ -38,6 +38,7 @@ from mask2dit.models.masks import cross_scene
 from mask2dit.pipelines.events import Event, Observer, PreviewMade, SceneFinished, ignore
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
+from mask2dit.pipelines.parallel import ALONE, Processes, SharedStore, check_parallel, local_device, start_processes
 from mask2dit.pipelines.story import (
     ContextRule,
     SceneStore,
@@ -45,7 +46,6 @@ from mask2dit.pipelines.story import (
     check_context_refresh,
     check_continues,
     context_cache_size,
-    decode_scene,
     generate_story,
     plan_windows,
 )
@@ -78,9 +78,17 @@ def generate(config: InferenceConfig, observer: Observer = ignore) -> Path | Non
         ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, before weights are read.
         MemoryError: if the GPU's memory does not suffice, with the memory modes that are predicted to fit.
     """
-    device = choose_device(config.device)
-    if config.build_untrained and Path(config.model).name.startswith("untrained"):
+    device = local_device(choose_device(config.device))
+    parallel = ParallelConfig() if config.dry_run else config.parallel  # a dry run needs one process only
+    with start_processes(parallel.cfg, parallel.ulysses, device) as processes:
+        return _generate(config, device, processes, observer)
+
+
+def _generate(config: InferenceConfig, device: torch.device, processes: Processes, observer: Observer) -> Path:
+    """Generates the story of a configuration on processes that have started."""
+    if processes.is_main and config.build_untrained and Path(config.model).name.startswith("untrained"):
         build_untrained_model(config.model)
+    processes.from_main(None)  # the model is there
     if config.dry_run:
         print(describe_needs(config, device))
         return None
@@ -92,9 +100,9 @@ def generate(config: InferenceConfig, observer: Observer = ignore) -> Path | Non
     first = seed_of(plan.config)
     seeds = range(first, first + config.count)
     with modes_named(plan, device):
-        model = load_model(plan.config, device)
+        model = load_model(plan.config, device, processes)
         outputs = [render(plan.with_seed(seed), model, observer) for seed in seeds]
-    if len(outputs) > 1:
+    if len(outputs) > 1 and processes.is_main:
         logger.info("Wrote %s, which compares the seeds", comparison_sheet(outputs, seeds))
     return outputs[0]
 
@@ -129,17 +137,21 @@ class LoadedModel:
     device: torch.device
     identity: str
     """Identity of the weights, as `weights_identity` returns it."""
+    processes: Processes = ALONE
+    """The processes that share its work."""
 
 
-def load_model(config: InferenceConfig, device: torch.device) -> LoadedModel:
+def load_model(config: InferenceConfig, device: torch.device, processes: Processes = ALONE) -> LoadedModel:
     """Loads the model of a configuration."""
     if is_untrained(config.model):
         logger.warning("The model in %s is untrained: its pictures are noise and mean nothing.", config.model)
-    return LoadedModel(pipe=load_pipeline(config, device), device=device, identity=weights_identity(config))
+    pipe = load_pipeline(config, device)
+    processes.apply(pipe)
+    return LoadedModel(pipe=pipe, device=device, identity=weights_identity(config), processes=processes)
 
 
 def render(plan: InferencePlan, model: LoadedModel, observer: Observer = ignore) -> Path:
-    """Generates the story of a plan with the model that it was made for. Returns the path of the mp4.
+    """Generates the story of a plan with the model that it was made for. Returns the path of the mp4, on every process.
 
     Each scene is written as soon as it is done. If the run does not end well, its files are removed; finished scenes stay in
     the store, from which the next run takes them.
@@ -149,8 +161,12 @@ def render(plan: InferencePlan, model: LoadedModel, observer: Observer = ignore)
         FloatingPointError: for a scene that is not finite.
     """
     started = time.time()
-    config = plan.config
-    store = SceneStore(Path(config.save_path) / STORE, model.identity)
+    config, processes = plan.config, model.processes
+    store = SharedStore(Path(config.save_path) / STORE, model.identity, processes)
+    if not processes.is_main:
+        for _ in make_scenes(plan, model, store):
+            pass  # takes part, and writes nothing
+        return processes.from_main(None)
     with claim_output(config) as files:
 
         def observe(event: Event) -> None:
@@ -175,7 +191,7 @@ def render(plan: InferencePlan, model: LoadedModel, observer: Observer = ignore)
     logger.info("Wrote %s, its scenes, its contact sheet (.png) and its record (.json)", files.output)
     if files.enlarged:
         logger.info("It is small: for viewing, %s is enlarged by nearest neighbour", files.enlarged.name)
-    return files.output
+    return processes.from_main(files.output)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +203,7 @@ class MadeScene:
     latents: torch.Tensor
     """Scaled latents, (1, F, C, h, w)."""
     frames: np.ndarray | None
-    """uint8 (frames, H, W, 3); None for a kept scene, whose file has them."""
+    """uint8 (frames, H, W, 3); None for a kept scene, whose file has them, and on processes that do not write."""
 
     @property
     def origin(self) -> str:
@@ -216,14 +232,31 @@ def make_scenes(
     else:
         options = {"given": given, "observer": observer, "preview_every": config.preview_every}
         of_scenes = story_latents(model.pipe, config, store, **options)
-    for i, latents in enumerate(of_scenes):
+    for i, (latents, frames) in enumerate(_decoded(plan, model, of_scenes)):
         source = plan.sources.get(i)
-        frames = None
         if isinstance(source, GivenScene):  # keeps its own pixels instead of the VAE's reconstruction
             frames = source.frames
-        elif source is None:
-            frames = decode_scene(model.pipe, latents, model.device)
         yield MadeScene(source, latents, frames)
+
+
+def _decoded(
+    plan: InferencePlan, model: LoadedModel, scenes: Iterator[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, np.ndarray | None]]:
+    """Yields the latents of each scene with its frames, None for a scene that is not generated. Several processes decode the
+    scenes of a window together; only the first one gets the frames."""
+    processes = model.processes
+    last_ones = {max(window.new) for window in plan.windows}
+    waiting: dict[int, torch.Tensor] = {}
+    for i, latents in enumerate(scenes):
+        waiting[i] = latents
+        if processes.size > 1 and i not in last_ones and i + 1 < len(plan.config.prompts):
+            continue
+        new = [scene for scene in waiting if scene not in plan.sources]
+        decoded = processes.decode(model.pipe, [waiting[scene] for scene in new], model.device)
+        frames = dict(zip(new, decoded, strict=True))
+        for scene, its_latents in waiting.items():
+            yield its_latents, frames.get(scene)
+        waiting = {}
 
 
 @contextmanager
@@ -278,6 +311,8 @@ def plan_generation(
         check_attention_backend(config.attention_backend, device)
     check_prompts(config.model, config.prompts, config.window)
     skeleton.check_steps(config.num_inference_steps)
+    heads = skeleton.transformer.config.num_attention_heads
+    check_parallel(config.parallel.cfg, config.parallel.ulysses, heads, config.guidance_scale, config.memory)
     if config.vae_tiling:
         enable_vae_tiling(skeleton.vae)
     if config.lora.path:
@@ -305,8 +340,8 @@ def _describe_context_cache(plan: InferencePlan) -> str:
     config, skeleton = plan.config, plan.skeleton
     dtype = FP8 if config.context_cache_dtype == "fp8" else getattr(torch, config.dtype)
     variant = config.mask_variant or skeleton.transformer.config.mask_variant
-    branch = context_cache_size(skeleton, plan.windows, plan.shape, dtype, variant)
-    branches = 2 if config.guidance_scale > 1 else 1
+    branch = context_cache_size(skeleton, plan.windows, plan.shape, dtype, variant) / config.parallel.ulysses
+    branches = 2 if config.guidance_scale > 1 and config.parallel.cfg == 1 else 1
     where = "in main memory" if config.context_cache_device == "cpu" else "on the transformer's device"
     return (
         f"context_refresh={config.context_refresh} keeps up to {branches * branch / 1e9:.3g} GB of keys and values {where} "
@@ -317,6 +352,7 @@ def _describe_context_cache(plan: InferencePlan) -> str:
 def _given_scenes(config: InferenceConfig, skeleton: Mask2DiTPipeline, size: tuple) -> dict[int, GivenScene]:
     """Reads the given scenes, after checking that the story has room for them."""
     if not config.context_videos:
+        _given_indices(config, 0)
         return {}
     check_continues(config.window)
     plan_windows(skeleton, config.prompts, _given_indices(config, len(config.context_videos)), config.window, *size)
@@ -392,6 +428,7 @@ def _latents_of(i: int, plan: InferencePlan, model: LoadedModel, store: SceneSto
             sample_posterior=config.sample_context,
             generator=generator_for(seed_of(config), "context", i),
         ).cpu()
+        latents = model.processes.from_main(latents)
         store.save(key, latents)
     return latents
 

@@ -75,11 +75,15 @@ class ContextCache:
             True if this step computes other scenes than the step before it.
         """
         if step % self.refresh == 0 or batch_size > self.batch_size:
-            self._sample, self._fetched = None, None
-            self._layers.clear()
+            self.empty()
         changes = self.is_filled != self._was_filled
         self._was_filled = self.is_filled
         return changes
+
+    def empty(self) -> None:
+        """Drops what is kept, so that the next step computes all scenes."""
+        self._sample, self._fetched = None, None
+        self._layers.clear()
 
     def select_scenes(self, tokens: torch.Tensor, lengths: Sequence[int], dim: int = 1) -> torch.Tensor:
         """Returns a copy of the generated scenes' part of a tensor, whose dimension `dim` has these lengths of scenes."""

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 
 
+# Step caches of diffusers that decide by a process's own tokens whether to skip blocks. Where processes decide differently,
+# those that do not skip wait for the others without end.
+DECIDE_BY_TOKENS = ("FirstBlockCacheConfig", "SeaCacheConfig")
+
+
 @dataclass(frozen=True)
 class ShardedLayout(SceneLayout):
     """The layout of a process's share of the tokens. Shares have the same lengths on all processes.
@@ -84,6 +89,19 @@ class ShardedLayout(SceneLayout):
         return received.movedim(0, 2).flatten(2, 3)
 
 
+@dataclass(frozen=True)
+class PredictedGroup:
+    """Stands in for a group of processes in passes on the meta device, which predict memory and operations."""
+
+    num_processes: int
+
+    def rank(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return self.num_processes
+
+
 def shard_layout(layout: SceneLayout, group: "torch.distributed.ProcessGroup") -> ShardedLayout:
     """Divides each scene's text and video over the processes of a group."""
     size = group.size()
@@ -127,15 +145,36 @@ def apply_ulysses(
         key: the setting that asks for it, for messages.
 
     Raises:
-        ValueError: if the heads do not divide over the processes.
+        ValueError: if the heads do not divide over the processes, or for a step cache of `DECIDE_BY_TOKENS`.
     """
     if group is not None:
         check_degree(key, group.size(), transformer.config.num_attention_heads)
+        if transformer.is_cache_enabled:
+            check_step_cache(transformer._cache_config)
     transformer.ulysses_group = group
+
+
+def check_step_cache(config: object) -> None:
+    """Raises `ValueError` for the configuration of a step cache that cannot be used where processes share a pass."""
+    name = type(config).__name__
+    if name in DECIDE_BY_TOKENS:
+        raise ValueError(
+            f"{name} decides by the tokens of each process whether to skip blocks, so that processes that share a pass would "
+            "wait for each other: use a cache that decides by the step, or divide the branches of guidance alone"
+        )
+
+
+def gather_branches(prediction: torch.Tensor, group: "torch.distributed.ProcessGroup") -> torch.Tensor:
+    """Gathers the predictions (B, …) of guidance, one branch per process, to (2*B, …) in the order of the processes."""
+    branches = [torch.empty_like(prediction) for _ in range(group.size())]
+    torch.distributed.all_gather(branches, prediction.contiguous(), group=group)
+    return torch.cat(branches)
 
 
 def _exchange(sent: torch.Tensor, group: "torch.distributed.ProcessGroup") -> torch.Tensor:
     """Sends part i of (n, …) to process i. Returns the parts received, by sender; differentiable."""
+    if sent.is_meta:
+        return torch.empty_like(sent, memory_format=torch.contiguous_format)
     return all_to_all_single_autograd(sent.contiguous(), None, None, group)
 
 

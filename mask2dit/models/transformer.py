@@ -21,7 +21,7 @@ from torch import nn
 
 from mask2dit.models.attention import GivenTokens, Mask2DiTAttnProcessor
 from mask2dit.models.context_cache import ContextCache
-from mask2dit.models.parallel import ShardedLayout, shard_layout
+from mask2dit.models.parallel import ShardedLayout, check_step_cache, shard_layout
 from mask2dit.models.positions import grid_positions, rotary_table, sincos_table
 from mask2dit.scenes import SceneLayout
 
@@ -472,6 +472,16 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
                     "derive it from Mask2DiTAttnProcessor"
                 )
         super().set_attn_processor(processor)
+
+    def enable_cache(self, config) -> None:
+        """Enables a step cache as in diffusers.
+
+        Raises:
+            ValueError: also for a cache that processes which share a pass cannot use.
+        """
+        if self.ulysses_group is not None:
+            check_step_cache(config)
+        super().enable_cache(config)
 
     def fuse_qkv_projections(self) -> None:
         """Always raises: diffusers' fused processor is unaware of scenes and would silently drop the mask."""

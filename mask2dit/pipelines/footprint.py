@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from mask2dit.models.parallel import PredictedGroup
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import enable_vae_tiling
@@ -194,6 +195,7 @@ def predict_footprint(
     dtype: torch.dtype,
     guided: bool,
     num_inference_steps: int,
+    ulysses: int = 1,
     vae_tiling: bool = False,
     context_cache: int = 0,
     context_cache_on_gpu: bool = True,
@@ -206,8 +208,9 @@ def predict_footprint(
         shape: frames and latent frames of the whole story.
         windows: from `plan_windows`.
         dtype: the weights' dtype.
-        guided: True with classifier-free guidance.
+        guided: True if a process computes both branches of classifier-free guidance.
         num_inference_steps: denoising steps of each window.
+        ulysses: number of processes that share each step; the footprint is that of one of them.
         vae_tiling: True decodes in tiles.
         context_cache: bytes that the context cache keeps, see `mask2dit.pipelines.story.context_cache_size`.
         context_cache_on_gpu: False if it keeps them in main memory.
@@ -218,6 +221,8 @@ def predict_footprint(
     )
     if vae_tiling:
         enable_vae_tiling(vae)
+    if ulysses > 1:
+        transformer.ulysses_group = PredictedGroup(ulysses)
     branches = 2 if guided else 1
     generated = {scene for _, new in windows for scene in new}
     decoded = [frames for scene, frames in enumerate(shape.latent_frames) if scene in generated]

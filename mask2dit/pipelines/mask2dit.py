@@ -54,6 +54,7 @@ from mask2dit.models.loading import (
     weight_files,
 )
 from mask2dit.models.lora import load_lora
+from mask2dit.models.parallel import gather_branches
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.memory import check_vae_tiles
 from mask2dit.video.reading import read_scene
@@ -189,6 +190,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
+    guidance_group = None
+    """The processes with one branch of guidance each, from `mask2dit.pipelines.parallel`; None: both are on this one."""
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds", "denoised"]
 
     def __init__(
@@ -492,6 +495,11 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             ("context_latents", context_latents, num_given),
         ):
             check_shape(name, given, (batch_size, count, *shape.latent_size), "stories, latent frames, channels, h, w")
+        shares_passes = self.guidance_group is not None or self.transformer.ulysses_group is not None
+        if shares_passes and generator is None:
+            raise ValueError(
+                "processes that share passes have to draw the same noise: give each a generator of one seed"
+            )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators for {batch_size} stories")
         if self.text_encoder is None and (prompts or (guided and negatives)):
@@ -566,8 +574,6 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         device = state.latents.device
         timesteps = self.scheduler.timesteps
         step_kwargs = {**extra_step_kwargs, "return_dict": False}
-        # 1 for scenes at timestep t, 0 for clean ones
-        scene_timesteps = torch.tensor(plan.generated, device=device)[None]
         image_rotary_emb = self.transformer.rotary_embeddings(
             *plan.shape.latent_size[1:], len(state.is_generated), device
         )
@@ -578,23 +584,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     continue
                 self._current_timestep = t
                 guided = state.guided
-                embeds = state.prompt_embeds
-                if guided:
-                    embeds = torch.cat([state.negative_prompt_embeds, embeds])
-                if cache is not None and cache.start_step(i, len(embeds)) and self.transformer.is_cache_enabled:
-                    self.transformer._reset_stateful_cache()  # its tensors are those of other scenes
-                with self.transformer.cache_context("cond_uncond"):
-                    noise_pred = self.transformer(
-                        hidden_states=torch.cat([state.latents] * 2) if guided else state.latents,
-                        encoder_hidden_states=embeds.flatten(1, 2),
-                        timestep=(t * scene_timesteps).expand(len(embeds), -1),
-                        image_rotary_emb=image_rotary_emb,
-                        scene_frames=plan.shape.latent_frames,
-                        attention_kwargs=attention_kwargs,
-                        return_dict=False,
-                        context_cache=cache,
-                    )[0].float()
-
+                noise_pred = self._predict(plan, state, i, t, image_rotary_emb, attention_kwargs, cache)
                 if use_dynamic_cfg:
                     progress = (num_inference_steps - t.item()) / num_inference_steps
                     self._guidance_scale = 1 + state.guidance_scale * (1 - math.cos(math.pi * progress**5.0)) / 2
@@ -616,6 +606,43 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     self._call_back(callback, callback_tensors, i, t, state, cache)
                 progress_bar.update()
         return state.latents
+
+    def _predict(
+        self,
+        plan: CallPlan,
+        state: DenoisingState,
+        step: int,
+        t: torch.Tensor,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
+        attention_kwargs: dict | None,
+        cache: ContextCache | None,
+    ) -> torch.Tensor:
+        """Calls the transformer for a step.
+
+        Returns:
+            float32 (B, S*F, C, h, w); with guidance (2*B, S*F, C, h, w), of which the first half is for the negative prompts.
+        """
+        branches = [state.negative_prompt_embeds, state.prompt_embeds] if state.guided else [state.prompt_embeds]
+        divided = state.guided and self.guidance_group is not None
+        if divided:
+            branches = [branches[self.guidance_group.rank()]]
+        embeds = torch.cat(branches)
+        if cache is not None and cache.start_step(step, len(embeds)) and self.transformer.is_cache_enabled:
+            self.transformer._reset_stateful_cache()  # its tensors are those of other scenes
+        # 1 for scenes at timestep t, 0 for clean ones
+        scene_timesteps = torch.tensor(plan.generated, device=embeds.device)[None]
+        with self.transformer.cache_context("cond_uncond"):
+            prediction = self.transformer(
+                hidden_states=torch.cat([state.latents] * len(branches)),
+                encoder_hidden_states=embeds.flatten(1, 2),
+                timestep=(t * scene_timesteps).expand(len(embeds), -1),
+                image_rotary_emb=image_rotary_emb,
+                scene_frames=plan.shape.latent_frames,
+                attention_kwargs=attention_kwargs,
+                return_dict=False,
+                context_cache=cache,
+            )[0].float()
+        return gather_branches(prediction, self.guidance_group) if divided else prediction
 
     def _call_back(
         self,
@@ -643,6 +670,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             changed = {name: value for name, value in changed.items() if name != "prompt_embeds"}
         if was_guided != state.guided:
             self.transformer._reset_stateful_cache()  # its tensors have another batch size
+            if cache is not None and self.guidance_group is not None:
+                cache.empty()  # this process may have that of the negative prompts, but the prompts are next
         for name in changed.keys() & tensors.keys():
             check_shape(f"the callback's {name}", changed[name], tuple(shapes[name]), "as it was given")
             setattr(state, name, changed[name])

@@ -10,7 +10,7 @@ import yaml.reader
 
 from mask2dit.files import write_text
 from mask2dit.stories.importers import from_text, import_story
-from mask2dit.stories.story import Place, Story, describe_place, find_faults, story_from
+from mask2dit.stories.story import Place, Story, describe_place, file_name, find_faults, story_from
 from mask2dit.texts import find_encoding_fault, parse_json, read_text
 
 MAX_VALUES = 100_000  # in one file; aliases can make a few lines of YAML hold billions
@@ -71,12 +71,19 @@ class StoryFile:
     def find_faults(self) -> list[Fault]:
         """Finds every fault of the file and its stories."""
         faults = list(self.faults)
+        names: set[str] = set()
         for number, (prefix, record) in enumerate(self.records, start=1):
             for place, message in find_faults(record):
                 where = describe_place(place)
                 if len(self.records) > 1 or prefix:
                     where = f"story {number}, {where}"
                 faults.append(Fault(message=message, line=self.line(*prefix, *place), where=where))
+            title = record.get("title") if isinstance(record, dict) else None
+            name = file_name(title) if isinstance(title, str) else ""
+            if name and name in names:
+                message = f"several stories are named {name!r}: give each its own title"
+                faults.append(Fault(message=message, line=self.line(*prefix, "title"), where=f"story {number}"))
+            names.add(name)
         return sorted(faults, key=lambda fault: fault.line or 0)
 
     def stories(self) -> list[Story]:
@@ -111,15 +118,7 @@ def read_stories(path: str | os.PathLike) -> list[Story]:
         FileNotFoundError, IsADirectoryError: if there is no such file.
         StoryError: if it is not such a file, a story is faulty, or two stories have the same name.
     """
-    file = load_story_file(path)
-    stories = file.stories()
-    names = [story.name for story in stories]
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            line = file.line(*file.records[number][0])
-            message = f"several stories are named {name!r}: give each its own title"
-            raise StoryError(path, [Fault(message=message, line=line)])
-    return stories
+    return load_story_file(path).stories()
 
 
 def write_story(path: str | os.PathLike, story: Story) -> None:

@@ -5,7 +5,6 @@ description, word for word, in every scene that shows it. A story holds each des
 """
 
 import difflib
-import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +16,10 @@ from mask2dit.texts import find_encoding_fault
 ACTOR = re.compile(r"\bActor[1-9][0-9]*\b")  # the only form of actors' names: Actor1, Actor2, …, Actor10, …
 STORY_KEYS = ("title", "style", "negative", "seed", "cast", "scenes")
 SCENE_KEYS = ("prompt", "seconds", "frames", "seed", "video")
+ALIASES = ("duration",)  # of seconds, in stories of evaluations
 SENTENCE_ENDS = ".!?…。！？।؟"
 MAX_SEED = 2**63
+MAX_SECONDS, MAX_FRAMES = 3600, 100_000  # of one scene; far more than any model carries
 MAX_NAME = 200  # bytes of a story's name as a file name, which leaves room for suffixes
 
 Place = tuple[str | int, ...]
@@ -145,9 +146,7 @@ def describe_place(place: Place) -> str:
     match place:
         case ("scenes", int(index), *_):
             return f"scene {index + 1}"
-        case ("cast", str(actor), *_):
-            return f"cast, {actor}"
-        case (str(key), *_):
+        case (str(key), *_) if key in STORY_KEYS:
             return key
     return "the story"
 
@@ -157,7 +156,7 @@ def find_faults(record: object) -> Iterator[tuple[Place, str]]:
     if not isinstance(record, dict):
         yield (), f"a story has a title, a cast and scenes, but this is {_shown(record)}"
         return
-    yield from _unknown_keys((), "a story", record, STORY_KEYS)
+    yield from _unknown_keys((), record, STORY_KEYS)
     yield from _title_faults(record.get("title"))
     for key in ("style", "negative"):
         if record.get(key) is not None:
@@ -224,7 +223,7 @@ def _scene_faults(index: int, scene: object, cast: Mapping[str, str]) -> Iterato
     if len(scene) == 1 and isinstance(key := next(iter(scene)), str) and (" " in key or ACTOR.search(key)):
         yield here, f"the prompt {_shown(f'{key}: {scene[key]}')} has a colon: put quotes around it"
         return
-    yield from _unknown_keys(here, "a scene", scene, (*SCENE_KEYS, "duration"))
+    yield from _unknown_keys(here, scene, SCENE_KEYS + ALIASES)
     prompt = scene.get("prompt")
     if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
         yield prompt_at if "prompt" in scene else here, "the prompt is missing"
@@ -268,11 +267,11 @@ def _actor_faults(place: Place, prompt: str, cast: Mapping[str, str]) -> Iterato
 
 
 def _length_faults(place: Place, key: str, value: object) -> Iterator[tuple[Place, str]]:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if key == "frames" and (type(value) is not int or value < 1):
-        yield place, f"frames has to be a positive whole number, but is {_shown(value)}"
-    elif key != "frames" and not (is_number and float(str(value)) > 0):
-        yield place, f"{key} has to be a positive number of seconds, but is {_shown(value)}"
+    if key == "frames":
+        if type(value) is not int or not 1 <= value <= MAX_FRAMES:
+            yield place, f"frames has to be a whole number from 1 to {MAX_FRAMES}, but is {_shown(value)}"
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
+        yield place, f"{key} has to be a positive number of seconds, at most {MAX_SECONDS}, but is {_shown(value)}"
 
 
 def _seed_faults(place: Place, seed: object) -> Iterator[tuple[Place, str]]:
@@ -289,12 +288,13 @@ def _text_faults(place: Place, text: object, required: bool = True) -> Iterator[
         yield place, f"{place[-1]} is empty"
 
 
-def _unknown_keys(place: Place, what: str, record: Mapping, known: Sequence[str]) -> Iterator[tuple[Place, str]]:
+def _unknown_keys(place: Place, record: Mapping, known: Sequence[str]) -> Iterator[tuple[Place, str]]:
     for key in record:
         if key not in known:
             close = difflib.get_close_matches(str(key).lower(), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}"
-            yield (*place, str(key)), f"{what} has no key {_shown(key)}; {hint}"
+            listed = ", ".join(name for name in known if name not in ALIASES)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys are {listed}"
+            yield (*place, str(key)), f"there is no key {_shown(key)}; {hint}"
 
 
 def _shown(value: object) -> str:

@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mask2dit.stories import read_story
+from mask2dit.endpoint import Endpoint
+from mask2dit.stories import Story, read_story
+from mask2dit.stories.writer import StoryRequest, ask_for_story
 from mask2dit.studio.config import StudioConfig
 from mask2dit.studio.engine import PREVIEW, Engine, check_settings, default_settings, find_models, settings_of
 from mask2dit.studio.jobs import Job, JobQueue
-from mask2dit.studio.project import SCENES, Draft, DraftScene, Projects, Version
+from mask2dit.studio.project import MAX_SCENES, SCENES, Draft, DraftScene, Projects, Version
 
+ATTEMPTS = 3  # answers of the writer until one is valid
 FOX = "a red fox, wearing a blue scarf"
 EXAMPLES: dict[str, dict[str, Any]] = {
     "small world: a walk on the beach": {
@@ -130,6 +133,42 @@ class Studio:
                 return self.open_story(path)
             except ValueError as error:
                 raise ValueError(str(error).replace(str(path), "story")) from error
+
+    @property
+    def has_writer(self) -> bool:
+        return bool(self.config.writer_base_url)
+
+    def write(self, idea: str, num_scenes: int) -> str:
+        """Creates a project with a story that a language model writes. Returns its name.
+
+        Raises:
+            ValueError: if there is no writer, or no answer is valid; prompts that the model cannot show are fed back.
+            OSError: if the endpoint does not answer.
+        """
+        config = self.config
+        if not self.has_writer:
+            raise ValueError("no writer is set: start the studio with writer_base_url and writer_model")
+        idea = " ".join((idea or "").split())
+        if not idea:
+            raise ValueError("write what the story is about")
+        if not num_scenes or not 1 <= num_scenes <= MAX_SCENES:
+            raise ValueError(f"the number of scenes has to lie between 1 and {MAX_SCENES}")
+        empty = Draft(settings={"model": config.model})
+
+        def check(story: Story) -> None:
+            for number, fault in enumerate(self.engine.find_faults(empty.with_story(story)), start=1):
+                if fault:
+                    raise ValueError(f"scene {number}: {fault}")
+
+        endpoint = Endpoint(
+            config.writer_base_url,
+            config.writer_model,
+            config.writer_api_key_env,
+            config.writer_timeout,
+            max_retries=1,
+        )
+        request = StoryRequest(num_scenes=num_scenes, idea=idea)
+        return self.create(empty.with_story(ask_for_story(endpoint.ask, request, check, ATTEMPTS)))
 
     def scene_id(self, name: str, index: int) -> str:
         """Returns the id of a scene. Raises `ValueError` if there is no such scene."""

@@ -309,7 +309,8 @@ def default_settings(model: str) -> dict[str, Any]:
 
 def settings_of(draft: Draft) -> dict[str, Any]:
     """Returns the values of `SETTINGS` for a draft."""
-    return {**default_settings(draft.settings["model"]), **draft.settings}
+    own = {name: value for name, value in draft.settings.items() if name in SETTINGS}
+    return {**default_settings(own["model"]), **own}
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

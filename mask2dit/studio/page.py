@@ -61,7 +61,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         parts = Parts(_header(studio))
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
-                parts.parts |= _story() | _scene() | _settings(studio)
+                parts.parts |= _writer(studio) | _story() | _scene() | _settings(studio)
             with gr.Column(scale=6, min_width=320):
                 parts.parts |= _results()
         parts.parts["tab"] = gr.State("")
@@ -80,29 +80,40 @@ def _header(studio: Studio) -> dict:
         example = gr.Dropdown(list(EXAMPLES), label="Begin with an example", value=None, scale=3, min_width=200)
         with gr.Column(scale=2, min_width=200):
             new = gr.Button("New project", size="md")
-            opened = gr.UploadButton("Open a story file", file_types=[".yaml", ".yml", ".json"], size="md")
+            opened = gr.UploadButton("Open a story file", file_types=[".yaml", ".yml", ".json", ".txt"], size="md")
     return {"project": project, "example": example, "new": new, "opened": opened}
 
 
+def _writer(studio: Studio) -> dict:
+    with gr.Accordion("Write with a language model", open=False, visible=studio.has_writer):
+        idea = gr.Textbox(label="Idea", info="What the story is about. It becomes a new project.", max_lines=3)
+        number = gr.Number(3, label="Number of scenes", precision=0, minimum=1)
+        write = gr.Button("Write the story", size="md")
+    return {"idea": idea, "idea_scenes": number, "write": write}
+
+
 def _story() -> dict:
-    title = gr.Textbox(label="Title", max_lines=1, max_length=200)
+    title = gr.Textbox(label="Title", max_lines=1, max_length=200, interactive=False)
     cast = gr.Textbox(
         label="Cast",
         info="One actor per line, as in  Actor1: a red fox, wearing a blue scarf. Scenes name Actor1, and the description "
         "is added.",
         lines=2,
         max_lines=8,
+        interactive=False,
     )
     with gr.Accordion("Style and negative prompt", open=False):
-        style = gr.Textbox(label="Style", info="Appended to every prompt.", max_lines=2)
-        negative = gr.Textbox(label="Negative prompt", info="What no scene should show.", max_lines=2)
+        style = gr.Textbox(label="Style", info="Appended to every prompt.", max_lines=2, interactive=False)
+        negative = gr.Textbox(
+            label="Negative prompt", info="What no scene should show.", max_lines=2, interactive=False
+        )
     return {"title": title, "style": style, "negative": negative, "cast": cast}
 
 
 def _scene() -> dict:
     parts = {"selected": gr.Radio([], label="Scene", elem_id="scene-choice")}
     parts["editing"] = gr.Textbox(visible="hidden", label="id")
-    parts["prompt"] = gr.Textbox(label="Prompt of the scene", lines=3, max_lines=8)
+    parts["prompt"] = gr.Textbox(label="Prompt of the scene", lines=3, max_lines=8, interactive=False)
     parts["counter"] = gr.HTML(elem_classes="studio-line")
     with gr.Row():
         parts["seconds"] = gr.Number(label="Seconds", info="Empty: the model's", minimum=0, min_width=120)
@@ -227,7 +238,13 @@ class Handlers:
         return self._show(self.studio.open_story(path))
 
     @told
+    def write(self, idea: str, num_scenes: int) -> dict:
+        return self._show(self.studio.write(idea, num_scenes))
+
+    @told
     def edit(self, name, editing, tab, base, *fields) -> dict:
+        if not name:  # the page is still filled in
+            return {self.parts["base"]: base}
         draft = self._save(name, editing, tab, base, fields)
         return {
             self.parts["base"]: draft.revision,
@@ -364,10 +381,12 @@ class Handlers:
         return {
             parts["project"]: gr.update(choices=list(self.studio.projects), value=name),
             parts["example"]: None,
-            parts["title"]: draft.title,
-            parts["style"]: draft.style,
-            parts["negative"]: draft.negative,
-            parts["cast"]: "\n".join(f"{actor}: {text}" for actor, text in draft.cast),
+            parts["title"]: gr.update(value=draft.title, interactive=True),
+            parts["style"]: gr.update(value=draft.style, interactive=True),
+            parts["negative"]: gr.update(value=draft.negative, interactive=True),
+            parts["cast"]: gr.update(
+                value="\n".join(f"{actor}: {text}" for actor, text in draft.cast), interactive=True
+            ),
             parts["selected"]: gr.update(choices=choices, value=selected),
             parts["editing"]: scene.id,
             parts["prompt"]: gr.update(value=scene.prompt, interactive=bool(ids)),
@@ -454,8 +473,9 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     remember(parts["new"].click(handlers.new, None, **ordered))
     remember(parts["example"].select(handlers.begin_example, [parts["example"]], **ordered))
     remember(parts["opened"].upload(handlers.open_file, [parts["opened"]], **ordered))
-    edited = [name for name in FIELDS if name != "model"]
-    for name in edited:
+    writing = {**ordered, "concurrency_id": "writer", "show_progress": "minimal", "show_progress_on": parts["write"]}
+    remember(parts["write"].click(handlers.write, parts.of("idea", "idea_scenes"), **writing))
+    for name in [name for name in FIELDS if name != "model"]:
         # Not `input`, which a text that is pasted does not trigger. The page's own changes are no changes of the draft.
         parts[name].change(handlers.edit, scene, trigger_mode="always_last", **ordered)
     parts["model"].input(handlers.set_model, scene, **ordered)
@@ -476,7 +496,7 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
 
 
 def _add_api(studio: Studio) -> None:
-    """Adds the interface for programs; docs/stories.md shows it."""
+    """Adds the interface for programs; docs/studio.md shows it."""
 
     def create(story: str) -> str:
         """Create a project from the text of a story file. Returns its name."""

@@ -56,7 +56,9 @@ def launch(config: StudioConfig):
     password = os.environ[config.password_env] if config.password_env else None
     middleware = [Middleware(_Headers)]
     if config.is_local:  # a page of another name that resolves to this address is refused
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"]))
+        middleware.append(
+            Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "::1", "[::1]", config.host])
+        )
     _, url, _ = page.queue(default_concurrency_limit=4, max_size=200).launch(
         server_name=config.host,
         server_port=config.port or None,

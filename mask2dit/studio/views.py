@@ -14,6 +14,7 @@ from mask2dit.studio.jobs import CANCELLED, DONE, FAILED, INTERRUPTED, RUNNING, 
 from mask2dit.studio.project import Version
 
 FILES = "/gradio_api/file="
+MOST_PLAYED = 12  # scenes that play by themselves
 SMALL = 256  # pixels; smaller clips are shown with visible pixels
 
 CSS = """
@@ -49,6 +50,7 @@ CSS = """
 .studio-scene button:focus-visible { outline: 2px solid var(--primary-600); outline-offset: 1px; }
 .studio-words td, .studio-words th { padding: 2px 12px 2px 0; vertical-align: top; text-align: left; font-size: 13px; }
 footer { display: none !important; }
+@media (max-width: 640px) { .gradio-container main { padding: 8px !important; } }
 """
 
 
@@ -88,7 +90,8 @@ def scenes(view: ProjectView, selected: str, faults: Sequence[str]) -> str:
             classes.append("is-small")
         cards.append(
             f'<article class="{" ".join(classes)}" aria-label="Scene {scene.number}"{_shape(scene)}>'
-            f"{_picture(scene, scene.number in making)}<div><h3>Scene {scene.number}{_tags(scene, making)}</h3>"
+            + _picture(scene, scene.number in making, len(view.scenes) <= MOST_PLAYED)
+            + f"<div><h3>Scene {scene.number}{_tags(scene, making)}</h3>"
             f"<p>{escape(scene.scene.prompt) or '<em>no prompt yet</em>'}</p>"
             f'<p class="studio-note">{escape(_facts(scene))}</p>'
             + (f'<p class="studio-fault">{escape(fault)}</p>' if fault else "")
@@ -184,15 +187,16 @@ def _shape(scene: SceneView) -> str:
     return f' style="--shape: {width / height:.3f}"'
 
 
-def _picture(scene: SceneView, is_making: bool) -> str:
+def _picture(scene: SceneView, is_making: bool, is_played: bool) -> str:
     if is_making and scene.preview:
         address = f"{file_url(scene.preview)}?at={scene.preview.stat().st_mtime_ns}"
         return f'<img src="{address}" alt="Preview of scene {scene.number}">'
     if is_making or scene.chosen is None:
         return f'<div class="studio-empty">{"being made …" if is_making else "not made yet"}</div>'
     label = f"Scene {scene.number}, version {scene.chosen.number}"
+    plays = "autoplay" if is_played else ""
     return (
-        f'<video src="{file_url(scene.chosen.clip)}" aria-label="{label}" controls loop muted playsinline autoplay '
+        f'<video src="{file_url(scene.chosen.clip)}" aria-label="{label}" controls loop muted playsinline {plays} '
         'preload="metadata"></video>'
     )
 

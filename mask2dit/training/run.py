@@ -25,6 +25,7 @@ from mask2dit.models.masks import cross_scene
 from mask2dit.models.parallel import apply_ulysses, check_degree
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+from mask2dit.pipelines.parallel import lost_connection
 from mask2dit.training.callbacks import Checkpoints, Logging, Validation, load_validation_dataset
 from mask2dit.training.checkpoints import find_checkpoint, load_errors, remove_leftovers, run_record
 from mask2dit.training.config import TrainConfig
@@ -84,7 +85,7 @@ def train(config: TrainConfig) -> int:
     try:
         return trainer.train()
     except RuntimeError as error:
-        if "gloo/transport" in str(error):
+        if lost_connection(error):
             raise ConnectionError("another process of this run has ended, and its own message says why") from error
         raise
 

@@ -18,7 +18,7 @@ from mask2dit.curation.optional import import_optional
         ("write.trim_frames=-1", "write.trim_frames=-1 has to be at least 0"),
         ("score.clip=models/clip", "score.clip and score.aesthetic_head belong together"),
         ("filter.min_motion=1", "filter.min_motion needs score.motion=true"),
-        ("filter.max_text=0.1", "filter.max_text needs score.text_detector"),
+        ("filter.max_text=0.1", "filter.max_text needs score.text=true"),
         ("group.threshold=0.99", "group.threshold=0.99 has to be between -1 and group.ceiling=0.98"),
         ("group.ceiling=1.5", "group.ceiling=1.5, and that at 1 or below"),
         ("group.max_gap=-1", "group.max_gap=-1.0 has to be at least 0"),

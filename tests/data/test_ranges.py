@@ -9,7 +9,6 @@ import pytest
 import torch
 from imageio_ffmpeg import get_ffmpeg_exe
 
-from mask2dit.data import cache as cache_module
 from mask2dit.data.cache import build_cache
 from mask2dit.data.check import check_manifest
 from mask2dit.data.clips import Clip, UnreadableClipError, open_clip, read_clip
@@ -103,7 +102,7 @@ def test_ranges_of_one_film_are_different_clips_in_cache_and_pre_training(films,
     data = DataConfig(manifest=str(films / "ranges/pretrain.csv"), max_stride=1, **TINY)
     dataset = build_dataset(data, tmp_path / "quarantine.jsonl", small_model, "float32")
     assert sorted(dataset[0, 0]["captions"]) == ["scene 0", "scene 1", "scene 2"]
-    assert len({cache_module._clip_key(clip) for row in read_manifest(data) for clip in row}) == 3
+    assert len({clip.name for row in read_manifest(data) for clip in row}) == 3
 
 
 def test_the_check_decodes_ranges_and_names_those_that_the_film_does_not_hold(films, tmp_path):

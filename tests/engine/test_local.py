@@ -1,6 +1,9 @@
 import os
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -51,9 +54,49 @@ def test_processes_share_the_work_and_one_that_is_killed_loses_nothing(tmp_path,
     assert os.getpid() not in pids and 2 <= len(pids) <= 3
     assert (tmp_path / "died").exists()
     assert len(list(tmp_path.glob("loaded-*"))) in (3, 4)  # a worker that still loads at the end of a stage is stopped
-    for pid in pids:
-        for _ in range(100):
-            if not os.path.exists(f"/proc/{pid}"):
-                break
-            time.sleep(0.05)
-        assert not os.path.exists(f"/proc/{pid}")
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+DRIVER = """
+from stage_of_the_test import wait
+from mask2dit.engine.config import EngineConfig
+from mask2dit.engine.open import open_engine
+from mask2dit.engine.share import Workers
+
+if __name__ == "__main__":
+    with open_engine(EngineConfig(num_workers=2)) as engine:
+        list(engine.run("wait", wait, range(4), Workers()))
+"""
+WAITS = """
+import os
+import time
+from pathlib import Path
+
+def wait(items):
+    for item in items:
+        (Path(__file__).parent / f"works-{os.getpid()}").touch()
+        time.sleep(60)
+        yield item
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_driver_that_is_killed(tmp_path):
+    (tmp_path / "stage_of_the_test.py").write_text(WAITS)
+    (tmp_path / "driver.py").write_text(DRIVER)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[2], tmp_path)))}
+    driver = subprocess.Popen([sys.executable, tmp_path / "driver.py"], env=environment)
+    until(lambda: len(list(tmp_path.glob("works-*"))) == 2)
+    driver.kill()
+    driver.wait()
+    until(
+        lambda: not any(Path("/proc", path.name.removeprefix("works-")).exists() for path in tmp_path.glob("works-*"))
+    )
+
+
+def until(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen within 30 seconds")

@@ -147,6 +147,15 @@ def test_a_setting_that_is_new_makes_videos_stale(generator, monkeypatch):
         generator(short())
 
 
+def test_a_storys_own_negative_prompt_and_style_apply_and_given_scenes_are_refused(generator):
+    scenes = (Scene(prompt="A fox."), Scene(prompt="A lake."))
+    story = Story(title="Own", scenes=scenes, style="watercolour", negative="blurred")
+    config = generator(story, negative_prompt="dark")._inference(story)
+    assert (config.negative_prompt, config.prompts) == ("blurred", ["A fox. watercolour", "A lake. watercolour"])
+    with pytest.raises(ValueError, match="'Given' gives the video of scene 2"):
+        generator(Story(title="Given", scenes=(scenes[0], Scene(prompt="A lake.", video="a.mp4"))))
+
+
 def test_stories_share_one_skeleton_and_one_fingerprint(generator, monkeypatch):
     calls = []
     skeleton, fingerprint = Mask2DiTPipeline.skeleton, inference.fingerprint

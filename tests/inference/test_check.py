@@ -71,7 +71,7 @@ def test_every_fault_is_told_with_its_line(check, tmp_path):
         (9, "the key 'Actor1' is there twice"),
         (12, "Actor4 is not in the cast"),
         (13, "no key 'second'; did you mean 'seconds'"),
-        (14, "frames has to be a positive whole number, but is 'many'"),
+        (14, "frames has to be a whole number from 1 to 100000, but is 'many'"),
         (15, "'Actor2 says: hello' has a colon: put quotes"),
         (16, "the prompt is missing"),
         (17, r"a scene is a prompt, or has a prompt, but is \["),
@@ -120,6 +120,9 @@ def test_captions_that_the_small_world_does_not_know_are_told(check):
 @pytest.mark.parametrize(
     "content, line, message",
     [
+        (b"title: A\nscenes:\n  - prompt: a\n    seconds: 1.0e+300\n", 4, "at most 3600"),
+        (b"title: A\nscenes:\n  - prompt: a\n    seconds: .nan\n", 4, "at most 3600"),
+        (b"stories:\n- title: A\n  scenes: [a]\n- title: a!\n  scenes: [a]\n", 4, "several stories are named 'a'"),
         (b"", 1, "the file is empty"),
         (b" \n\n", 1, "the file is empty"),
         (b"title: A\nscenes:\n\t- a\n", 3, "a tab"),

@@ -62,6 +62,15 @@ def test_a_changed_prompt_changes_its_scene_and_those_that_follow_only_if_asked(
         redo(first, changed, "redo=[2]")
 
 
+def test_another_seed_takes_the_place_of_a_scenes_own(config):
+    first = generate(config(scene_seeds=[3, 7]))
+    second, third = redo(first, "redo=[2]"), redo(first, "redo=[2]", "seed=5")
+    assert [clips(output)[0] for output in (second, third)] == [clips(first)[0]] * 2
+    assert clips(second)[1] != clips(third)[1]
+    records = [json.loads(output.with_suffix(".json").read_text()) for output in (second, third)]
+    assert [[scene["seed"] for scene in record["scenes"]] for record in records] == [[3, 7], [3, 5]]
+
+
 def test_a_scene_is_added_at_the_end_and_given_scenes_need_their_videos_no_longer(config, clip):
     first = generate(config(context_videos=[clip]))
     Path(clip).unlink()

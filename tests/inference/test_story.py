@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from mask2dit.config import load_config
 from mask2dit.inference.config import InferenceConfig
 from mask2dit.inference.from_story import resolve_story
-from mask2dit.inference.run import generate, load_skeleton
+from mask2dit.inference.run import generate, load_skeleton, plan_generation
 from mask2dit.stories import Scene, Story, write_story
 from mask2dit.video.writing import write_video
 
@@ -82,6 +83,12 @@ def test_a_story_on_the_command_line_replaces_the_prompts_of_the_file_and_the_ot
     file.write_text("story: fox.yaml\nprompts: [a]\n")
     with pytest.raises(ValueError, match="exclude each other"):
         load_config(InferenceConfig, file)
+
+
+def test_a_mask_without_the_videos_that_it_asks_for_is_refused(small_model):
+    config = InferenceConfig(model=str(small_model), prompts=["a", "b"], scene_mask=[True, False])
+    with pytest.raises(ValueError, match="1 scenes are marked as given, but the context videos hold 0"):
+        plan_generation(config, torch.device("cpu"))
 
 
 @pytest.mark.slow

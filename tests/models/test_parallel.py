@@ -1,4 +1,5 @@
 import pytest
+from diffusers import FirstBlockCacheConfig
 
 from mask2dit.models.parallel import check_degree
 
@@ -26,3 +27,10 @@ def test_numbers_of_processes_that_do_not_divide_the_heads_are_refused_with_the_
     ):
         check_degree("sequence_parallel", degree, 30)
     check_degree("sequence_parallel", 15, 30)
+
+
+def test_a_cache_that_decides_by_tokens_is_refused_where_processes_share_a_pass(make_transformer):
+    transformer = make_transformer()
+    transformer.ulysses_group = object()
+    with pytest.raises(ValueError, match="FirstBlockCacheConfig decides by the tokens"):
+        transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))

@@ -194,3 +194,12 @@ def test_an_error_of_too_little_memory_ends_with_the_modes_that_fit(monkeypatch,
     expected = pytest.raises(MemoryError, match=r"^CUDA out of memory.*memory=model_offload \(18\.0 GiB\)")
     with expected, run.modes_named(plan, torch.device("cuda")):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+
+def test_processes_that_share_a_pass_need_a_share_of_its_memory_and_operations(small_pipeline, small_model):
+    size = {"size": (128, 192, 9)}
+    alone, shared = (predict(small_pipeline, small_model, 3, ulysses=n, **size).activations for n in (1, 2))
+    assert 0.5 < shared["transformer"] / alone["transformer"] < 0.8
+    alone, shared = (predict(small_pipeline, small_model, 3, ulysses=n, **size).flops for n in (1, 2))
+    assert 0.5 < shared["transformer"] / alone["transformer"] < 0.6
+    assert small_pipeline.transformer.ulysses_group is None

@@ -64,7 +64,7 @@ def test_a_global_prompt_is_the_style_and_lengths_are_frames(write, local_prompt
 
 def test_lengths_that_are_no_numbers_are_told(write):
     content = {"global_prompt": "", "local_prompts": ["a", "b"], "segment_lengths": "9, long"}
-    with pytest.raises(StoryError, match="scene 2: frames has to be a positive whole number, but is 'long'"):
+    with pytest.raises(StoryError, match="scene 2: frames has to be a whole number from 1 to 100000, but is 'long'"):
         read_story(write("relay.json", content))
 
 

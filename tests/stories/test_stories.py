@@ -75,8 +75,8 @@ FAULTS = {
     "an absent actor": ({"cast": {"Actor1": FOX, "Actor2": "an owl"}}, "Actor2 of the cast is in no scene"),
     "a wrong name": ({"cast": {"Fox": FOX}}, "the cast has 'Fox', but actors are named Actor1"),
     "a wrong duration": ({"scenes": [{"prompt": f"Actor1 ({FOX}).", "duration": -1}]}, "positive number of seconds"),
-    "an unknown key": ({"scene": []}, "a story has no key 'scene'; did you mean 'scenes'"),
-    "an unknown key of a scene": ({"scenes": [{"text": "a"}]}, "a scene has no key 'text'"),
+    "an unknown key": ({"scene": []}, "there is no key 'scene'; did you mean 'scenes'"),
+    "an unknown key of a scene": ({"scenes": [{"text": "a"}]}, "there is no key 'text'"),
 }
 
 
@@ -96,7 +96,7 @@ def test_files_that_are_no_lists_of_stories_are_refused(tmp_path):
         read_stories(path)
     for text, message in (
         ("a: [", "not YAML"),
-        ("a: b", "a story has no key 'a'; known keys are title"),
+        ("a: b", "there is no key 'a'; known keys are title"),
         ("stories: []", "list of stories"),
         ("a text", "list of stories"),
         ("", "is empty"),

@@ -1,6 +1,8 @@
 """What a person does in the studio, without a browser."""
 
+import json
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,3 +180,51 @@ def test_a_story_file_is_opened_and_its_faults_are_told(studio, tmp_path):
 
 def test_models_beside_the_default_one_are_offered(studio):
     assert studio.config.model in find_models(Path(studio.config.model).parent) == studio.models()
+
+
+@pytest.fixture
+def writer(studio, monkeypatch):
+    """Sets the studio's writer."""
+
+    def set_up(url):
+        monkeypatch.setattr(studio.config, "writer_base_url", url)
+        monkeypatch.setattr(studio.config, "writer_model", "m")
+        monkeypatch.setattr(studio.config, "writer_timeout", 1.0)
+
+    return set_up
+
+
+def test_a_story_is_written_and_what_the_model_cannot_show_is_fed_back(studio, writer, chat_server):
+    pytest.importorskip("openai")
+    story = {
+        "title": "A day",
+        "cast": {"Actor1": "red circle"},
+        "scenes": ["Actor1 sleeps.", "Actor1 jumps in the snow."],
+    }
+    good = {**story, "scenes": ["Actor1 moves left across the snow.", "Actor1 jumps in the snow."]}
+    url, asked = chat_server([json.dumps(story), json.dumps(good)])
+    with pytest.raises(ValueError, match="no writer is set"):
+        studio.write("a day in the snow", 2)
+    writer(url)
+    name = studio.write("a day in the snow", 2)
+    assert [scene.prompt for scene in studio.projects.open(name).load().scenes] == good["scenes"]
+    assert "a day in the snow" in str(asked[0]) and "it has to end with a setting" in str(asked[1])
+    for idea, number, message in (("", 2, "what the story is about"), ("a fox", 0, "between 1 and 100")):
+        with pytest.raises(ValueError, match=message):
+            studio.write(idea, number)
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_hangs_or_refuses_is_told_and_creates_nothing(studio, writer, chat_server):
+    pytest.importorskip("openai")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        writer(f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
+        with pytest.raises(OSError, match=r"127\.0\.0\.1"):
+            studio.write("a fox", 2)
+    writer(chat_server([(401, {"error": {"message": "no key"}}, {})])[0])
+    with pytest.raises(OSError, match="no key"):
+        studio.write("a fox", 2)
+    writer(chat_server(["I cannot help with that."] * 3)[0])
+    with pytest.raises(ValueError, match="after 3 attempts"):
+        studio.write("a fox", 2)
+    assert list(studio.projects) == []
