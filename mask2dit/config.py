@@ -21,9 +21,15 @@ from mask2dit.texts import parse_json, read_text
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
 CONTEXTS = ("last", "anchor", "cast")  # choices of earlier scenes, see mask2dit.pipelines.story.ContextRule
+QUANTIZATIONS = ("int8", "fp8", "bnb_int8", "nf4")
 SAMPLERS = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}  # by name, diffusers' classes
 CONTEXT_CACHE_DEVICES = ("model", "cpu")
 CONTEXT_CACHE_DTYPES = ("auto", "fp8")
+CACHES = ("pyramid_attention", "faster_cache", "first_block", "taylorseer", "taylorseer_lite", "mag_cache")
+REFUSED_CACHES = {
+    "sea_cache": "it follows the noise levels of flow matching, and has no adapter for this transformer",
+    "text_kv": "it hooks the blocks of another model, so that it would change nothing",
+}
 REPOSITORY = Path(__file__).parents[1]  # if the package runs from a checkout
 NULL, STRING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"  # YAML's tags
 
@@ -139,6 +145,26 @@ def check_context_cache(refresh: int, device: str, dtype: str) -> None:
         raise ValueError(f"context_refresh={refresh} has to be a number of steps, at least 1")
     check_choice("context_cache_device", device, CONTEXT_CACHE_DEVICES)
     check_choice("context_cache_dtype", dtype, CONTEXT_CACHE_DTYPES)
+
+
+def check_cache(name: str | None) -> None:
+    """Raises `ValueError` for an unknown step cache of diffusers, and for one that does not work on this transformer."""
+    if name in REFUSED_CACHES:
+        raise ValueError(f"cache={name} cannot be used: {REFUSED_CACHES[name]}; use {', '.join(CACHES)} or null")
+    if name is not None:
+        check_choice("cache", name, CACHES)
+
+
+def check_guidance_interval(interval: Sequence[float] | None) -> None:
+    """Raises `ValueError` unless `guidance_interval` is None or two timesteps in ascending order."""
+    if interval is None:
+        return
+    if len(interval) != 2:
+        raise ValueError(f"guidance_interval={interval} has to be two timesteps, the lowest and the highest")
+    for timestep in interval:
+        check_between("guidance_interval", timestep, 0, 1000)
+    if interval[0] > interval[1]:
+        raise ValueError(f"guidance_interval={interval} has to begin with the lower timestep")
 
 
 def check_file_name(name: str, value: str, suffix: str) -> None:

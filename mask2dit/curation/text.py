@@ -1,6 +1,5 @@
 """Text on screen: the share of the picture that it covers, and subtitles, told from other text by place and persistence."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,7 +60,6 @@ class TextDetector:
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
         )
-        logging.getLogger("RapidOCR").propagate = False
 
     def __call__(self, frames: np.ndarray) -> tuple[float, float]:
         """Measures frames `uint8 (T, H, W, 3)`.

@@ -7,12 +7,15 @@ from typing import Any, ClassVar
 from mask2dit.config import (
     CONTEXTS,
     DTYPES,
+    QUANTIZATIONS,
     SAMPLERS,
     check_at_least,
+    check_cache,
     check_choice,
     check_context_cache,
     check_file_name,
     check_finite,
+    check_guidance_interval,
 )
 
 CONTEXT_STARTS = ("center", "random")
@@ -30,6 +33,27 @@ class LoRAConfig:
 
     def __post_init__(self):
         check_finite("lora.scale", self.scale)
+
+
+@dataclass(kw_only=True)
+class QuantizationConfig:
+    """Components whose linear layers are stored in fewer bits."""
+
+    transformer: str | None = None
+    """Form of the transformer's weights: int8 or fp8 (torchao), bnb_int8 or nf4 (bitsandbytes, on a GPU); null: `dtype`."""
+    text_encoder: str | None = None
+    """Form of the text encoder's weights: int8, fp8, bnb_int8 or nf4; null: `dtype`."""
+
+    def __post_init__(self):
+        for name in ("transformer", "text_encoder"):
+            if getattr(self, name) is not None:
+                check_choice(f"quantization.{name}", getattr(self, name), QUANTIZATIONS)
+
+    @property
+    def components(self) -> dict[str, str]:
+        """The forms of the components that are quantized."""
+        forms = {name: getattr(self, name) for name in ("transformer", "text_encoder")}
+        return {name: form for name, form in forms.items() if form is not None}
 
 
 @dataclass(kw_only=True)
@@ -78,6 +102,13 @@ class SamplingConfig:
     """Scale of classifier-free guidance; 1 or less: no guidance."""
     use_dynamic_cfg: bool = False
     """Vary the guidance scale over the steps by the formula of diffusers' CogVideoX pipeline."""
+    guidance_interval: Any = None
+    """The lowest and the highest timestep that are guided, such as [100, 800]; other steps cost half. null: all."""
+    cache: str | None = None
+    """Step cache: pyramid_attention, faster_cache, first_block, taylorseer, taylorseer_lite or mag_cache; null: none.
+    docs/speed.md compares them."""
+    cache_options: Any = None
+    """Options of the step cache, such as {threshold: 0.2} for first_block; null: the preset's."""
     context_refresh: int = 1
     """Compute given scenes at the first and every k-th step alone, and attend to their kept keys and values between. 1 is
     exact. docs/speed.md compares values."""
@@ -89,6 +120,7 @@ class SamplingConfig:
     # The machine
     dtype: str = "bfloat16"
     """Data type of the weights: float32, bfloat16 or float16."""
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     memory: str = "full"
     """Memory mode: full, model_offload, group_offload, sequential_offload or fp8. The README has a table of them."""
     check_memory: bool = True
@@ -116,6 +148,12 @@ class SamplingConfig:
             raise ValueError(f"fps={self.fps} has to be at most 1000 frames per second")
         check_finite("guidance_scale", self.guidance_scale)
         check_context_cache(self.context_refresh, self.context_cache_device, self.context_cache_dtype)
+        if self.guidance_interval is not None and not isinstance(self.guidance_interval, (list, tuple)):
+            raise ValueError(f"guidance_interval has to be two timesteps or null, but is {self.guidance_interval!r}")
+        check_guidance_interval(self.guidance_interval)
+        check_cache(self.cache)
+        if self.cache_options is not None and not isinstance(self.cache_options, dict):
+            raise ValueError(f"cache_options has to be options by name or null, but is {self.cache_options!r}")
 
 
 @dataclass(kw_only=True)
@@ -168,6 +206,9 @@ class InferenceConfig(SamplingConfig):
     """Also make the scenes again that follow those in redo."""
     record: str | None = field(default=None, metadata={"record_for": "redo"})
     """Record from which scenes are kept; null: the configuration file, where redo is on the command line."""
+
+    prompt_cache: str | None = None
+    """Folder that keeps the embeddings of prompts; the text encoder is loaded only if one is missing. null: no cache."""
 
     # Sampling
     seed: int | None = None

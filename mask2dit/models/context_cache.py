@@ -46,7 +46,7 @@ class ContextCache:
         self._on_cpu, self._in_fp8 = device == "cpu", dtype == "fp8"
         self._layers: list[tuple[_Kept, _Kept]] = []
         self._sample: torch.Tensor | None = None
-        self._was_filled = False
+        self._was_filled = self._guided = False
         self._stream: torch.cuda.Stream | None = None
         self._fetched: tuple[int, torch.Tensor, torch.Tensor] | None = None
 
@@ -55,35 +55,26 @@ class ContextCache:
         return self._sample is not None
 
     @property
-    def batch_size(self) -> int:
-        """Number of stories kept, B; 0 if the cache is empty."""
-        return 0 if self._sample is None else len(self._sample)
-
-    @property
     def num_bytes(self) -> int:
         """Bytes of the kept keys and values."""
         return sum(kept.num_bytes for layer in self._layers for kept in layer)
 
-    def start_step(self, step: int, batch_size: int) -> bool:
-        """Empties the cache at the first and every k-th step, and where it lacks stories because guidance begins.
+    def start_step(self, step: int, guided: bool) -> bool:
+        """Empties the cache at the first and every k-th step, and where guidance begins or ends.
 
         Args:
             step: number of the denoising step, from 0.
-            batch_size: number of stories that the step computes.
+            guided: True if the step computes both branches of guidance.
 
         Returns:
             True if this step computes other scenes than the step before it.
         """
-        if step % self.refresh == 0 or batch_size > self.batch_size:
-            self.empty()
+        if step % self.refresh == 0 or guided != self._guided:
+            self._sample, self._fetched = None, None
+            self._layers.clear()
         changes = self.is_filled != self._was_filled
-        self._was_filled = self.is_filled
+        self._was_filled, self._guided = self.is_filled, guided
         return changes
-
-    def empty(self) -> None:
-        """Drops what is kept, so that the next step computes all scenes."""
-        self._sample, self._fetched = None, None
-        self._layers.clear()
 
     def select_scenes(self, tokens: torch.Tensor, lengths: Sequence[int], dim: int = 1) -> torch.Tensor:
         """Returns a copy of the generated scenes' part of a tensor, whose dimension `dim` has these lengths of scenes."""
@@ -97,9 +88,11 @@ class ContextCache:
             index: number of the layer.
             layout: tokens of all scenes.
             like: (b, …) on the device that computes. Where b is less than the kept B, the last b stories are returned: the
-                prompts' half, where guidance ends or a step is computed without the negative prompts.
+                prompts' half, where a hook leaves out the negative prompts.
         """
         given = GivenTokens(layout, self.generated)
+        if not self.is_filled and index == 0:
+            self._layers.clear()  # of a call that failed
         if self.is_filled:
             if self._fetched is None or self._fetched[0] != index:
                 self._fetch(index, like)

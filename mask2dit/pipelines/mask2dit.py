@@ -8,7 +8,7 @@ import inspect
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from itertools import accumulate
@@ -35,7 +35,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from transformers import T5EncoderModel, T5Tokenizer
 
-from mask2dit.config import check_between, check_context_cache, check_finite
+from mask2dit.config import check_between, check_context_cache, check_finite, check_guidance_interval
 from mask2dit.models.context_cache import ContextCache
 from mask2dit.models.hub import PARTS, fetch_model
 from mask2dit.models.loading import (
@@ -57,6 +57,7 @@ from mask2dit.models.lora import load_lora
 from mask2dit.models.parallel import gather_branches
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.memory import check_vae_tiles
+from mask2dit.pipelines.prompt_cache import PromptCache
 from mask2dit.video.reading import read_scene
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ class DenoisingState:
     """Embeddings of the negative prompts, of the same shape."""
     guidance_scale: float
     """Guidance scale before the variation by `use_dynamic_cfg`."""
+    guidance_interval: tuple[float, float] | None = None
+    """The lowest and the highest timestep that are guided. None: all."""
     denoised: torch.Tensor | None = None
     """Clean latents as the last step predicts them, (B, S*F, C, h, w), from schedulers that return them; otherwise the
     latents. Callbacks may read them."""
@@ -150,6 +153,12 @@ class DenoisingState:
     @property
     def guided(self) -> bool:
         return self.guidance_scale > 1.0
+
+    def is_guided_at(self, timestep: torch.Tensor) -> bool:
+        if self.guidance_interval is None:
+            return self.guided
+        low, high = self.guidance_interval
+        return self.guided and low <= timestep.item() <= high
 
     def given_parts(self, generated: Sequence[bool]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the given scenes' latents and embeddings by name."""
@@ -208,6 +217,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         )
         self.vae_scale_factor_spatial = 2 ** (len(vae.config.block_out_channels) - 1)
         self.vae_scale_factor_temporal = vae.config.temporal_compression_ratio
+        self.prompt_cache: PromptCache | None = None
+        """Embeddings that are kept; None: every prompt is embedded anew."""
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
 
     @classmethod
@@ -221,6 +232,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
+        quantization: Mapping[str, str] | None = None,
         **components,
     ) -> "Mask2DiTPipeline":
         """Reads a folder in diffusers' layout, or a model of the Hugging Face Hub: trained here, released by the authors, or
@@ -237,6 +249,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             variant: the variant to load if a component has several, such as "fp16" for
                 `diffusion_pytorch_model.fp16.safetensors`. Components without this variant load their plain weights.
             revision, token, cache_dir, local_files_only: as for `mask2dit.models.hub.fetch_model`; of no effect for a folder.
+            quantization: forms of `mask2dit.models.quantization.FORMS` for "transformer" and "text_encoder", as in
+                `{"transformer": "int8"}`.
             **components: loaded components by name, instead of those in the folder.
 
         Raises:
@@ -246,6 +260,11 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             TypeError: for a keyword that is not a component.
         """
         dtypes = _component_dtypes(torch_dtype)
+        quantization = quantization or {}
+        if unknown := quantization.keys() - {"transformer", "text_encoder"}:
+            raise ValueError(
+                f"quantization can name transformer and text_encoder, but not {', '.join(sorted(unknown))}"
+            )
         for name in components:
             if name not in COMPONENTS:
                 raise TypeError(
@@ -271,6 +290,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 mask_variant=mask_variant,
                 torch_dtype=dtypes["transformer"],
                 variant=variants["transformer"],
+                quantization=quantization.get("transformer"),
             ),
             "vae": lambda: load_model(
                 AutoencoderKLCogVideoX,
@@ -280,7 +300,10 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 torch_dtype=dtypes["vae"],
             ),
             "text_encoder": lambda: load_text_encoder(
-                folder / "text_encoder", dtypes["text_encoder"], variants["text_encoder"]
+                folder / "text_encoder",
+                dtypes["text_encoder"],
+                variants["text_encoder"],
+                quantization.get("text_encoder"),
             ),
         }
         pipeline = cls(**{name: components[name] if name in components else load() for name, load in loaders.items()})
@@ -374,6 +397,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         context_refresh: int = 1,
         context_cache_device: str = "model",
         context_cache_dtype: str = "auto",
+        guidance_interval: tuple[float, float] | None = None,
     ) -> CogVideoXPipelineOutput | tuple:
         """Generates all scenes at once, or the missing scenes from given ones.
 
@@ -413,6 +437,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 generated scenes attend to the given scenes' kept keys and values. 1: at every step, which is exact.
             context_cache_device: where keys and values are kept: "model" (the transformer's device) or "cpu".
             context_cache_dtype: how keys and values are kept: "auto" (in the dtype that they are computed in) or "fp8".
+            guidance_interval: the lowest and the highest timestep that are guided (Kynkäänniemi et al. 2024, arXiv
+                2404.07724). Other steps cost half, since they compute the prompts' branch alone. None: all.
 
         Returns:
             `CogVideoXPipelineOutput` whose `frames` hold all S scenes, given ones included: "np" (B, S*frames, H, W, 3) in
@@ -430,6 +456,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         check_finite("attention_kwargs['scale']", (attention_kwargs or {}).get("scale", 1.0))
         check_between("eta", eta, 0, 1)
         check_context_cache(context_refresh, context_cache_device, context_cache_dtype)
+        check_guidance_interval(guidance_interval)
         guided = guidance_scale > 1.0
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         size = (height, width, num_frames)
@@ -445,6 +472,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         # A callback may enable guidance.
         with_negatives = guided or (callback_on_step_end is not None and self.text_encoder is not None)
         state = self._prepare(plan, num_inference_steps, guidance_scale, with_negatives, noise_context, generator)
+        state.guidance_interval = guidance_interval
         latents = self._denoise(
             plan,
             state,
@@ -502,7 +530,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators for {batch_size} stories")
-        if self.text_encoder is None and (prompts or (guided and negatives)):
+        if self.text_encoder is None and self.prompt_cache is None and (prompts or (guided and negatives)):
             raise ValueError(
                 "this pipeline has no text encoder: give prompt_embeds and, with guidance, negative_prompt_embeds too"
             )
@@ -577,14 +605,16 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         image_rotary_emb = self.transformer.rotary_embeddings(
             *plan.shape.latent_size[1:], len(state.is_generated), device
         )
-        old_pred_original_sample = None  # for DPM
+        old_pred_original_sample, guided = None, False  # the first is for DPM
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
-                guided = state.guided
-                noise_pred = self._predict(plan, state, i, t, image_rotary_emb, attention_kwargs, cache)
+                was_guided, guided = guided, state.is_guided_at(t)
+                if i and guided != was_guided and self.transformer.is_cache_enabled:
+                    self.transformer._reset_stateful_cache()  # its tensors have another batch size
+                noise_pred = self._predict(plan, state, i, t, guided, image_rotary_emb, attention_kwargs, cache)
                 if use_dynamic_cfg:
                     progress = (num_inference_steps - t.item()) / num_inference_steps
                     self._guidance_scale = 1 + state.guidance_scale * (1 - math.cos(math.pi * progress**5.0)) / 2
@@ -613,6 +643,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         state: DenoisingState,
         step: int,
         t: torch.Tensor,
+        guided: bool,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
         attention_kwargs: dict | None,
         cache: ContextCache | None,
@@ -622,12 +653,12 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         Returns:
             float32 (B, S*F, C, h, w); with guidance (2*B, S*F, C, h, w), of which the first half is for the negative prompts.
         """
-        branches = [state.negative_prompt_embeds, state.prompt_embeds] if state.guided else [state.prompt_embeds]
-        divided = state.guided and self.guidance_group is not None
+        branches = [state.negative_prompt_embeds, state.prompt_embeds] if guided else [state.prompt_embeds]
+        divided = guided and self.guidance_group is not None
         if divided:
             branches = [branches[self.guidance_group.rank()]]
         embeds = torch.cat(branches)
-        if cache is not None and cache.start_step(step, len(embeds)) and self.transformer.is_cache_enabled:
+        if cache is not None and cache.start_step(step, guided) and self.transformer.is_cache_enabled:
             self.transformer._reset_stateful_cache()  # its tensors are those of other scenes
         # 1 for scenes at timestep t, 0 for clean ones
         scene_timesteps = torch.tensor(plan.generated, device=embeds.device)[None]
@@ -670,8 +701,6 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             changed = {name: value for name, value in changed.items() if name != "prompt_embeds"}
         if was_guided != state.guided:
             self.transformer._reset_stateful_cache()  # its tensors have another batch size
-            if cache is not None and self.guidance_group is not None:
-                cache.empty()  # this process may have that of the negative prompts, but the prompts are next
         for name in changed.keys() & tensors.keys():
             check_shape(f"the callback's {name}", changed[name], tuple(shapes[name]), "as it was given")
             setattr(state, name, changed[name])
@@ -701,17 +730,37 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         Returns:
             (B, S, L, D) in the text encoder's dtype.
         """
-        window = self.transformer.config.max_text_seq_length
         texts = list(dict.fromkeys(text for story in prompts for text in story))  # embed repeated texts once
         for text in texts:
             cut = self.describe_cut(text)
             if cut is not None and cut not in CUTS_WARNED_OF:
                 CUTS_WARNED_OF.add(cut)
                 logger.warning("%s", cut)
-        tokens = self.tokenizer(texts, padding="max_length", max_length=window, truncation=True, return_tensors="pt")
-        embeds = self.text_encoder(tokens.input_ids.to(self._execution_device))[0]  # (texts, L, D)
-        by_text = dict(zip(texts, embeds))
+        if self.prompt_cache is None:
+            by_text = dict(zip(texts, self._embed(texts)))
+        else:
+            by_text = {text: self._cached_embedding(text) for text in texts}
         return torch.stack([torch.stack([by_text[text] for text in story]) for story in prompts])
+
+    def _embed(self, texts: list[str]) -> torch.Tensor:
+        """Embeds texts, (texts, L, D)."""
+        window = self.transformer.config.max_text_seq_length
+        tokens = self.tokenizer(texts, padding="max_length", max_length=window, truncation=True, return_tensors="pt")
+        return self.text_encoder(tokens.input_ids.to(self._execution_device))[0]
+
+    def _cached_embedding(self, text: str) -> torch.Tensor:
+        """Takes the embedding of a text from the cache, (L, D), or computes and keeps it. Texts are embedded one by one, as
+        the last bits of a result may depend on the rest of a batch."""
+        embedding = self.prompt_cache.load(text)
+        if embedding is None:
+            if self.text_encoder is None:
+                raise ValueError(
+                    f"the prompt {text[:QUOTED]!r} is not in {str(self.prompt_cache.folder)!r}, and the text encoder is not "
+                    "loaded: load the model with it"
+                )
+            embedding = self._embed([text])[0]
+            self.prompt_cache.save(text, embedding)
+        return embedding.to(self._execution_device)
 
     def describe_cut(self, prompt: str) -> str | None:
         """Describes the part of a prompt that the text window cuts off; None if the prompt fits. Needs no weights."""

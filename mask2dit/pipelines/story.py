@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from mask2dit.pipelines.mask2dit import (
     count_given_scenes,
     require_finite,
 )
+from mask2dit.pipelines.step_cache import check_step_cache, step_cache
 from mask2dit.stories import ACTOR
 from mask2dit.video.frames import to_uint8
 
@@ -238,6 +239,9 @@ def generate_story(
     context_refresh: int = 1,
     context_cache_device: str = "model",
     context_cache_dtype: str = "auto",
+    guidance_interval: tuple[float, float] | None = None,
+    cache: str | None = None,
+    cache_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     seeds: Sequence[int | None] | None = None,
     store: SceneStore | None = None,
@@ -258,6 +262,8 @@ def generate_story(
         noise_context, height, width, num_frames, num_inference_steps, guidance_scale, use_dynamic_cfg: as for the
             pipeline.
         context_refresh, context_cache_device, context_cache_dtype: as for the pipeline, in windows with context.
+        guidance_interval: as for the pipeline.
+        cache, cache_options: a step cache, as for `mask2dit.pipelines.step_cache.step_cache`.
         seed: seed of the noise, combined with the number of a window's first new scene.
         seeds: seed of each scene's initial noise. None: derived from `seed`, for all scenes or for one.
         store: keeps finished scenes, so that an interrupted story continues from them.
@@ -278,6 +284,7 @@ def generate_story(
     check_scheduler(pipe.scheduler)
     check_finite("guidance_scale", guidance_scale)
     check_context_cache(context_refresh, context_cache_device, context_cache_dtype)
+    options = check_step_cache(cache, cache_options, context_refresh, guidance_scale, guidance_interval)
     num_scenes = len(prompts)
     height, width, num_frames = pipe.fill_size(height, width, num_frames)
     shape = pipe.video_shape(height, width, num_frames, num_scenes)
@@ -291,20 +298,19 @@ def generate_story(
     rule = ContextRule(context, tuple(anchors))
     windows = plan_windows(pipe, prompts, scenes, window, height, width, num_frames, rule)
     check_context_refresh(context_refresh, windows)
+    settings = {"height": height, "width": width, "num_inference_steps": num_inference_steps}
+    settings |= {"guidance_scale": guidance_scale, "use_dynamic_cfg": use_dynamic_cfg, "noise_context": noise_context}
+    if guidance_interval is not None:  # keys of scenes without it stay as they were
+        settings["guidance_interval"] = list(guidance_interval)
     plan = StoryPlan(
         prompts=prompts,
         negative_prompts=negative_prompt,
         shape=shape,
         given=scenes,
         windows=windows,
-        settings={
-            "height": height,
-            "width": width,
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "use_dynamic_cfg": use_dynamic_cfg,
-            "noise_context": noise_context,
-        },
+        settings=settings,
+        cache=cache,
+        cache_options=options,
         context_refresh=context_refresh,
         context_cache_device=context_cache_device,
         context_cache_dtype=context_cache_dtype,
@@ -331,6 +337,8 @@ class StoryPlan:
     """As for the pipeline, in windows with context."""
     context_cache_device: str
     context_cache_dtype: str
+    cache: str | None
+    cache_options: Mapping[str, Any]
     seed: int
     seeds: Sequence[int | None]
     """Seeds of the scenes that have their own."""
@@ -418,6 +426,8 @@ def _scenes(
             made_from = [model, plan.settings, texts, frames, context_keys, seeds, window.new]
             if plan.context_refresh > 1 and window.context:
                 made_from.append([plan.context_refresh, plan.context_cache_dtype])
+            if plan.cache:
+                made_from.append([plan.cache, plan.cache_options])
             keys |= {scene: store.key(made_from, scene) if store else "" for scene in window.new}
             made |= _load_or_generate(pipe, plan, window, made, keys, store, watch)
         yield made[number]
@@ -457,22 +467,23 @@ def _generate_window(
     progress_bar = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(**{**progress_bar, "desc": f"{_name(window.new)} of {num_scenes}"})
     try:
-        latents = pipe(
-            [plan.prompts[i] for i in window.scenes],
-            negative_prompt=[plan.negative_prompts[i] for i in window.scenes],
-            num_frames=[plan.shape.frames[i] for i in window.scenes],
-            context_latents=torch.cat([made[i] for i in window.context], dim=1) if window.context else None,
-            scene_mask=[scene in window.new for scene in window.scenes],
-            generator=generator,
-            latents=_own_noise(pipe, plan, window, generator),
-            output_type="latent",
-            callback_on_step_end=watch.callback(window, latent_frames),
-            callback_on_step_end_tensor_inputs=watch.tensors,
-            context_refresh=plan.context_refresh if window.context else 1,
-            context_cache_device=plan.context_cache_device,
-            context_cache_dtype=plan.context_cache_dtype,
-            **plan.settings,
-        ).frames
+        with step_cache(pipe, plan.cache, plan.cache_options, plan.settings["num_inference_steps"]):
+            latents = pipe(
+                [plan.prompts[i] for i in window.scenes],
+                negative_prompt=[plan.negative_prompts[i] for i in window.scenes],
+                num_frames=[plan.shape.frames[i] for i in window.scenes],
+                context_latents=torch.cat([made[i] for i in window.context], dim=1) if window.context else None,
+                scene_mask=[scene in window.new for scene in window.scenes],
+                generator=generator,
+                latents=_own_noise(pipe, plan, window, generator),
+                output_type="latent",
+                callback_on_step_end=watch.callback(window, latent_frames),
+                callback_on_step_end_tensor_inputs=watch.tensors,
+                context_refresh=plan.context_refresh if window.context else 1,
+                context_cache_device=plan.context_cache_device,
+                context_cache_dtype=plan.context_cache_dtype,
+                **plan.settings,
+            ).frames
     finally:
         pipe.set_progress_bar_config(**progress_bar)
     of_scenes = dict(zip(window.scenes, latents.cpu().split(latent_frames, dim=1)))

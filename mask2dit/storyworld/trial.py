@@ -14,13 +14,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 from mask2dit.command import run_command
-from mask2dit.config import CONTEXTS, DTYPES, SAMPLERS, check_at_least, check_choice, check_context_cache
+from mask2dit.config import (
+    CONTEXTS,
+    DTYPES,
+    QUANTIZATIONS,
+    SAMPLERS,
+    check_at_least,
+    check_cache,
+    check_choice,
+    check_context_cache,
+    check_guidance_interval,
+)
 from mask2dit.files import check_writable, read_json, write_text
 from mask2dit.provenance import describe_changes, software
 from mask2dit.randomness import generator_for
@@ -105,6 +115,10 @@ class TrialConfig:
     """Denoising steps."""
     guidance_scale: float = 2.0
     """Weight of classifier-free guidance."""
+    guidance_interval: Any = None
+    """The lowest and the highest timestep that are guided, such as [100, 800]; null: all."""
+    cache: str | None = None
+    """Step cache: pyramid_attention, faster_cache, first_block, taylorseer, taylorseer_lite or mag_cache; null: none."""
     context_refresh: int = 1
     """Compute given scenes at the first and every k-th step alone; 1 is exact."""
     context_cache_dtype: str = "auto"
@@ -120,14 +134,21 @@ class TrialConfig:
     dtype: str = "bfloat16"
     """Data type of the model: float32, bfloat16 or float16."""
 
+    quantization: str | None = None
+    """Form of the transformer's weights: int8 or fp8 (torchao), bnb_int8 or nf4 (bitsandbytes, on a GPU); null: `dtype`."""
+
     def __post_init__(self):
         check_choice("task", self.task, TASKS)
+        if self.quantization is not None:
+            check_choice("quantization", self.quantization, QUANTIZATIONS)
         check_choice("context", self.context, CONTEXTS)
         check_choice("split", self.split, SPLITS)
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("stories", self.stories, FIRST_STORY)
         check_choice("dtype", self.dtype, DTYPES)
         check_context_cache(self.context_refresh, "model", self.context_cache_dtype)
+        check_guidance_interval(self.guidance_interval)
+        check_cache(self.cache)
         if self.context_refresh > 1 and (not TASKS[self.task].given or TASKS[self.task].is_isolated):
             raise ValueError(
                 f"context_refresh={self.context_refresh} keeps given scenes, but task={self.task} has none"
@@ -146,8 +167,11 @@ def run_trial(config: TrialConfig) -> None:
     import diffusers
 
     from mask2dit.models.hub import local_model
+    from mask2dit.models.quantization import check_quantization
     from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
+    if config.quantization:
+        check_quantization(config.quantization, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     config = local_model(config)
     task, folder = TASKS[config.task], Path(config.output_dir)
     skeleton = Mask2DiTPipeline.skeleton(config.model, variant=config.variant)
@@ -163,6 +187,7 @@ def run_trial(config: TrialConfig) -> None:
         mask_variant=config.mask_variant,
         torch_dtype=getattr(torch, config.dtype),
         variant=config.variant,
+        quantization={"transformer": config.quantization} if config.quantization else None,
     )
     pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -186,6 +211,8 @@ def make_stories(
         stories: stories with as many scenes as the task, and with equal `windows`.
         generators: one per story.
     """
+    from mask2dit.pipelines.step_cache import step_cache
+
     task = TASKS[config.task]
     size = {"height": config.height, "width": config.width, "num_frames": config.num_frames}
     prompts = [[caption(story, k) for k in range(task.num_scenes)] for story in stories]
@@ -196,18 +223,20 @@ def make_stories(
 
     for window, generated in windows(config, stories[0]):
         context = [scenes[k] for k in window if k not in generated]
-        latents = pipe(
-            [[texts[k] for k in window] for texts in prompts],
-            context_latents=torch.cat(context, dim=1) if context else None,
-            scene_mask=[k in generated for k in window],
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
-            context_refresh=config.context_refresh if context else 1,
-            context_cache_dtype=config.context_cache_dtype,
-            generator=list(generators),
-            output_type="latent",
-            **size,
-        ).frames
+        with step_cache(pipe, config.cache, num_steps=config.num_inference_steps):
+            latents = pipe(
+                [[texts[k] for k in window] for texts in prompts],
+                context_latents=torch.cat(context, dim=1) if context else None,
+                scene_mask=[k in generated for k in window],
+                num_inference_steps=config.num_inference_steps,
+                guidance_scale=config.guidance_scale,
+                guidance_interval=config.guidance_interval,
+                context_refresh=config.context_refresh if context else 1,
+                context_cache_dtype=config.context_cache_dtype,
+                generator=list(generators),
+                output_type="latent",
+                **size,
+            ).frames
         for k, scene in zip(window, latents.chunk(len(window), dim=1)):
             scenes[k] = scene
     return pipe.decode_latents(torch.cat(scenes, dim=1), [scene.shape[1] for scene in scenes])

@@ -1,7 +1,10 @@
 """Serves the studio's page."""
 
+import atexit
 import logging
 import os
+import shutil
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -39,7 +42,11 @@ def launch(config: StudioConfig):
     """Starts the server in threads of its own. Returns the page and its address."""
     # Read when Gradio is imported: no telemetry, and uploads in a folder that only this user can read.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="mask2dit-studio-"))
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        uploads = tempfile.mkdtemp(prefix="mask2dit-studio-")
+        atexit.register(shutil.rmtree, uploads, ignore_errors=True)
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+    _check_port(config)
     try:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
@@ -77,6 +84,17 @@ def launch(config: StudioConfig):
         prevent_thread_lock=True,
     )
     return page, url
+
+
+def _check_port(config: StudioConfig) -> None:
+    """Raises `OSError` if the address cannot be listened at."""
+    try:
+        family = socket.getaddrinfo(config.host, config.port)[0][0]
+        socket.create_server((config.host, config.port), family=family).close()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot listen at {config.host}, port {config.port} ({error.strerror}): choose another port"
+        ) from error
 
 
 class _Headers:

@@ -74,7 +74,7 @@ def test_a_film_of_which_a_stage_drops_everything_is_warned_of_by_name_and_reaso
 
 
 def test_files_of_other_kinds_are_counted(films, workspace, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "mask2dit"):
         find_films(films, workspace)
     assert "not videos by their suffix: 1 .txt" in caplog.text
 

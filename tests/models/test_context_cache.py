@@ -77,21 +77,20 @@ def test_fp8_is_near_and_large_numbers_stay_finite(make_transformer, random_inpu
     assert 0 < error < 0.02
 
 
-def test_where_guidance_ends_the_prompts_half_is_used(make_transformer, random_inputs):
-    """The second half of a batch holds the prompts, the first half the negative prompts."""
+def test_a_call_without_the_negative_prompts_uses_the_prompts_half(make_transformer, random_inputs):
+    """The second half of a batch holds the prompts, the first half the negative prompts, which a hook may leave out."""
     model = make_transformer()
     latents, text, timesteps = random_inputs(batch_size=4)
     timesteps[:, :2] = 0
     cache = ContextCache(PATTERNS[0], 10)
     with torch.no_grad():
-        assert not cache.start_step(0, 4)
+        assert not cache.start_step(0, guided=True)
         model(latents, text, timesteps, context_cache=cache)
-        assert cache.start_step(1, 4)
+        assert cache.start_step(1, guided=True)
         both = model(latents, text, timesteps // 2, context_cache=cache).sample
-        assert not cache.start_step(2, 2)
         half = model(latents[2:], text[2:], timesteps[2:] // 2, context_cache=cache).sample
     torch.testing.assert_close(half, both[2:], atol=1e-6, rtol=1e-5)
-    assert cache.start_step(3, 8) and not cache.is_filled  # guidance begins: the other half was not kept
+    assert cache.start_step(2, guided=False) and not cache.is_filled
 
 
 def test_a_cache_is_refused_where_it_cannot_be_right(make_transformer, random_inputs):

@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("gradio")
-
 from mask2dit.studio.actions import Studio
 from mask2dit.studio.config import StudioConfig
 from mask2dit.studio.engine import default_settings

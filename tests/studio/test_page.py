@@ -8,12 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from gradio_client import Client
 
 from mask2dit.studio.config import StudioConfig
 from mask2dit.studio.run import USER, launch
 from mask2dit.video.reading import open_video
 
+pytest.importorskip("gradio")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +84,8 @@ def test_a_password_is_needed_where_one_is_set(serve, tmp_path, monkeypatch):
     url = serve(password_env="PAGE_PASSWORD")
     (tmp_path / "projects/open.txt").write_text("open")
     assert httpx.get(f"{url}gradio_api/file={tmp_path}/projects/open.txt").status_code == 401
+    from gradio_client import Client
+
     with pytest.raises(Exception, match=r"."):
         Client(url, auth=(USER, "wrong"), verbose=False)
     assert (
