@@ -21,6 +21,7 @@ from mask2dit.texts import parse_json, read_text
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
 CONTEXTS = ("last", "anchor", "cast")  # choices of earlier scenes, see mask2dit.pipelines.story.ContextRule
+QUANTIZATIONS = ("int8", "fp8", "bnb_int8", "nf4")
 SAMPLERS = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}  # by name, diffusers' classes
 CONTEXT_CACHE_DEVICES = ("model", "cpu")
 CONTEXT_CACHE_DTYPES = ("auto", "fp8")

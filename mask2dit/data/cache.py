@@ -41,6 +41,7 @@ from mask2dit.files import check_writable, read_json, write_text
 from mask2dit.hashing import fingerprint
 from mask2dit.models.hub import local_model
 from mask2dit.pipelines.mask2dit import VAE_REMEDY, Mask2DiTPipeline, require_finite
+from mask2dit.pipelines.prompt_cache import text_settings
 from mask2dit.provenance import describe_changes
 
 logger = logging.getLogger(__name__)
@@ -185,10 +186,8 @@ def cache_settings(
     config = skeleton.transformer.config
     return {
         "format": FORMAT,
-        **{f"{part} weights": fingerprint(Path(model) / part) for part in ("vae", "text_encoder", "tokenizer")},
-        "dtype": dtype,
-        **({"variant": variant} if variant else {}),
-        "text_length": config.max_text_seq_length,
+        "vae weights": fingerprint(Path(model) / "vae"),
+        **text_settings(model, dtype, config.max_text_seq_length, variant),
         "latent_shape": [2, shape.latent_frames[0], skeleton.vae.config.latent_channels, height, width],
         "text_shape": [config.max_text_seq_length, config.text_embed_dim],
         **{

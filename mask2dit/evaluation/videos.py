@@ -38,9 +38,9 @@ logger = logging.getLogger(__name__)
 
 # Keys of `InferenceConfig` on which a video does not depend. A change of any other key makes videos stale.
 NAMED_BY_WEIGHTS = {"model", "revision", "variant", "build_untrained", "lora", "memory", "vae_tiling",
-                    "attention_backend"}  # fmt: skip
+                    "attention_backend", "quantization"}  # fmt: skip
 WITHOUT_EFFECT = {"compile", "device", "save_path", "name", "count", "preview_every",
-                  "context_cache_device", "check_memory", "dry_run"}  # fmt: skip
+                  "context_cache_device", "check_memory", "dry_run", "prompt_cache"}  # fmt: skip
 OF_CONTEXT_VIDEOS = {"context_videos", "context_start", "sample_context", "noise_context"}  # evaluation has none
 OF_RECORDS = {"redo", "following", "record"}  # evaluation makes whole stories
 HARMLESS = NAMED_BY_WEIGHTS | WITHOUT_EFFECT | OF_CONTEXT_VIDEOS | OF_RECORDS

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from mask2dit.config import (
     CONTEXTS,
     DTYPES,
+    QUANTIZATIONS,
     SAMPLERS,
     check_at_least,
     check_cache,
@@ -32,6 +33,27 @@ class LoRAConfig:
 
     def __post_init__(self):
         check_finite("lora.scale", self.scale)
+
+
+@dataclass(kw_only=True)
+class QuantizationConfig:
+    """Components whose linear layers are stored in fewer bits."""
+
+    transformer: str | None = None
+    """Form of the transformer's weights: int8 or fp8 (torchao), bnb_int8 or nf4 (bitsandbytes, on a GPU); null: `dtype`."""
+    text_encoder: str | None = None
+    """Form of the text encoder's weights: int8, fp8, bnb_int8 or nf4; null: `dtype`."""
+
+    def __post_init__(self):
+        for name in ("transformer", "text_encoder"):
+            if getattr(self, name) is not None:
+                check_choice(f"quantization.{name}", getattr(self, name), QUANTIZATIONS)
+
+    @property
+    def components(self) -> dict[str, str]:
+        """The forms of the components that are quantized."""
+        forms = {name: getattr(self, name) for name in ("transformer", "text_encoder")}
+        return {name: form for name, form in forms.items() if form is not None}
 
 
 @dataclass(kw_only=True)
@@ -98,6 +120,7 @@ class SamplingConfig:
     # The machine
     dtype: str = "bfloat16"
     """Data type of the weights: float32, bfloat16 or float16."""
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     memory: str = "full"
     """Memory mode: full, model_offload, group_offload, sequential_offload or fp8. The README has a table of them."""
     check_memory: bool = True
@@ -183,6 +206,9 @@ class InferenceConfig(SamplingConfig):
     """Also make the scenes again that follow those in redo."""
     record: str | None = field(default=None, metadata={"record_for": "redo"})
     """Record from which scenes are kept; null: the configuration file, where redo is on the command line."""
+
+    prompt_cache: str | None = None
+    """Folder that keeps the embeddings of prompts; the text encoder is loaded only if one is missing. null: no cache."""
 
     # Sampling
     seed: int | None = None

@@ -12,7 +12,7 @@ from mask2dit.inference.sources import read_kept_scenes
 from mask2dit.models.context_cache import FP8
 from mask2dit.models.hub import local_model, origin
 from mask2dit.models.loading import empty_text_encoder
-from mask2dit.pipelines.footprint import CARDS, GIB, PREFERRED, Footprint, fits, predict_footprint
+from mask2dit.pipelines.footprint import CARDS, GIB, Footprint, fits, predict_footprint
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.parallel import check_parallel
 from mask2dit.pipelines.story import ContextRule, Window, context_cache_size, plan_windows
@@ -56,7 +56,7 @@ def describe_needs(config: InferenceConfig, device: torch.device) -> str:
             f"keys and values of given scenes that the context cache keeps: {footprint.context_cache / GIB:.2f} GiB"
         )
     lines += ["", f"{'memory':<20}{'GPU':>10}{'main memory':>14}   predicted peaks in GiB"]
-    for mode in PREFERRED:
+    for mode in footprint.modes:
         on_gpu, in_main = footprint.on_gpu(mode) / GIB, footprint.in_main_memory(mode) / GIB
         lines.append(f"{mode:<20}{on_gpu:>10.1f}{in_main:>14.1f}")
     return "\n".join([*lines, "", *_recommendations(config, footprint, device)])
@@ -91,6 +91,7 @@ def predict(
         num_inference_steps=config.num_inference_steps,
         ulysses=config.parallel.ulysses,
         vae_tiling=config.vae_tiling,
+        quantization=config.quantization.components,
         context_cache=kept,
         context_cache_on_gpu=config.context_cache_device != "cpu",
     )

@@ -33,12 +33,16 @@ from mask2dit.inference.sources import (
 from mask2dit.models.attention import check_attention_backend
 from mask2dit.models.context_cache import FP8
 from mask2dit.models.hub import local_model, recorded
+from mask2dit.models.loading import empty_model
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
+from mask2dit.models.quantization import check_quantization
+from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.events import Event, Observer, PreviewMade, SceneFinished, ignore
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
 from mask2dit.pipelines.parallel import ALONE, Processes, SharedStore, check_parallel, local_device, start_processes
+from mask2dit.pipelines.prompt_cache import PromptCache, text_settings
 from mask2dit.pipelines.step_cache import check_step_cache
 from mask2dit.pipelines.story import (
     ContextRule,
@@ -301,6 +305,8 @@ def plan_generation(
         ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, with a remedy.
     """
     check_memory_mode(config.memory, device)
+    for form in config.quantization.components.values():
+        check_quantization(form, device, config.memory)
     config = local_model(config)
     if config.mask_variant is not None:
         cross_scene(config.mask_variant)
@@ -334,6 +340,8 @@ def plan_generation(
     is_whole = not config.record and len(sources) == len(config.prompts)
     windows = [] if is_whole else plan_windows(skeleton, config.prompts, sources, config.window, *size, rule)
     check_context_refresh(config.context_refresh, windows)
+    if config.prompt_cache is not None:
+        check_writable(config.prompt_cache)
     if device.type == "cuda" and config.check_memory and windows:
         check_fits(config, predict(config, skeleton, shape, windows), device)
     check_writable(config.save_path)
@@ -383,13 +391,19 @@ def _given_indices(config: InferenceConfig, num_given: int) -> Sequence[int]:
 
 
 def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipeline:
-    """Loads the pipeline of a configuration onto its device."""
+    """Loads the pipeline of a configuration onto its device, without the text encoder if a cache holds all prompts."""
+    cache = open_prompt_cache(config)
+    is_complete = cache is not None and not cache.missing(_texts(config))
+    without = {"text_encoder": None} if is_complete else {}
     pipe = Mask2DiTPipeline.from_pretrained(
         config.model,
         mask_variant=config.mask_variant,
         torch_dtype=getattr(torch, config.dtype),
         variant=config.variant,
+        quantization=config.quantization.components,
+        **without,
     )
+    pipe.prompt_cache = cache
     pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
     if config.lora.path:
         pipe.load_lora_weights(config.lora.path, adapter_name="lora")
@@ -403,6 +417,23 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipe
     if config.compile:
         pipe.transformer.compile_repeated_blocks(fullgraph=True)
     return pipe
+
+
+def open_prompt_cache(config: InferenceConfig) -> PromptCache | None:
+    """Returns the cache of prompts' embeddings, or None if there is none."""
+    if config.prompt_cache is None:
+        return None
+    model = empty_model(Mask2DiTTransformer3DModel, Path(config.model) / "transformer").config
+    settings = text_settings(config.model, config.dtype, model.max_text_seq_length, config.variant)
+    if config.quantization.text_encoder:
+        settings["quantization"] = config.quantization.text_encoder
+    return PromptCache(config.prompt_cache, settings, (model.max_text_seq_length, model.text_embed_dim))
+
+
+def _texts(config: InferenceConfig) -> list[str]:
+    """Returns all texts that a story needs embeddings of."""
+    negatives = config.negative_prompt if isinstance(config.negative_prompt, list) else [config.negative_prompt]
+    return [*config.prompts, *(negatives if config.guidance_scale > 1 else [])]
 
 
 def story_latents(
@@ -443,6 +474,7 @@ def weights_identity(config: InferenceConfig) -> str:
     parts = [fingerprint(config.model), f"attention {config.attention_backend}", f"tiling {config.vae_tiling}"]
     if config.variant:
         parts.append(f"variant {config.variant}")
+    parts += [f"{name} in {form}" for name, form in config.quantization.components.items()]
     if config.memory == "fp8":
         parts.append("fp8")
     if config.lora.path:

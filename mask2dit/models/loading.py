@@ -22,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from transformers.utils import is_protobuf_available
 
+from mask2dit.models.quantization import check_unquantized, quantization_config
+
 CONFIG_NAME = "config.json"
 DIFFUSERS_NAMES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 TRANSFORMERS_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -255,12 +257,19 @@ def check_text_encoder(folder: Path, variant: str | None = None) -> list[Path]:
     return files
 
 
-def load_text_encoder(folder: Path, torch_dtype: torch.dtype, variant: str | None = None) -> T5EncoderModel:
-    """Loads T5's encoder. Raises the errors of `load_model`."""
+def load_text_encoder(
+    folder: Path, torch_dtype: torch.dtype, variant: str | None = None, quantization: str | None = None
+) -> T5EncoderModel:
+    """Loads T5's encoder, in a form of `mask2dit.models.quantization.FORMS` if one is named. Raises the errors of
+    `load_model`."""
     check_dtype(torch_dtype)
+    quantized = {}
+    if quantization is not None:
+        check_unquantized(json.loads((folder / CONFIG_NAME).read_text()), "the text encoder")
+        quantized = {"quantization_config": quantization_config(quantization, torch_dtype, "transformers")}
     files = check_text_encoder(folder, variant)
     with _plain_layout(folder, files, TRANSFORMERS_NAMES) as layout:
-        return T5EncoderModel.from_pretrained(layout, dtype=torch_dtype)
+        return T5EncoderModel.from_pretrained(layout, dtype=torch_dtype, **quantized)
 
 
 def load_tokenizer(folder: Path) -> T5Tokenizer:

@@ -179,6 +179,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
+        quantization: str | None = None,
         **kwargs,
     ) -> "Mask2DiTTransformer3DModel":
         """Reads a trained folder, a released Mask²DiT folder or a plain CogVideoX folder.
@@ -191,6 +192,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
             variant: the variant of the weights, see `mask2dit.models.loading.weight_files`. A folder with a single variant
                 does not need it.
             revision, token, cache_dir, local_files_only: as for `mask2dit.models.hub.fetch_model`; of no effect for a folder.
+            quantization: a form of `mask2dit.models.quantization.FORMS`, such as "int8", to convert the weights to.
             **kwargs: as in diffusers (`torch_dtype`, `device_map`, `quantization_config`, …).
 
         Raises:
@@ -200,6 +202,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         """
         from mask2dit.models.hub import fetch_model
         from mask2dit.models.loading import load_model, model_folder
+        from mask2dit.models.quantization import check_unquantized, quantization_config
 
         local = fetch_model(
             pretrained_model_name_or_path,
@@ -215,6 +218,10 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
             config = cls.load_config(folder)
             version = config.get("attn_msk_version")
             mask_variant = config.get("mask_variant") or ("v2" if version is None else f"v{version}")
+        if quantization is not None:
+            check_unquantized(cls.load_config(folder), "the transformer")
+            dtype = kwargs.get("torch_dtype") or torch.float32
+            kwargs["quantization_config"] = quantization_config(quantization, dtype, "diffusers")
         return load_model(cls, super().from_pretrained, folder, variant, mask_variant=mask_variant, **kwargs)
 
     def scene_layout(self, latent_height: int, latent_width: int, scene_frames: tuple[int, ...]) -> SceneLayout:

@@ -18,8 +18,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import T5EncoderModel
 
 from mask2dit.models.parallel import PredictedGroup
+from mask2dit.models.quantization import FORMS, quantized_bytes
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import enable_vae_tiling
@@ -114,8 +116,11 @@ class WeightSizes:
     """Of all weights with those of layers in 8 bits."""
 
 
-def weight_sizes(module: nn.Module) -> WeightSizes:
-    """Measures the weights of a module on any device."""
+def weight_sizes(module: nn.Module, quantization: str | None = None) -> WeightSizes:
+    """Measures the weights of a module on any device, in a form of `mask2dit.models.quantization.FORMS` if one is named."""
+    if quantization is not None:
+        total = quantized_bytes(module, quantization)
+        return WeightSizes(total, total, total, total)  # it is not divided
     layers = [sum(map(_bytes, _own_tensors(layer))) for layer in module.modules()]
     total = _total(module)
     blocks = [_total(block) for block in getattr(module, "transformer_blocks", ())]
@@ -145,6 +150,8 @@ class Footprint:
     """Decoded frames of one scene in main memory."""
     flops: Mapping[str, int]
     """Floating-point operations of the whole run by component."""
+    modes: tuple[str, ...] = PREFERRED
+    """Memory modes that can be used, the recommended ones first."""
 
     @property
     def total_weights(self) -> int:
@@ -153,7 +160,9 @@ class Footprint:
     def on_gpu(self, mode: str) -> int:
         """Predicts the peak of a memory mode on the GPU."""
         return max(
-            self._resident(mode, name) + self.activations[name] + (self.context_cache if name == "transformer" else 0)
+            self._resident(mode, name)
+            + self.activations[name]
+            + (self.context_cache if name == "transformer" and self.context_cache_on_gpu else 0)
             for name in self.weights
         )
 
@@ -165,7 +174,7 @@ class Footprint:
 
     def fitting(self, capacity: int) -> list[str]:
         """Returns the memory modes that fit a GPU of `capacity` bytes, the recommended one first."""
-        return [mode for mode in PREFERRED if fits(self.on_gpu(mode), capacity)]
+        return [mode for mode in self.modes if fits(self.on_gpu(mode), capacity)]
 
     def _resident(self, mode: str, component: str) -> int:
         """Returns the bytes of weights that are on the GPU while a component computes."""
@@ -188,7 +197,7 @@ def fits(peak: int, capacity: int) -> bool:
 
 def predict_footprint(
     skeleton: Mask2DiTPipeline,
-    text_encoder: nn.Module,
+    text_encoder: T5EncoderModel,
     shape: VideoShape,
     windows: Sequence[Window],
     *,
@@ -199,6 +208,7 @@ def predict_footprint(
     vae_tiling: bool = False,
     context_cache: int = 0,
     context_cache_on_gpu: bool = True,
+    quantization: Mapping[str, str] | None = None,
 ) -> Footprint:
     """Predicts the footprint of a story.
 
@@ -214,11 +224,13 @@ def predict_footprint(
         vae_tiling: True decodes in tiles.
         context_cache: bytes that the context cache keeps, see `mask2dit.pipelines.story.context_cache_size`.
         context_cache_on_gpu: False if it keeps them in main memory.
+        quantization: forms of components' weights, as for `Mask2DiTPipeline.from_pretrained`.
     """
     # The skeleton's buffers are not on the meta device.
-    transformer, vae, text_encoder = (
-        copy.deepcopy(module).to("meta", dtype).eval() for module in (skeleton.transformer, skeleton.vae, text_encoder)
-    )
+    transformer = copy.deepcopy(skeleton.transformer).to("meta", dtype).eval()
+    vae = copy.deepcopy(skeleton.vae).to("meta", dtype).eval()
+    text_encoder = copy.deepcopy(text_encoder).to("meta", dtype).eval()
+    text_encoder.tie_weights()  # which moving them undoes
     if vae_tiling:
         enable_vae_tiling(vae)
     if ulysses > 1:
@@ -239,7 +251,7 @@ def predict_footprint(
     height, width = (size * skeleton.vae_scale_factor_spatial for size in shape.latent_size[1:])
     return Footprint(
         weights={
-            name: weight_sizes(module)
+            name: weight_sizes(module, (quantization or {}).get(name))
             for name, module in (("text_encoder", text_encoder), ("transformer", transformer), ("vae", vae))
         },
         activations={
@@ -249,6 +261,9 @@ def predict_footprint(
         },
         context_cache=context_cache,
         context_cache_on_gpu=context_cache_on_gpu,
+        modes=tuple(
+            mode for mode in PREFERRED if all(mode in FORMS[form].modes for form in (quantization or {}).values())
+        ),
         frames=max(shape.frames) * height * width * 3 * 5,  # float32, and 8 bits
         flops={
             "text_encoder": branches * sum(cost.flops for cost in texts),

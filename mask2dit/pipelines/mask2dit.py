@@ -8,7 +8,7 @@ import inspect
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from itertools import accumulate
@@ -57,6 +57,7 @@ from mask2dit.models.lora import load_lora
 from mask2dit.models.parallel import gather_branches
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.memory import check_vae_tiles
+from mask2dit.pipelines.prompt_cache import PromptCache
 from mask2dit.video.reading import read_scene
 
 logger = logging.getLogger(__name__)
@@ -216,6 +217,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         )
         self.vae_scale_factor_spatial = 2 ** (len(vae.config.block_out_channels) - 1)
         self.vae_scale_factor_temporal = vae.config.temporal_compression_ratio
+        self.prompt_cache: PromptCache | None = None
+        """Embeddings that are kept; None: every prompt is embedded anew."""
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
 
     @classmethod
@@ -229,6 +232,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
+        quantization: Mapping[str, str] | None = None,
         **components,
     ) -> "Mask2DiTPipeline":
         """Reads a folder in diffusers' layout, or a model of the Hugging Face Hub: trained here, released by the authors, or
@@ -245,6 +249,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             variant: the variant to load if a component has several, such as "fp16" for
                 `diffusion_pytorch_model.fp16.safetensors`. Components without this variant load their plain weights.
             revision, token, cache_dir, local_files_only: as for `mask2dit.models.hub.fetch_model`; of no effect for a folder.
+            quantization: forms of `mask2dit.models.quantization.FORMS` for "transformer" and "text_encoder", as in
+                `{"transformer": "int8"}`.
             **components: loaded components by name, instead of those in the folder.
 
         Raises:
@@ -254,6 +260,11 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             TypeError: for a keyword that is not a component.
         """
         dtypes = _component_dtypes(torch_dtype)
+        quantization = quantization or {}
+        if unknown := quantization.keys() - {"transformer", "text_encoder"}:
+            raise ValueError(
+                f"quantization can name transformer and text_encoder, but not {', '.join(sorted(unknown))}"
+            )
         for name in components:
             if name not in COMPONENTS:
                 raise TypeError(
@@ -279,6 +290,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 mask_variant=mask_variant,
                 torch_dtype=dtypes["transformer"],
                 variant=variants["transformer"],
+                quantization=quantization.get("transformer"),
             ),
             "vae": lambda: load_model(
                 AutoencoderKLCogVideoX,
@@ -288,7 +300,10 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 torch_dtype=dtypes["vae"],
             ),
             "text_encoder": lambda: load_text_encoder(
-                folder / "text_encoder", dtypes["text_encoder"], variants["text_encoder"]
+                folder / "text_encoder",
+                dtypes["text_encoder"],
+                variants["text_encoder"],
+                quantization.get("text_encoder"),
             ),
         }
         pipeline = cls(**{name: components[name] if name in components else load() for name, load in loaders.items()})
@@ -515,7 +530,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators for {batch_size} stories")
-        if self.text_encoder is None and (prompts or (guided and negatives)):
+        if self.text_encoder is None and self.prompt_cache is None and (prompts or (guided and negatives)):
             raise ValueError(
                 "this pipeline has no text encoder: give prompt_embeds and, with guidance, negative_prompt_embeds too"
             )
@@ -715,17 +730,37 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         Returns:
             (B, S, L, D) in the text encoder's dtype.
         """
-        window = self.transformer.config.max_text_seq_length
         texts = list(dict.fromkeys(text for story in prompts for text in story))  # embed repeated texts once
         for text in texts:
             cut = self.describe_cut(text)
             if cut is not None and cut not in CUTS_WARNED_OF:
                 CUTS_WARNED_OF.add(cut)
                 logger.warning("%s", cut)
-        tokens = self.tokenizer(texts, padding="max_length", max_length=window, truncation=True, return_tensors="pt")
-        embeds = self.text_encoder(tokens.input_ids.to(self._execution_device))[0]  # (texts, L, D)
-        by_text = dict(zip(texts, embeds))
+        if self.prompt_cache is None:
+            by_text = dict(zip(texts, self._embed(texts)))
+        else:
+            by_text = {text: self._cached_embedding(text) for text in texts}
         return torch.stack([torch.stack([by_text[text] for text in story]) for story in prompts])
+
+    def _embed(self, texts: list[str]) -> torch.Tensor:
+        """Embeds texts, (texts, L, D)."""
+        window = self.transformer.config.max_text_seq_length
+        tokens = self.tokenizer(texts, padding="max_length", max_length=window, truncation=True, return_tensors="pt")
+        return self.text_encoder(tokens.input_ids.to(self._execution_device))[0]
+
+    def _cached_embedding(self, text: str) -> torch.Tensor:
+        """Takes the embedding of a text from the cache, (L, D), or computes and keeps it. Texts are embedded one by one, as
+        the last bits of a result may depend on the rest of a batch."""
+        embedding = self.prompt_cache.load(text)
+        if embedding is None:
+            if self.text_encoder is None:
+                raise ValueError(
+                    f"the prompt {text[:QUOTED]!r} is not in {str(self.prompt_cache.folder)!r}, and the text encoder is not "
+                    "loaded: load the model with it"
+                )
+            embedding = self._embed([text])[0]
+            self.prompt_cache.save(text, embedding)
+        return embedding.to(self._execution_device)
 
     def describe_cut(self, prompt: str) -> str | None:
         """Describes the part of a prompt that the text window cuts off; None if the prompt fits. Needs no weights."""

@@ -101,6 +101,7 @@ def apply_memory_mode(pipeline: DiffusionPipeline, mode: str, device: torch.devi
             onload_device=device, offload_type="block_level", num_blocks_per_group=1, use_stream=device.type == "cuda"
         )
         pipeline.vae.enable_group_offload(onload_device=device, offload_type="leaf_level")
-        apply_group_offloading(pipeline.text_encoder, onload_device=device, offload_type="leaf_level")
+        if pipeline.text_encoder is not None:  # it is left out where all prompts are in a cache
+            apply_group_offloading(pipeline.text_encoder, onload_device=device, offload_type="leaf_level")
     else:
         pipeline.enable_sequential_cpu_offload(device=device)

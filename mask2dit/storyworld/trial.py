@@ -23,6 +23,7 @@ from mask2dit.command import run_command
 from mask2dit.config import (
     CONTEXTS,
     DTYPES,
+    QUANTIZATIONS,
     SAMPLERS,
     check_at_least,
     check_cache,
@@ -133,8 +134,13 @@ class TrialConfig:
     dtype: str = "bfloat16"
     """Data type of the model: float32, bfloat16 or float16."""
 
+    quantization: str | None = None
+    """Form of the transformer's weights: int8 or fp8 (torchao), bnb_int8 or nf4 (bitsandbytes, on a GPU); null: `dtype`."""
+
     def __post_init__(self):
         check_choice("task", self.task, TASKS)
+        if self.quantization is not None:
+            check_choice("quantization", self.quantization, QUANTIZATIONS)
         check_choice("context", self.context, CONTEXTS)
         check_choice("split", self.split, SPLITS)
         check_choice("sampler", self.sampler, SAMPLERS)
@@ -161,8 +167,11 @@ def run_trial(config: TrialConfig) -> None:
     import diffusers
 
     from mask2dit.models.hub import local_model
+    from mask2dit.models.quantization import check_quantization
     from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
+    if config.quantization:
+        check_quantization(config.quantization, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     config = local_model(config)
     task, folder = TASKS[config.task], Path(config.output_dir)
     skeleton = Mask2DiTPipeline.skeleton(config.model, variant=config.variant)
@@ -178,6 +187,7 @@ def run_trial(config: TrialConfig) -> None:
         mask_variant=config.mask_variant,
         torch_dtype=getattr(torch, config.dtype),
         variant=config.variant,
+        quantization={"transformer": config.quantization} if config.quantization else None,
     )
     pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
