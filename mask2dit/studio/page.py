@@ -294,9 +294,9 @@ class Handlers:
 
     @told
     def generate(self, name, editing, tab, base, *fields) -> dict:
-        self._save(name, editing, tab, base, fields)
+        draft = self._save(name, editing, tab, base, fields)
         self.studio.generate(name)
-        return self._show(name, editing)
+        return self._started(name, editing, draft)
 
     @told
     def make(self, name, editing, tab, base, *fields) -> dict:
@@ -348,7 +348,12 @@ class Handlers:
         if index is None:
             raise ValueError("the story has no scenes: add one")
         self.studio.generate(name, [index], following)
-        return self._show(name, editing)
+        return self._started(name, editing, draft)
+
+    def _started(self, name: str, editing: str, draft: Draft) -> dict:
+        """What changes when a generation starts. Fields do not, since a person may be typing on."""
+        view = self.studio.view(name)
+        return {self.parts["base"]: draft.revision, self.parts["message"]: "", **self._draw(view, editing)}
 
     def _save(self, name, editing, tab, base, values) -> Draft:
         """Saves what the page holds."""

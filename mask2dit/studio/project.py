@@ -320,6 +320,7 @@ class Project:
             **of_last["config"],
             "prompts": [record["prompt"] for record in records],
             "num_frames": [record["num_frames"] for record in records],
+            "scene_seeds": [record["seed"] for record in records],
             "height": records[0]["size"][0],
             "width": records[0]["size"][1],
             "fps": records[0]["fps"],

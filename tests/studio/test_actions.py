@@ -58,6 +58,8 @@ def test_a_scene_is_made_again_taken_back_and_the_film_shows_what_is_chosen(stud
     overrides = ["redo=[3]", "seed=5", "device=cpu", "name=cli"]  # the film's record is one like any other
     again = generate(load_config(InferenceConfig, film.with_suffix(".json"), overrides))
     assert (again.with_suffix("") / "scene_1.mp4").read_bytes() == second.scenes[0].chosen.clip.read_bytes()
+    seeds = [scene["seed"] for scene in json.loads(again.with_suffix(".json").read_text())["scenes"]]
+    assert seeds == [second.scenes[0].chosen.record["seed"], second.scenes[1].chosen.record["seed"], 5]
 
 
 @pytest.mark.slow
