@@ -116,13 +116,16 @@ def attention(args: argparse.Namespace) -> str:
     """Grouped attention against the dense mask and repeated keys, by benchmarks/attention.py."""
     sizes = ["--text", "16", "--video", "64", "--heads", "2"] if args.tiny else ["--video", "17550", "--heads", "48"]
     return _benchmark(
-        "attention.py", [*sizes, "--dtype", "bfloat16", "--device", str(DEVICE), "--runs", str(args.runs)]
+        "attention.py", [*sizes, "--dtype", "bfloat16", "--device", DEVICE.type, "--runs", str(args.runs)]
     )
 
 
 def extension(args: argparse.Namespace) -> str:
     """Extension with the context cache, by benchmarks/extension.py."""
-    return _benchmark("extension.py", [])
+    tiny = ["--steps", "2", "--batch", "1", "--layers", "1", "--no-memory"]
+    full = ["--dtype", "bfloat16", "--batch", "1", "--heads", "48", "--text", "226", "--latents", "13", "60", "90"]
+    sizes = tiny if args.tiny else full
+    return _benchmark("extension.py", [*sizes, "--device", DEVICE.type, "--runs", str(args.runs)])
 
 
 def training(args: argparse.Namespace) -> str:
