@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Measures everything that needs a GPU, and writes the GPU part of benchmarks/RESULTS.md.
+# Arguments go to benchmarks/gpu.py: --tiny for small sizes, --model FOLDER for the memory modes, --parts to select.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+exec "${PYTHON:-python}" benchmarks/gpu.py "$@"
