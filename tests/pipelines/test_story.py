@@ -333,7 +333,7 @@ def test_each_scene_keeps_its_own_length_and_negative_prompt(small_pipeline):
         ({"negative_prompt": ["a", "b"]}, "2 entries for 5 scenes"),
         ({"seeds": [1, 2]}, "seeds has 2 entries for 5 scenes"),
         ({"window": 0}, "window=0"),
-        ({"context_latents": torch.zeros(1, 4, 16, 8, 12)}, "no whole number of scenes"),
+        ({"context_latents": torch.zeros(1, 4, 16, 8, 12)}, "a whole number of scenes"),
         ({"context_latents": torch.zeros(2, 6, 16, 8, 12)}, r"\(1, 6, 16, 8, 12\).*\(2, 6, 16, 8, 12\)"),
         ({"context_latents": torch.zeros(1, 6, 16, 8, 12), "window": 1}, "use window=2"),
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
