@@ -4,6 +4,7 @@ import os
 import runpy
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_a_run_writes_video_contact_sheet_and_record(config):
     sheet = Image.open(video_path.with_suffix(".png"))
     assert sheet.width > 6 * 96
     record = json.loads(video_path.with_suffix(".json").read_text())
-    assert InferenceConfig(**{**record["config"], "lora": LoRAConfig(**record["config"]["lora"])}) == config()
+    assert record["config"] == asdict(config())
     assert [scene["frames"] for scene in record["scenes"]] == [[0, 9], [9, 18]]
     assert [scene["prompt"] for scene in record["scenes"]] == ["a fox", "a lake"]
     assert {"torch", "diffusers", "mask2dit"} <= record["versions"].keys()

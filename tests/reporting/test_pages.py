@@ -15,7 +15,7 @@ def test_every_template_can_be_read():
 
 
 def test_values_cannot_break_out_of_a_page():
-    page = render("review.html", title="<i>", data={"b": "</script>", "a": "é"})
+    page = render("review.html", title="<i>", data={"b": "</script>", "a": "é"}, doubts=[])
     assert "<title>&lt;i&gt;</title>" in page
     data = re.search(r'<script id="data" type="application/json">(.*?)</script>', page)[1]
     assert list(json.loads(data).items()) == [("b", "</script>"), ("a", "é")]

@@ -591,7 +591,8 @@ def test_a_cached_run_checks_its_model_and_fingerprints_its_encoders_once(config
         return counted
 
     monkeypatch.setattr(Mask2DiTPipeline, "skeleton", count("skeleton", Mask2DiTPipeline.skeleton))
-    monkeypatch.setattr("mask2dit.data.cache.fingerprint", count("fingerprint", fingerprint))
+    for module in ("mask2dit.data.cache", "mask2dit.pipelines.prompt_cache"):
+        monkeypatch.setattr(f"{module}.fingerprint", count("fingerprint", fingerprint))
     monkeypatch.setattr(LatentCache, "embeddings", count("embeddings", LatentCache.embeddings))
     build_cache(CacheConfig(model=cached.model, data=cached.data, dtype="float32", device="cpu"))
     assert (len(calls["skeleton"]), len(calls["fingerprint"])) == (1, 3)  # VAE, text encoder and tokenizer
