@@ -227,9 +227,9 @@ def predict_footprint(
         quantization: forms of components' weights, as for `Mask2DiTPipeline.from_pretrained`.
     """
     # The skeleton's buffers are not on the meta device.
-    transformer = copy.deepcopy(skeleton.transformer).to("meta", dtype).eval()
-    vae = copy.deepcopy(skeleton.vae).to("meta", dtype).eval()
-    text_encoder = copy.deepcopy(text_encoder).to("meta", dtype).eval()
+    transformer = _on_meta(skeleton.transformer, dtype)
+    vae = _on_meta(skeleton.vae, dtype)
+    text_encoder = _on_meta(text_encoder, dtype)
     text_encoder.tie_weights()  # which moving them undoes
     if vae_tiling:
         enable_vae_tiling(vae)
@@ -327,3 +327,8 @@ def _total(module: nn.Module) -> int:
 
 def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def _on_meta(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Copies a module to the meta device, without diffusers' warning about layers that are kept in float32."""
+    return torch.nn.Module.to(copy.deepcopy(module), "meta", dtype).eval()
