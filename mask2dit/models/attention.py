@@ -4,13 +4,15 @@ For v2 these are T_i over [T_i, V_i] and V_i over [T_i, V_1 … V_S] ("grouped a
 call. No mask is built, so every kernel of diffusers' dispatcher (flash, sage, cuDNN, native, …) can run it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
+    _AttentionBackendRegistry,
     _check_attention_backend_requirements,
     dispatch_attention_fn,
 )
@@ -53,6 +55,16 @@ def check_attention_backend(name: str, device: torch.device, is_training: bool =
         _check_attention_backend_requirements(AttentionBackendName(name))
     except RuntimeError as error:
         raise ValueError(f"attention_backend={name} cannot be used here: {error}") from error
+
+
+@contextmanager
+def keep_active_backend() -> Iterator[None]:
+    """Restores the attention backend of the process, which diffusers changes where a backend is set for one model."""
+    active, _ = _AttentionBackendRegistry.get_active_backend()
+    try:
+        yield
+    finally:
+        _AttentionBackendRegistry.set_active_backend(active)
 
 
 def attention_groups(

@@ -19,7 +19,7 @@ from diffusers.utils import apply_lora_scale
 from einops import rearrange
 from torch import nn
 
-from mask2dit.models.attention import GivenTokens, Mask2DiTAttnProcessor
+from mask2dit.models.attention import GivenTokens, Mask2DiTAttnProcessor, keep_active_backend
 from mask2dit.models.context_cache import ContextCache
 from mask2dit.models.parallel import ShardedLayout, check_step_cache, shard_layout
 from mask2dit.models.positions import grid_positions, rotary_table, sincos_table
@@ -223,6 +223,11 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
             dtype = kwargs.get("torch_dtype") or torch.float32
             kwargs["quantization_config"] = quantization_config(quantization, dtype, "diffusers")
         return load_model(cls, super().from_pretrained, folder, variant, mask_variant=mask_variant, **kwargs)
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Selects the attention backend, as in diffusers, but of this model alone: others in the process keep theirs."""
+        with keep_active_backend():
+            super().set_attention_backend(backend)
 
     def scene_layout(self, latent_height: int, latent_width: int, scene_frames: tuple[int, ...]) -> SceneLayout:
         """Returns the token layout of scenes of this size, after checking that the model supports them.

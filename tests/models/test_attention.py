@@ -110,16 +110,13 @@ def test_set_attention_backend_chooses_the_kernel_of_the_dual_mask(make_transfor
     name = attention_dispatch.AttentionBackendName._NATIVE_MATH
     kernel = backends[name]
     monkeypatch.setitem(backends, name, lambda *args, **kwargs: used.append(name) or kernel(*args, **kwargs))
-    monkeypatch.setattr(
-        attention_dispatch._AttentionBackendRegistry,
-        "_active_backend",
-        attention_dispatch._AttentionBackendRegistry._active_backend,
-    )
     with torch.no_grad():
         expected = transformer(latents, text, timesteps).sample
         transformer.set_attention_backend("_native_math")
         torch.testing.assert_close(transformer(latents, text, timesteps).sample, expected, atol=1e-5, rtol=1e-5)
-    assert len(used) == 2 * 6  # layers x calls of v2 with three scenes
+        assert len(used) == 2 * 6  # layers x calls of v2 with three scenes
+        assert torch.equal(make_transformer()(latents, text, timesteps).sample, expected)
+    assert len(used) == 2 * 6  # other models keep theirs
 
 
 def test_the_processor_refuses_a_mask_and_an_unknown_variant(make_transformer):
