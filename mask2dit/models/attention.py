@@ -4,7 +4,7 @@ For v2 these are T_i over [T_i, V_i] and V_i over [T_i, V_1 … V_S] ("grouped a
 call. No mask is built, so every kernel of diffusers' dispatcher (flash, sage, cuDNN, native, …) can run it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -58,7 +58,7 @@ def check_attention_backend(name: str, device: torch.device, is_training: bool =
 
 
 @contextmanager
-def keep_active_backend() -> Iterator[None]:
+def keep_active_backend() -> Generator[None]:
     """Restores the attention backend of the process, which diffusers changes where a backend is set for one model."""
     active, _ = _AttentionBackendRegistry.get_active_backend()
     try:

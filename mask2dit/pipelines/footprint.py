@@ -9,6 +9,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, ModelMixin
@@ -27,6 +28,7 @@ from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import enable_vae_tiling
 from mask2dit.pipelines.story import Window
 
+Model = TypeVar("Model", bound=nn.Module)
 GIB = 2**30
 CARDS = (16, 24, 48, 80)
 """Memory of common GPUs in GB."""
@@ -329,6 +331,9 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _on_meta(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+def _on_meta(module: Model, dtype: torch.dtype) -> Model:
     """Copies a module to the meta device, without diffusers' warning about layers that are kept in float32."""
-    return torch.nn.Module.to(copy.deepcopy(module), "meta", dtype).eval()
+    copied = copy.deepcopy(module)
+    nn.Module.to(copied, "meta", dtype)
+    copied.eval()
+    return copied
