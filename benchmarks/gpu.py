@@ -60,7 +60,7 @@ def backends(args: argparse.Namespace) -> str:
 
 @torch.no_grad()
 def steps(args: argparse.Namespace) -> str:
-    """One guided step of 3 scenes with random weights: time, and peak memory beside the predicted one."""
+    """One guided step of 3 scenes with random weights: time, and peak memory next to the predicted one."""
     lines = ["| shape | s per step | peak, GiB | predicted, GiB |", "|---|---|---|---|"]
     for name, config in SHAPES.items():
         config, size = ({**config, **TINY}, (3, 8, 12)) if args.tiny else (config, (13, 60, 90))

@@ -8,18 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
-from mask2dit.files import atomic_path, open_tensors, read_json
+from mask2dit.files import open_tensors, read_json
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
+from mask2dit.pipelines.story import LATENTS, write_latents
 from mask2dit.texts import parse_json, read_text
 from mask2dit.video.frames import resize_and_crop, to_uint8
 from mask2dit.video.reading import VideoReader, choose_scene, open_video
 
 logger = logging.getLogger(__name__)
-
-LATENTS = "latents"  # the tensor in a scene's file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +91,7 @@ def latents_file(clip: Path) -> Path:
 
 def save_latents(clip: Path, latents: torch.Tensor) -> None:
     """Writes a scene's latents beside its video."""
-    with atomic_path(latents_file(clip)) as path:
-        save_file({LATENTS: latents.contiguous().cpu()}, path)
+    write_latents(latents_file(clip), latents)
 
 
 def open_context_videos(videos: Sequence[str]) -> list[tuple[str, VideoReader, range]]:

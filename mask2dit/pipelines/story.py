@@ -38,6 +38,7 @@ from mask2dit.video.frames import to_uint8
 logger = logging.getLogger(__name__)
 
 KEY_LENGTH = 64  # hexadecimal digits of a scene's key
+LATENTS = "latents"  # the tensor in a scene's file
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,12 @@ def story_windows(
     return windows
 
 
+def write_latents(path: Path, latents: torch.Tensor) -> None:
+    """Writes the latents of a scene, (1, F, C, h, w), as the tensor `LATENTS` of a safetensors file."""
+    with atomic_path(path) as temporary:
+        save_file({LATENTS: latents.contiguous().cpu()}, temporary)
+
+
 class SceneStore:
     """Latents of finished scenes in a folder: one file per scene, with a key derived from the scene's inputs.
 
@@ -170,7 +177,7 @@ class SceneStore:
         if not path.is_file():
             return None
         try:
-            latents = load_file(path)["latents"]
+            latents = load_file(path)[LATENTS]
             check_shape("latents", latents, shape, "stories, latent frames, channels, h, w")
             require_finite("latents", latents, "the run that wrote them failed")
         except (SafetensorError, KeyError, ValueError, FloatingPointError) as error:
@@ -180,8 +187,7 @@ class SceneStore:
 
     def save(self, key: str, latents: torch.Tensor) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self._path(key)) as path:
-            save_file({"latents": latents.contiguous().cpu()}, path)
+        write_latents(self._path(key), latents)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key[:32]}.safetensors"
