@@ -36,6 +36,15 @@ def test_the_default_configurations_have_the_published_settings(name):
     assert config.model == "models/Mask2DiT"
 
 
+@pytest.mark.parametrize("name", ["fixed_scene.yaml", "extension.yaml"])
+def test_the_default_configurations_show_every_key_but_those_of_other_uses(name):
+    shown = set(OmegaConf.load(next(path for path in CONFIGS if path.name == name)))
+    of_given_scenes = {"context_videos", "context_start", "sample_context", "noise_context"}
+    elsewhere = {"story", "scene_mask", "scene_seeds", "redo", "following", "record", "build_untrained"}
+    missing = {field.name for field in dataclasses.fields(InferenceConfig)} - shown - elsewhere
+    assert missing == (set() if name == "extension.yaml" else of_given_scenes)
+
+
 @pytest.mark.parametrize(
     "small, full", [("fixed_scene_small.yaml", "fixed_scene.yaml"), ("extension_small.yaml", "extension.yaml")]
 )

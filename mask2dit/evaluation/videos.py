@@ -20,7 +20,7 @@ from mask2dit.hashing import fingerprint
 from mask2dit.inference import run as inference
 from mask2dit.inference.config import InferenceConfig
 from mask2dit.inference.from_story import scene_frames
-from mask2dit.models.hub import local_model, origin
+from mask2dit.models.hub import local_lora, local_model, origin
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.story import SceneStore, check_context_refresh, decode_scene, story_windows
 from mask2dit.pipelines.untrained import build_untrained_model, is_untrained
@@ -164,7 +164,7 @@ class Generator:
 
     def __init__(self, config: EvaluationConfig, stories: Sequence[Story]):
         self.config = config
-        self.settings = local_model(config.generation)
+        self.settings = local_lora(local_model(config.generation))
         self.folder = Path(config.output) / "videos"
         self.device = choose_device(config.device)
         if self.settings.build_untrained and Path(self.settings.model).name.startswith("untrained"):

@@ -27,7 +27,13 @@ class LoRAConfig:
     """A LoRA that is added to the transformer's weights."""
 
     path: str | None = None
-    """File or folder of a CogVideoX LoRA in the form of diffusers, PEFT, ComfyUI, kohya or VideoX-Fun; null: none."""
+    """File, folder or name on the Hugging Face Hub of a CogVideoX LoRA in the form of diffusers, PEFT, ComfyUI, kohya or
+    VideoX-Fun; null: none."""
+    weight_name: str | None = None
+    """File of the LoRA where the folder or the hub has several; null: the one with diffusers' or PEFT's name, or the only
+    one."""
+    revision: str | None = None
+    """Branch, tag or commit of a LoRA of the Hugging Face Hub; null: its main branch."""
     scale: float = 1.0
     """Factor of the LoRA's weights."""
 
@@ -173,7 +179,7 @@ class ParallelConfig:
 
 @dataclass(kw_only=True)
 class InferenceConfig(SamplingConfig):
-    """The story to generate, the model and the sampling. `configs/inference/*.yaml` hold values for all keys."""
+    """The story to generate, the model and the sampling. `configs/inference/*.yaml` are templates."""
 
     ALTERNATIVES: ClassVar = (("story",), ("prompts", "context_videos", "scene_mask", "scene_seeds"))
 

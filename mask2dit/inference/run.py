@@ -32,7 +32,7 @@ from mask2dit.inference.sources import (
 )
 from mask2dit.models.attention import check_attention_backend
 from mask2dit.models.context_cache import FP8
-from mask2dit.models.hub import local_model, recorded
+from mask2dit.models.hub import local_lora, local_model, recorded
 from mask2dit.models.loading import empty_model
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
@@ -326,6 +326,7 @@ def plan_generation(
     check_parallel(config.parallel.cfg, config.parallel.ulysses, heads, config.guidance_scale, config.memory)
     if config.vae_tiling:
         enable_vae_tiling(skeleton.vae)
+    config = local_lora(config)
     if config.lora.path:
         check_lora(config.lora.path, skeleton.transformer)
     size = skeleton.fill_size(config.height, config.width, config.num_frames)

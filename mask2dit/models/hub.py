@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -36,6 +36,7 @@ from mask2dit.models.loading import (
     component_variants,
     index_names,
 )
+from mask2dit.models.lora import FILE_NAMES, PEFT_CONFIG, choose_lora, lora_file
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,23 @@ class ModelConfig(Protocol):
     variant: str | None
 
 
+class LoRAKeys(Protocol):
+    """A configuration's keys that name a LoRA."""
+
+    path: str | None
+    weight_name: str | None
+    revision: str | None
+
+
+class WithLoRA(Protocol):
+    """A configuration with a LoRA."""
+
+    lora: Any
+    """`LoRAKeys`."""
+
+
 C = TypeVar("C", bound=ModelConfig)
+D = TypeVar("D", bound=WithLoRA)
 PARTS = (*COMPONENT_NAMES, "tokenizer", "scheduler")
 # A list of weights is small, and says which files there are.
 SMALL_FILES = (CONFIG_NAME, "*.index.json", "*.index.*.json", "scheduler_config.json")
@@ -101,18 +118,9 @@ def fetch_model(
     name = str(name)
     cache = {"cache_dir": cache_dir, "token": token}
     with _explained(name, revision, cache_dir), write_errors(cache_dir or constants.HF_HUB_CACHE):
-        files = None
-        try:
-            if not local_files_only:
-                files = [file.rfilename for file in HfApi(token=token).model_info(name, revision=revision).siblings]
-        except (OfflineModeIsEnabled, HTTPError) as error:
-            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
-                raise
-            folder = _fetched_before(name, parts, revision, configs_only, cache, error)
-            logger.warning("%s: the hub cannot be reached, so what was fetched before is used: %s", name, folder)
-            return folder
+        files, reason = _list_files(name, revision, token, local_files_only)
         if files is None:
-            return _fetched_before(name, parts, revision, configs_only, cache, None)
+            return _fetched_before(name, parts, revision, configs_only, cache, reason)
         if "" in parts and CONFIG_NAME not in files:
             parts = ["transformer"]
         missing = [part for part in parts if part and not any(file.startswith(f"{part}/") for file in files)]
@@ -130,6 +138,58 @@ def fetch_model(
     return folder
 
 
+def fetch_lora(
+    name: str | os.PathLike,
+    weight_name: str | None = None,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Returns the local file of a LoRA, after fetching it if it is one of the hub.
+
+    Args:
+        name: a local file or folder, or a name on the hub.
+        weight_name: the file, as for `choose_lora`.
+        subfolder: the folder of the repository that holds it. None: its root.
+        revision, token, cache_dir, local_files_only: as for `fetch_model`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `choose_lora`.
+        FileNotFoundError, PermissionError, ConnectionError: as `fetch_model`.
+    """
+    if not is_hub_name(name):
+        return lora_file(name, weight_name, subfolder)
+    name = str(name)
+    cache = {"cache_dir": cache_dir, "token": token}
+    with _explained(name, revision, cache_dir), write_errors(cache_dir or constants.HF_HUB_CACHE):
+        prefix = f"{subfolder}/" if subfolder else ""
+
+        def choose(files: list[str]) -> str:
+            inside = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
+            return prefix + choose_lora(inside, weight_name, name)
+
+        files, reason = _list_files(name, revision, token, local_files_only)
+        if files is None:
+            wanted = [weight_name] if weight_name else FILE_NAMES
+            patterns = [glob.escape(prefix + file) for file in wanted]
+            try:
+                folder = Path(
+                    snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True, **cache)
+                )
+                file = folder / choose([path.relative_to(folder).as_posix() for path in folder.rglob("*")])
+            except FileNotFoundError as error:
+                raise _not_here(name, revision, cache, reason, error) from error
+            _warn_of_offline(name, file, reason)
+            return file
+        chosen = choose(files)
+        config = str(PurePosixPath(chosen).with_name(PEFT_CONFIG))  # it has the alphas
+        folder = _download(name, [chosen, *([config] if config in files else [])], revision, cache)
+    return folder / chosen
+
+
 def local_model(config: C, configs_only: bool = False) -> C:
     """Returns a configuration whose `model` is a local folder, as `fetch_model` with its `revision` and `variant`.
 
@@ -143,15 +203,44 @@ def local_model(config: C, configs_only: bool = False) -> C:
     return dataclasses.replace(config, model=str(folder))
 
 
+def local_lora(config: D) -> D:
+    """Returns a configuration whose `lora` names a local file or folder, as `fetch_lora` with its keys."""
+    lora = config.lora
+    if lora.path is None or not (is_hub_name(lora.path) or lora.weight_name):
+        return config
+    file = fetch_lora(lora.path, lora.weight_name, revision=lora.revision)
+    return dataclasses.replace(config, lora=dataclasses.replace(lora, path=str(file), weight_name=None))
+
+
 def recorded(config) -> dict[str, Any]:
-    """Returns a configuration for a record, in which a fetched model has its name and commit instead of its folder."""
-    return {**dataclasses.asdict(config), **origin(config.model)}
+    """Returns a configuration for a record, in which a fetched model or LoRA has its name and commit instead of its path."""
+    record = {**dataclasses.asdict(config), **origin(config.model)}
+    lora = record.get("lora", {})
+    if of_hub := origin(lora.get("path") or ""):
+        _, _, file = Path(lora["path"]).as_posix().partition(f"/snapshots/{of_hub['revision']}/")
+        lora |= {"path": of_hub["model"], "revision": of_hub["revision"], "weight_name": file}
+    return record
 
 
 def origin(folder: str | os.PathLike) -> dict[str, str]:
     """Returns `model` and `revision`, the name and the commit of a fetched model; nothing for any other folder."""
     found = SNAPSHOT.search(Path(folder).as_posix())
     return {"model": f"{found['owner']}/{found['model']}", "revision": found["commit"]} if found else {}
+
+
+def _list_files(
+    name: str, revision: str | None, token: str | bool | None, local_files_only: bool
+) -> tuple[list[str] | None, Exception | None]:
+    """Lists the files of a repository. Returns None, and the reason, where the hub is not to be or cannot be reached."""
+    if local_files_only:
+        return None, None
+    try:
+        info = HfApi(token=token).model_info(name, revision=revision)
+    except (OfflineModeIsEnabled, HTTPError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            raise
+        return None, error
+    return [file.rfilename for file in info.siblings], None
 
 
 def _is_small(file: str, parts: Collection[str]) -> bool:
@@ -203,19 +292,32 @@ def _fetched_before(
             if not configs_only and (part in COMPONENT_NAMES or not part) and not _has_weights(folder / part):
                 raise FileNotFoundError(f"its {part or 'model'} has no weights")
     except FileNotFoundError as error:
-        cause = "it was not fetched before" if isinstance(error, LocalEntryNotFoundError) else str(error)
-        where = cache["cache_dir"] or constants.HF_HUB_CACHE
-        at = f" at revision {revision}" if revision else ""
-        if reason is None or isinstance(reason, OfflineModeIsEnabled):
-            raise FileNotFoundError(
-                f"{name!r}{at} is not a folder here, and not complete in {str(where)!r} ({cause}): this run is offline "
-                f"(HF_HUB_OFFLINE or local_files_only); fetch it once with a connection, as by: hf download {name}"
-            ) from error
-        raise ConnectionError(
-            f"{name!r} is not a folder here, and the hub at {constants.ENDPOINT} cannot be reached ({_first_line(reason)}), "
-            f"nor is it complete in {str(where)!r} ({cause}): check the network, or set HF_ENDPOINT to a mirror"
-        ) from error
+        raise _not_here(name, revision, cache, reason, error) from error
+    _warn_of_offline(name, folder, reason)
     return folder
+
+
+def _not_here(
+    name: str, revision: str | None, cache: dict, reason: Exception | None, error: FileNotFoundError
+) -> Exception:
+    """Returns the error for what is neither complete in the cache nor reached: offline by choice, or by `reason`."""
+    cause = "it was not fetched before" if isinstance(error, LocalEntryNotFoundError) else str(error)
+    where = cache["cache_dir"] or constants.HF_HUB_CACHE
+    at = f" at revision {revision}" if revision else ""
+    if reason is None or isinstance(reason, OfflineModeIsEnabled):
+        return FileNotFoundError(
+            f"{name!r}{at} is not a folder here, and not complete in {str(where)!r} ({cause}): this run is offline "
+            f"(HF_HUB_OFFLINE or local_files_only); fetch it once with a connection, as by: hf download {name}"
+        )
+    return ConnectionError(
+        f"{name!r} is not a folder here, and the hub at {constants.ENDPOINT} cannot be reached ({_first_line(reason)}), "
+        f"nor is it complete in {str(where)!r} ({cause}): check the network, or set HF_ENDPOINT to a mirror"
+    )
+
+
+def _warn_of_offline(name: str, path: Path, reason: Exception | None) -> None:
+    if reason is not None:
+        logger.warning("%s: the hub cannot be reached, so what was fetched before is used: %s", name, path)
 
 
 def _has_weights(folder: Path) -> bool:

@@ -13,7 +13,7 @@ An `alpha` next to a module's weights scales that module by alpha / rank.
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from mask2dit.models.loading import weight_shapes
 logger = logging.getLogger(__name__)
 
 FILE_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+PEFT_CONFIG = "adapter_config.json"
 DOTTED_PREFIX = re.compile(r"(?:(?:base_model|model|diffusion_model|module|transformer)\.)*")
 FLAT_PREFIX = re.compile(r"lora_(?:unet|transformer)_+")
 PART = re.compile(
@@ -40,27 +41,47 @@ Key = tuple[str, str]  # (module of the transformer, weight), such as "lora_A.we
 
 
 def lora_file(path: str | os.PathLike, weight_name: str | None = None, subfolder: str | None = None) -> Path:
-    """Returns the file that holds a LoRA: `path` itself or, in a folder, the file `weight_name`, the file with diffusers' or
-    PEFT's name, or the only weights file.
+    """Returns the file that holds a LoRA: `path` itself or, in a folder, the file that `choose_lora` selects.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if a folder holds several and none is selected.
+        FileNotFoundError, ValueError: as `choose_lora`.
     """
     path = Path(path) / (subfolder or "")
     if not path.exists():
         raise FileNotFoundError(f"there is no LoRA {str(path)!r}: name a .safetensors file or the folder of one")
     if path.is_file():
         return path
-    names = FILE_NAMES if weight_name is None else (weight_name,)
-    for name in names:
-        if (path / name).is_file():
-            return path / name
-    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    available = {file.name for file in path.iterdir() if file.is_file()}
+    if weight_name is not None and (path / weight_name).is_file():  # it may be in a subfolder
+        available.add(weight_name)
+    return path / choose_lora(available, weight_name, str(path))
+
+
+def choose_lora(available: Collection[str], weight_name: str | None, where: str) -> str:
+    """Chooses the file of a LoRA among the files of a folder or a repository: `weight_name`, the file with diffusers' or
+    PEFT's name, or the only weights file.
+
+    Args:
+        available: names of the files.
+        weight_name: the file to choose. None: see above.
+        where: the folder or repository, for messages.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if there are several and none is selected.
+    """
+    for name in FILE_NAMES if weight_name is None else (weight_name,):
+        if name in available:
+            return name
+    files = [sorted(name for name in available if name.endswith(suffix)) for suffix in (".safetensors", ".bin")]
+    files = files[0] or files[1]
     if not files or weight_name is not None:
-        raise FileNotFoundError(f"there is no LoRA in {str(path)!r}: expected {weight_name or 'a .safetensors file'}")
+        found = f" (it holds {', '.join(files)})" if files else ""
+        raise FileNotFoundError(
+            f"there is no LoRA in {where!r}: expected {weight_name or 'a .safetensors file'}{found}"
+        )
     if len(files) > 1:
-        raise ValueError(f"{str(path)!r} holds {', '.join(file.name for file in files)}: name one of these files")
+        raise ValueError(f"{where!r} holds {', '.join(files)}: name one of these files by weight_name")
     return files[0]
 
 
@@ -80,9 +101,9 @@ def load_lora(
     """Reads a LoRA in any of the forms above.
 
     Args:
-        source: a file, a folder, a hub id, or the weights by key.
+        source: a file, a folder, or the weights by key.
         transformer: the model to load it into.
-        **kwargs: as for `lora_state_dict` of diffusers (`weight_name`, `subfolder`, `revision`, …).
+        **kwargs: as for `lora_state_dict` of diffusers (`weight_name`, `subfolder`, …).
 
     Returns:
         The weights in diffusers' form, with alphas multiplied in, and the configuration in the file, if any.
@@ -95,7 +116,7 @@ def load_lora(
     if isinstance(source, Mapping):
         name = "given as weights"
         _parse(_shapes(source), transformer, name)
-    elif Path(source).exists():
+    else:
         file = lora_file(source, kwargs.pop("weight_name", None), kwargs.pop("subfolder", None))
         source = name = str(file)
         _parse(weight_shapes(file), transformer, name)
@@ -121,7 +142,7 @@ def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _peft_config(file: Path) -> dict | None:
     """Reads the configuration that PEFT writes next to its file, which holds the alphas, under diffusers' names."""
-    if not (file.name.startswith("adapter_model.") and (file.parent / "adapter_config.json").is_file()):
+    if not (file.name.startswith("adapter_model.") and (file.parent / PEFT_CONFIG).is_file()):
         return None
     config = LoraConfig.from_pretrained(file.parent).to_dict()
     return {f"transformer.{name}": value for name, value in config.items()}

@@ -37,7 +37,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from mask2dit.config import check_between, check_context_cache, check_finite, check_guidance_interval
 from mask2dit.models.context_cache import ContextCache
-from mask2dit.models.hub import PARTS, fetch_model
+from mask2dit.models.hub import PARTS, fetch_lora, fetch_model
 from mask2dit.models.loading import (
     COMPONENT_NAMES,
     check_dtype,
@@ -353,11 +353,22 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     ) -> None:
         """Loads a LoRA of CogVideoX as in diffusers, in the form of diffusers, PEFT, ComfyUI, kohya or VideoX-Fun.
 
+        Args:
+            pretrained_model_name_or_path_or_dict: a file, a folder, a name on the Hugging Face Hub, or the weights by key.
+            adapter_name, hotswap, low_cpu_mem_usage: as in diffusers.
+            **kwargs: `weight_name`, `subfolder`, `revision`, `token`, `cache_dir` and `local_files_only` as for
+                `mask2dit.models.hub.fetch_lora`; others as for `lora_state_dict` of diffusers.
+
         Raises:
             FileNotFoundError: if there is none.
+            PermissionError, ConnectionError: as `mask2dit.models.hub.fetch_lora`.
             ValueError: if the LoRA was made for another transformer, or a key cannot be converted; nothing is loaded.
         """
-        state_dict, metadata = load_lora(pretrained_model_name_or_path_or_dict, self.transformer, **kwargs)
+        source = pretrained_model_name_or_path_or_dict
+        if not isinstance(source, dict):
+            of_hub = ("weight_name", "subfolder", "revision", "token", "cache_dir", "local_files_only")
+            source = fetch_lora(source, **{name: kwargs.pop(name) for name in of_hub if name in kwargs})
+        state_dict, metadata = load_lora(source, self.transformer, **kwargs)
         self.load_lora_into_transformer(
             state_dict,
             transformer=self.transformer,

@@ -8,17 +8,19 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
+from peft import LoraConfig, get_peft_model
 
 from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
-from mask2dit.inference.config import InferenceConfig
-from mask2dit.models.hub import fetch_model, is_hub_name, local_model, origin, recorded
+from mask2dit.inference.config import InferenceConfig, LoRAConfig
+from mask2dit.inference.run import load_pipeline, plan_generation, weights_identity
+from mask2dit.models.hub import fetch_lora, fetch_model, is_hub_name, local_lora, local_model, origin, recorded
 from mask2dit.models.loading import COMPONENT_NAMES
 
 NAME = "someone/small"
@@ -265,6 +267,48 @@ def test_without_a_connection_a_model_that_was_never_fetched_is_refused(hub, no_
     no_connection()
     with pytest.raises(ConnectionError, match="cannot be reached"):
         fetch_model(NAME)
+
+
+@pytest.fixture
+def lora_hub(hub, small_model):
+    """The hub with a LoRA, saved by PEFT with an alpha, in place of the model."""
+    shutil.rmtree(hub.folder)
+    transformer = Mask2DiTTransformer3DModel.from_pretrained(small_model)
+    get_peft_model(transformer, LoraConfig(r=2, lora_alpha=6, target_modules=["to_q"])).save_pretrained(hub.folder)
+    return hub
+
+
+def test_a_lora_of_the_hub_is_fetched_with_its_alphas_and_recorded_by_name_and_commit(lora_hub, small_model):
+    config = InferenceConfig(model=str(small_model), prompts=["a"], device="cpu", lora=LoRAConfig(path=NAME))
+    plan = plan_generation(config, torch.device("cpu"))
+    assert sorted(lora_hub.fetched) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert weights_identity(plan.config) == weights_identity(
+        replace(config, lora=LoRAConfig(path=str(lora_hub.folder / "adapter_model.safetensors")))
+    )
+    lora = recorded(plan.config)["lora"]
+    assert lora == {"path": NAME, "revision": COMMIT, "weight_name": "adapter_model.safetensors", "scale": 1.0}
+    assert local_lora(replace(config, lora=LoRAConfig(**lora))).lora.path == plan.config.lora.path
+    pipe = load_pipeline(plan.config, torch.device("cpu"))
+    assert pipe.transformer.transformer_blocks[0].attn1.to_q.scaling == {"lora": 3.0}
+    assert Mask2DiTPipeline.from_pretrained(small_model).load_lora_weights(NAME, revision="v1") is None
+
+
+def test_of_several_loras_the_named_one_is_fetched_and_serves_without_a_connection(lora_hub, no_connection):
+    for name in ("first", "more/second"):
+        (lora_hub.folder / f"{name}.safetensors").parent.mkdir(exist_ok=True)
+        shutil.copy(lora_hub.folder / "adapter_model.safetensors", lora_hub.folder / f"{name}.safetensors")
+    (lora_hub.folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"first\.safetensors, more/second\.safetensors: .* weight_name"):
+        fetch_lora(NAME)
+    with pytest.raises(FileNotFoundError, match=r"expected third\.safetensors \(it holds first"):
+        fetch_lora(NAME, "third.safetensors")
+    file = fetch_lora(NAME, "more/second.safetensors")
+    assert file == fetch_lora(NAME, "second.safetensors", subfolder="more")
+    assert "first.safetensors" not in lora_hub.fetched
+    no_connection()
+    assert file == fetch_lora(NAME, "more/second.safetensors")
+    with pytest.raises(ConnectionError, match=r"HF_ENDPOINT"):
+        fetch_lora(NAME, "first.safetensors")
 
 
 @pytest.mark.slow
