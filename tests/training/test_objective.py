@@ -157,5 +157,5 @@ def test_unshifted_timesteps_are_the_uniform_ones():
 def test_shifted_timesteps_stay_in_the_schedule_with_the_expected_median(shift, median):
     draw = torch.Generator().manual_seed(0)
     drawn = torch.cat([draw_timestep(1000, shift, draw) for _ in range(4000)])
-    assert 0 <= drawn.min() and drawn.max() <= 999 and drawn.dtype == torch.int64
+    assert drawn.min() >= 0 and drawn.max() <= 999 and drawn.dtype == torch.int64
     assert abs(drawn.float().median() - median) < 20
