@@ -89,6 +89,9 @@ class TrainConfig:
     context_noise: int = 0
     """Highest timestep, below 1000, at which given scenes are noised. Each sample draws one from 0 (clean) to it, which the
     scenes carry; 0: always clean, as published."""
+    timestep_shift: float = 1.0
+    """Shift s of the drawn timesteps towards high noise, from the share u of the schedule to s u / (1 + (s - 1) u). 1: all
+    timesteps equally often, as published; 3: half of the draws in the noisiest quarter."""
     text_dropout: float = 0.0
     """Probability that all prompts of a sample are dropped, for classifier-free guidance (published: 0)."""
 
@@ -173,7 +176,7 @@ class TrainConfig:
             "log_every",
         ):
             check_at_least(name, getattr(self, name), 1)
-        for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
+        for name in ("learning_rate", "max_grad_norm", "adam_epsilon", "timestep_shift"):
             check_positive(name, getattr(self, name))
         for name in ("warmup_steps", "decay_steps", "gradient_checkpointing", "num_workers", "weight_decay"):
             check_at_least(name, getattr(self, name), 0)

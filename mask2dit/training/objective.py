@@ -100,6 +100,19 @@ def diffusion_loss(
     return loss.mean() if reduction == "mean" else loss
 
 
+def draw_timestep(num_train_timesteps: int, shift: float, generator: torch.Generator) -> torch.Tensor:
+    """A random training timestep, (1,), shifted towards high noise (arXiv 2403.03206, equation 23).
+
+    Args:
+        num_train_timesteps: timesteps of the noise schedule.
+        shift: s > 0 of u -> s u / (1 + (s - 1) u), where u is a timestep's share of the schedule. 1: uniform timesteps.
+        generator: a CPU generator.
+    """
+    drawn = torch.randint(num_train_timesteps, (1,), generator=generator)
+    share = (drawn + 0.5) / num_train_timesteps  # the middle of the timestep's interval, so that 1 shifts nothing
+    return (shift * share / (1 + (shift - 1) * share) * num_train_timesteps).long()
+
+
 def _lengths(num_scenes: int, num_frames: int, scene_frames: Sequence[int] | None) -> torch.Tensor:
     """The number of latent frames of each scene."""
     if scene_frames is None:

@@ -29,7 +29,7 @@ from mask2dit.randomness import generator_for
 from mask2dit.training.checkpoints import save_checkpoint
 from mask2dit.training.config import TrainConfig
 from mask2dit.training.engine import SampleGroup
-from mask2dit.training.objective import diffusion_loss
+from mask2dit.training.objective import diffusion_loss, draw_timestep
 from mask2dit.training.optimizer import create_optimizer
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Trainer:
         for i, position in enumerate(positions):
             draw = generator_for(config.seed, *position, "objective")
             noise.append(torch.randn(latents.shape[1:], generator=draw))
-            timesteps.append(torch.randint(len(self.pipe.scheduler.alphas_cumprod), (1,), generator=draw))
+            timesteps.append(draw_timestep(len(self.pipe.scheduler.alphas_cumprod), config.timestep_shift, draw))
             masks.append(scene_mask(num_scenes, config.conditional_probability, config.given_scenes, draw))
             if torch.rand(1, generator=draw) < config.text_dropout:
                 embeds[i] = self._empty_text.repeat(num_scenes, 1)

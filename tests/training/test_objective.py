@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler
 
-from mask2dit.training.objective import diffusion_loss
+from mask2dit.training.objective import diffusion_loss, draw_timestep
 
 
 @pytest.fixture
@@ -145,3 +145,17 @@ def test_bad_input_is_refused(make_transformer, inputs, change, message):
     names = ("scheduler", "latents", "noise", "prompt_embeds", "timesteps")
     with pytest.raises(ValueError, match=message):
         diffusion_loss(make_transformer(), **{**dict(zip(names, inputs)), **change})
+
+
+def test_unshifted_timesteps_are_the_uniform_ones():
+    ours, torchs = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    for _ in range(2000):
+        assert draw_timestep(1000, 1.0, ours) == torch.randint(1000, (1,), generator=torchs)
+
+
+@pytest.mark.parametrize("shift, median", [(3.0, 750), (1 / 3, 250)])
+def test_shifted_timesteps_stay_in_the_schedule_with_the_expected_median(shift, median):
+    draw = torch.Generator().manual_seed(0)
+    drawn = torch.cat([draw_timestep(1000, shift, draw) for _ in range(4000)])
+    assert drawn.min() >= 0 and drawn.max() <= 999 and drawn.dtype == torch.int64
+    assert abs(drawn.float().median() - median) < 20
