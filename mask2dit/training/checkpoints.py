@@ -16,8 +16,11 @@ from pickle import UnpicklingError
 from typing import Any
 from zipfile import is_zipfile
 
+import torch
 from accelerate import Accelerator
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 from mask2dit.files import partial_folder, read_json, remove_partial_folders, replace_folder, write_errors, write_text
 from mask2dit.hashing import fingerprint
@@ -30,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
 STATE = "run.json"
+ADDITIONS = "lora.safetensors"
 # Keys that may differ between a run and its continuation: where it runs, how far, how it ends, and its reports.
 FREE_KEYS = ("resume", "max_steps", "decay_steps", "num_workers", "checkpoint_every", "keep_checkpoints", "log_every",
              "trackers", "validation", "output_dir", "dry_run", "micro_batch_size", "sequence_parallel",
@@ -169,6 +173,24 @@ def remove_leftovers(config: TrainConfig) -> None:
         if (reason := fault(path)) is not None:
             logger.warning("removed %s, which is damaged (%s)", path, reason)
             shutil.rmtree(path)
+
+
+def save_additions_alone(accelerator: Accelerator) -> None:
+    """Makes the checkpoints of an accelerator hold LoRA's additions in place of all weights, of which the frozen ones are
+    those of the run's `model`."""
+
+    def save(models: list[torch.nn.Module], weights: list[dict], folder: str) -> None:
+        weights.clear()  # what is left in it, accelerate saves
+        if accelerator.is_main_process:
+            transformer = accelerator.unwrap_model(models[0])
+            save_file(get_peft_model_state_dict(transformer), Path(folder) / ADDITIONS, metadata={"format": "pt"})
+
+    def load(models: list[torch.nn.Module], folder: str) -> None:
+        transformer = accelerator.unwrap_model(models.pop())  # what is left in it, accelerate loads
+        set_peft_model_state_dict(transformer, load_file(Path(folder) / ADDITIONS))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
 
 
 def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) -> None:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from mask2dit.config import check_at_least, check_between, check_choice, check_finite, check_positive
+from mask2dit.config import QUANTIZATIONS, check_at_least, check_between, check_choice, check_finite, check_positive
 from mask2dit.data.config import BASE_MODEL, DataConfig
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # and their dtypes
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 GIVEN_SCENES = ("last", "random")
 
@@ -75,6 +75,9 @@ class TrainConfig:
     output_dir: str = "outputs/pretrain"
     """Folder for checkpoints, logs and the trained model of one run."""
     lora: LoRATrainingConfig = field(default_factory=LoRATrainingConfig)
+    quantization: str | None = None
+    """Form of the weights that LoRA keeps frozen: int8 or fp8 (torchao), bnb_int8 or nf4 (bitsandbytes, on a GPU); null:
+    float32."""
 
     # The data
     data: DataConfig = field(default_factory=DataConfig)
@@ -190,6 +193,17 @@ class TrainConfig:
             raise ValueError(
                 f"context_noise={self.context_noise} needs given scenes: set conditional_probability, or context_noise=0"
             )
+        if self.quantization is not None:
+            check_choice("quantization", self.quantization, QUANTIZATIONS)
+            if self.lora.rank is None:
+                raise ValueError(
+                    f"quantization={self.quantization} freezes the weights: set lora.rank to train additions"
+                )
+            if self.deepspeed is not None:
+                raise ValueError(
+                    f"quantization={self.quantization} cannot be used with deepspeed, which converts all weights to its own "
+                    "dtype: leave out one of them"
+                )
         if self.conditional_probability and self.data.num_scenes < 2:
             raise ValueError(
                 f"conditional_probability={self.conditional_probability} needs at least 2 scenes per sample, but "

@@ -1,11 +1,13 @@
 """The memory that a run needs, computed from shapes alone."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
 
+from mask2dit.models.quantization import quantized_bytes
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
-from mask2dit.training.config import TrainConfig
+from mask2dit.training.config import PRECISIONS, TrainConfig
 from mask2dit.training.engine import deepspeed_config
 
 GIB = 2**30
@@ -56,7 +58,8 @@ def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_process
     """The memory of one process, with the run's engine.
 
     Weights, gradients and optimizer are counted. Without DeepSpeed, they take 4 + 4 + 8 bytes per trained parameter (the
-    moments 2 for adamw8bit and 4 for muon) and, in 16 bits, 2 more for autocast's copies. With DeepSpeed, they take
+    moments 2 for adamw8bit and 4 for muon) and, in 16 bits, 2 more for autocast's copies. Quantized weights, which LoRA keeps
+    frozen, are counted in their form, and the others beside them in the run's precision. With DeepSpeed, they take
     2 + 2 + 12 bytes in 16 bits, and ZeRO splits the optimizer (stage 1), gradients (2) and weights (3) over the processes
     (Rajbhandari et al. 2020, Sec. 3). Activations are estimated at 34 bytes per token and channel of a block in 16 bits
     (Korthikanti et al. 2022, Eq. 2, without the attention matrix), for every block that is not checkpointed and for one that
@@ -88,6 +91,9 @@ def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_process
             "gradients": 4 * trainable,
             "optimizer": {"adamw": 8, "adamw8bit": 2, "muon": 4}[config.optimizer] * trainable,
         }
+    if config.quantization:
+        frozen = copy.deepcopy(transformer).to(getattr(torch, PRECISIONS[config.precision]))
+        sizes["weights"] = quantized_bytes(frozen, config.quantization) + (6 if half else 4) * trainable
     for name, first_stage in (("optimizer", 1), ("gradients", 2), ("weights", 3)):
         if stage >= first_stage:
             sizes[name] //= num_processes

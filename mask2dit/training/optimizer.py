@@ -6,9 +6,14 @@ from mask2dit.training.config import TrainConfig
 from mask2dit.training.muon import Muon, adamw_scale
 
 
+def trained_parameters(transformer: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters that training changes: all, or LoRA's additions."""
+    return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+
+
 def create_optimizer(config: TrainConfig, transformer: torch.nn.Module) -> torch.optim.Optimizer:
     """The configured optimizer, for all trained weights."""
-    trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    trained = trained_parameters(transformer)
     if config.optimizer == "muon":
         in_blocks = {id(parameter) for parameter in transformer.transformer_blocks.parameters() if parameter.ndim == 2}
         matrices = [parameter for parameter in trained if id(parameter) in in_blocks]

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
+from diffusers.training_utils import cast_training_params
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
 
 from mask2dit.config import check_between, missing_model
 from mask2dit.data.datasets import StoryDataset, build_dataset
@@ -23,12 +25,19 @@ from mask2dit.models.hub import local_model
 from mask2dit.models.loading import folder_variants
 from mask2dit.models.masks import cross_scene
 from mask2dit.models.parallel import apply_ulysses, check_degree
+from mask2dit.models.quantization import check_quantization
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.parallel import lost_connection
 from mask2dit.training.callbacks import Checkpoints, Logging, Validation, load_validation_dataset
-from mask2dit.training.checkpoints import find_checkpoint, load_errors, remove_leftovers, run_record
-from mask2dit.training.config import TrainConfig
+from mask2dit.training.checkpoints import (
+    find_checkpoint,
+    load_errors,
+    remove_leftovers,
+    run_record,
+    save_additions_alone,
+)
+from mask2dit.training.config import PRECISIONS, TrainConfig
 from mask2dit.training.engine import (
     accumulation_steps,
     create_accelerator,
@@ -38,11 +47,11 @@ from mask2dit.training.engine import (
     zero_stage,
 )
 from mask2dit.training.memory import estimate_memory
+from mask2dit.training.optimizer import trained_parameters
 from mask2dit.training.trainer import Callback, Trainer
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FROZEN = ("vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -70,6 +79,8 @@ def train(config: TrainConfig) -> int:
     for part in (pipe.vae, pipe.text_encoder):
         if part is not None and part.device.type != "meta":
             part.to(accelerator.device)
+    if config.lora.rank and config.deepspeed is None:
+        save_additions_alone(accelerator)
     group = create_sample_group(config, accelerator)
     apply_ulysses(pipe.transformer, group.process_group)
     # Logging comes last, since it destroys the process group at the end.
@@ -121,12 +132,14 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
         )
     if config.lora.rank and zero_stage(config) == 3:
         raise ValueError("lora.rank cannot be used with ZeRO stage 3, which splits the frozen weights: use stage 2")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.quantization is not None and not config.dry_run:
+        check_quantization(config.quantization, device)
     if config.compile and zero_stage(config) == 3:
         raise ValueError(
             "compile=true cannot be used with ZeRO stage 3, which gathers weights block by block: use stage 2"
         )
     if config.attention_backend is not None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         check_attention_backend(config.attention_backend, device, is_training=True)
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("precision=fp16 needs a GPU: use bf16 or fp32")
@@ -143,11 +156,16 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
             )
     skeleton = Mask2DiTPipeline.skeleton(config.model, configs_only=config.dry_run, variant=config.variant)
     skeleton.video_shape(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
+    if "quantization_config" in Mask2DiTTransformer3DModel.load_config(Path(config.model) / "transformer"):
+        raise ValueError(
+            f"the transformer of {config.model!r} was saved quantized, and training starts from plain weights: name the "
+            "folder that it was made from, with quantization= to train LoRA's additions over quantized weights"
+        )
     check_degree("sequence_parallel", config.sequence_parallel, skeleton.transformer.config.num_attention_heads)
     # Not the cache in a dry run: comparing it with the model would read the model's weights.
     data = replace(config.data, cache=None) if config.dry_run else config.data
     quarantine = Path(config.output_dir) / "quarantine.jsonl"  # the run's list of clips that could not be read
-    dataset = build_dataset(data, quarantine, config.model, DTYPES[config.precision], skeleton, config.variant)
+    dataset = build_dataset(data, quarantine, config.model, PRECISIONS[config.precision], skeleton, config.variant)
     validation_dataset = load_validation_dataset(config)
     if config.validation.every:
         last = skeleton.scheduler.config.num_train_timesteps - 1
@@ -165,15 +183,16 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
 
 def load_pipeline(config: TrainConfig, skeleton: Mask2DiTPipeline) -> Mask2DiTPipeline:
     """Loads the weights into a skeleton, on the CPU: the transformer in float32, frozen parts in the run's precision."""
-    pipe = skeleton
+    pipe, dtype = skeleton, getattr(torch, PRECISIONS[config.precision])
     if config.data.cache is None or config.validation.every:
-        dtype = getattr(torch, DTYPES[config.precision])
         pipe = load_encoders(config.model, dtype, torch.device("cpu"), skeleton, config.variant)
     transformer = Mask2DiTTransformer3DModel.from_pretrained(
         config.model,
         subfolder="transformer",
         mask_variant=config.mask_variant,
         variant=folder_variants(Path(config.model), config.variant)["transformer"],
+        torch_dtype=dtype if config.quantization else torch.float32,
+        quantization=config.quantization,
     )
     pipe.register_modules(transformer=transformer.train())
     if config.gradient_checkpointing:
@@ -190,6 +209,11 @@ def load_pipeline(config: TrainConfig, skeleton: Mask2DiTPipeline) -> Mask2DiTPi
                 target_modules=config.lora.target_modules,
             )
         )
+        cast_training_params(transformer, torch.float32)
+    if config.quantization:
+        # DDP would broadcast them, which torchao's tensors do not support. All processes have read the same ones.
+        frozen = [name for name, parameter in transformer.named_parameters() if not parameter.requires_grad]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(transformer, frozen)
     if config.compile:
         # Compile separately for each shape. Otherwise a dynamic version, compiled when validation uses another shape, would
         # replace the first one, and a resumed run would not repeat the last bits.
@@ -210,8 +234,8 @@ def export(trainer: Trainer, output_dir: Path) -> None:
     LoRA, writes the additions, with the settings that give loaders their scale."""
     accelerator, transformer = trainer.accelerator, trainer.accelerator.unwrap_model(trainer.transformer)
     if trainer.ema:
-        trainer.ema.store(transformer.parameters())
-        trainer.ema.copy_to(transformer.parameters())
+        trainer.ema.store(trained_parameters(transformer))
+        trainer.ema.copy_to(trained_parameters(transformer))
     if trainer.config.lora.rank:
         if accelerator.is_main_process:
             with atomic_folder(output_dir / "lora") as folder:
@@ -223,7 +247,7 @@ def export(trainer: Trainer, output_dir: Path) -> None:
     else:
         _export_model(trainer, output_dir)
     if trainer.ema:
-        trainer.ema.restore(transformer.parameters())
+        trainer.ema.restore(trained_parameters(transformer))
     accelerator.wait_for_everyone()
 
 

@@ -30,7 +30,7 @@ from mask2dit.training.checkpoints import save_checkpoint
 from mask2dit.training.config import TrainConfig
 from mask2dit.training.engine import SampleGroup
 from mask2dit.training.objective import diffusion_loss, draw_timestep
-from mask2dit.training.optimizer import create_optimizer
+from mask2dit.training.optimizer import create_optimizer, trained_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Trainer:
         self.dataset, self.callbacks, self.step = dataset, callbacks, start
         self.group = group or SampleGroup(accelerator.process_index, accelerator.num_processes)
         self.optimizer = create_optimizer(config, pipe.transformer)
-        self.ema = EMAModel(pipe.transformer.parameters(), decay=config.ema_decay) if config.ema_decay else None
+        self.ema = EMAModel(trained_parameters(pipe.transformer), decay=config.ema_decay) if config.ema_decay else None
         data = config.data
         _, latent_frames, (_, *size) = pipe.video_shape(data.height, data.width, data.num_frames, data.num_scenes)
         self._tokens = pipe.transformer.scene_layout(*size, latent_frames).length * config.batch_size  # per step
@@ -191,7 +191,7 @@ class Trainer:
                 self.prepared_optimizer.step()
                 self.prepared_optimizer.zero_grad()
         if self.ema:
-            self.ema.step(self.accelerator.unwrap_model(self.transformer).parameters())
+            self.ema.step(trained_parameters(self.accelerator.unwrap_model(self.transformer)))
         self.step += 1
         seconds = time.perf_counter() - started
         return {

@@ -26,6 +26,7 @@ from mask2dit.training.config import LoRATrainingConfig, ValidationConfig
 from mask2dit.training.engine import SampleGroup
 from mask2dit.training.launch import launch as launch_processes
 from mask2dit.training.memory import estimate_memory
+from mask2dit.training.optimizer import trained_parameters
 from mask2dit.training.run import plan_training
 from mask2dit.training.trainer import learning_rate, scene_mask
 
@@ -302,7 +303,7 @@ def test_an_exported_lora_predicts_what_the_trainers_transformer_does(
         transformer = trainer.accelerator.unwrap_model(trainer.transformer)
         outputs["last"] = predict(transformer)
         if trainer.ema:
-            trainer.ema.copy_to(transformer.parameters())
+            trainer.ema.copy_to(trained_parameters(transformer))
             outputs["averaged"] = predict(transformer)
 
     monkeypatch.setattr(Logging, "on_end", note)  # after the export
