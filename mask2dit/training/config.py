@@ -60,7 +60,7 @@ class ValidationConfig:
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """The settings of a training run. `configs/train/*.yaml` set every key."""
+    """The settings of a training run. `configs/train/*.yaml` hold those of the published runs."""
 
     # The model
     model: str = BASE_MODEL
