@@ -1,5 +1,6 @@
 """What a generation needs, told from configurations alone: no weights are read, and none are fetched from the hub."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from mask2dit.inference.from_story import resolve_story
 from mask2dit.inference.sources import read_kept_scenes
 from mask2dit.models.context_cache import FP8
 from mask2dit.models.hub import local_model, origin
-from mask2dit.models.loading import empty_text_encoder
-from mask2dit.pipelines.footprint import CARDS, GIB, Footprint, fits, predict_footprint
+from mask2dit.models.loading import empty_text_encoder, select_sampler
+from mask2dit.pipelines.footprint import CARDS, GIB, Footprint, Step, count_steps, fits, predict_footprint
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.parallel import check_parallel
-from mask2dit.pipelines.story import ContextRule, Window, context_cache_size, plan_windows
+from mask2dit.pipelines.step_cache import check_step_cache
+from mask2dit.pipelines.story import ContextRule, Window, check_context_refresh, context_cache_size, plan_windows
 
 NAMES = {"text_encoder": "text encoder", "transformer": "transformer", "vae": "VAE"}
 
@@ -38,6 +40,11 @@ def describe_needs(config: InferenceConfig, device: torch.device) -> str:
     windows = plan_windows(skeleton, config.prompts, given, config.window, *size, rule)
     parallel, heads = config.parallel, skeleton.transformer.config.num_attention_heads
     check_parallel(parallel.cfg, parallel.ulysses, heads, config.guidance_scale, config.memory)
+    skeleton.check_steps(config.num_inference_steps)
+    check_step_cache(
+        config.cache, config.cache_options, config.context_refresh, config.guidance_scale, config.guidance_interval
+    )
+    check_context_refresh(config.context_refresh, windows)
     footprint = predict(config, skeleton, shape, windows)
     name = origin(config.model).get("model", config.model)
     weights = ", ".join(f"{NAMES[part]} {sizes.total / GIB:.2f}" for part, sizes in footprint.weights.items())
@@ -49,6 +56,15 @@ def describe_needs(config: InferenceConfig, device: torch.device) -> str:
         f"{config.num_inference_steps} steps, windows of {', '.join(str(len(scenes)) for scenes, _ in windows)} scenes",
         f"floating-point operations: {sum(footprint.flops.values()):.3g} ({operations})",
     ]
+    steps = _count_steps(config, skeleton)
+    if any(not step.guided for step in steps) and config.guidance_scale > 1:
+        guided = sum(count for step, count in steps.items() if step.guided)
+        lines.append(f"guided steps: {guided} of {config.num_inference_steps}")
+    if config.context_refresh > 1:
+        complete = sum(count for step, count in steps.items() if step.complete)
+        lines.append(f"steps that compute given scenes: {complete} of {config.num_inference_steps}")
+    if config.cache is not None:
+        lines.append(f"not counted: what cache={config.cache} saves, and the memory of what it keeps")
     if (num_processes := parallel.cfg * parallel.ulysses) > 1:
         lines.append(f"{num_processes} processes; operations and memory are those of one of them")
     if footprint.context_cache:
@@ -73,13 +89,13 @@ def predict(
         shape: frames and latent frames of the whole story.
         windows: from `plan_windows`.
     """
-    guided = config.guidance_scale > 1 and config.parallel.cfg == 1  # on a process
     dtype = getattr(torch, config.dtype)
     kept = 0
     if config.context_refresh > 1:
         variant = config.mask_variant or skeleton.transformer.config.mask_variant
         kept_dtype = FP8 if config.context_cache_dtype == "fp8" else dtype
-        kept = (2 if guided else 1) * context_cache_size(skeleton, windows, shape, kept_dtype, variant)
+        branches = 2 if config.guidance_scale > 1 and config.parallel.cfg == 1 else 1  # on a process
+        kept = branches * context_cache_size(skeleton, windows, shape, kept_dtype, variant)
         kept //= config.parallel.ulysses  # a process keeps its own heads
     return predict_footprint(
         skeleton,
@@ -87,13 +103,21 @@ def predict(
         shape,
         windows,
         dtype=dtype,
-        guided=guided,
-        num_inference_steps=config.num_inference_steps,
+        steps=_count_steps(config, skeleton),
+        cfg=config.parallel.cfg,
         ulysses=config.parallel.ulysses,
         vae_tiling=config.vae_tiling,
         quantization=config.quantization.components,
         context_cache=kept,
         context_cache_on_gpu=config.context_cache_device != "cpu",
+    )
+
+
+def _count_steps(config: InferenceConfig, skeleton: Mask2DiTPipeline) -> Counter[Step]:
+    scheduler = select_sampler(skeleton.scheduler, config.sampler)
+    scheduler.set_timesteps(config.num_inference_steps)
+    return count_steps(
+        scheduler.timesteps.tolist(), config.guidance_scale > 1, config.guidance_interval, config.context_refresh
     )
 
 

@@ -10,11 +10,10 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
 
-from mask2dit.config import SAMPLERS, missing_model
+from mask2dit.config import missing_model
 from mask2dit.device import choose_device
 from mask2dit.files import check_writable
 from mask2dit.hashing import fingerprint
@@ -33,7 +32,7 @@ from mask2dit.inference.sources import (
 from mask2dit.models.attention import check_attention_backend
 from mask2dit.models.context_cache import FP8
 from mask2dit.models.hub import local_lora, local_model, recorded
-from mask2dit.models.loading import empty_model
+from mask2dit.models.loading import empty_model, select_sampler
 from mask2dit.models.lora import check_lora
 from mask2dit.models.masks import cross_scene
 from mask2dit.models.quantization import check_quantization
@@ -405,7 +404,7 @@ def load_pipeline(config: InferenceConfig, device: torch.device) -> Mask2DiTPipe
         **without,
     )
     pipe.prompt_cache = cache
-    pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
+    pipe.scheduler = select_sampler(pipe.scheduler, config.sampler)
     if config.lora.path:
         pipe.load_lora_weights(config.lora.path, adapter_name="lora")
         pipe.set_adapters("lora", config.lora.scale)

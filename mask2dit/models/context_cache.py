@@ -69,7 +69,7 @@ class ContextCache:
         Returns:
             True if this step computes other scenes than the step before it.
         """
-        if step % self.refresh == 0 or guided != self._guided:
+        if is_refreshed(step, self.refresh, guided, self._guided):
             self._sample, self._fetched = None, None
             self._layers.clear()
         changes = self.is_filled != self._was_filled
@@ -133,7 +133,7 @@ class ContextCache:
             return sample
         is_generated = torch.tensor(self.generated).repeat_interleave(torch.tensor(scene_frames))
         whole = self._sample[-len(sample) :].clone()
-        whole[:, is_generated.to(whole.device)] = sample
+        whole[:, is_generated.nonzero().flatten().to(whole.device)] = sample  # numbers, as the meta device needs them
         return whole
 
     def _fetch(self, index: int, like: torch.Tensor) -> None:
@@ -145,6 +145,12 @@ class ContextCache:
         else:
             key, value = (kept.load(len(like), like.device) for kept in self._layers[index])
         self._fetched = (index, key, value)
+
+
+def is_refreshed(step: int, refresh: int, guided: bool, was_guided: bool) -> bool:
+    """Returns True for a denoising step that computes given scenes anew: the first, every k-th, and where guidance begins or
+    ends."""
+    return step % refresh == 0 or guided != was_guided
 
 
 class _Kept:

@@ -13,15 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
+import diffusers
 import torch
 from accelerate import init_empty_weights
-from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, ModelMixin
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from diffusers.utils.hub_utils import _add_variant
 from safetensors import SafetensorError, safe_open
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from transformers.utils import is_protobuf_available
 
+from mask2dit.config import SAMPLERS
 from mask2dit.models.quantization import check_unquantized, quantization_config
 
 CONFIG_NAME = "config.json"
@@ -297,6 +299,11 @@ def load_scheduler(folder: Path) -> CogVideoXDDIMScheduler | CogVideoXDPMSchedul
     name = CogVideoXDDIMScheduler.load_config(folder).get("_class_name")
     cls = CogVideoXDPMScheduler if name == "CogVideoXDPMScheduler" else CogVideoXDDIMScheduler
     return cls.from_pretrained(folder)
+
+
+def select_sampler(scheduler: SchedulerMixin, sampler: str) -> CogVideoXDDIMScheduler | CogVideoXDPMScheduler:
+    """Returns the scheduler of a sampler, "ddim" or "dpm", with the noise schedule of another scheduler."""
+    return getattr(diffusers, SAMPLERS[sampler]).from_config(scheduler.config)
 
 
 def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:

@@ -7,9 +7,10 @@ workspaces of its kernels, is not predicted; `fits` leaves room for it.
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, ModelMixin
@@ -21,10 +22,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5EncoderModel
 
+from mask2dit.models.context_cache import ContextCache, is_refreshed
 from mask2dit.models.parallel import PredictedGroup
 from mask2dit.models.quantization import FORMS, quantized_bytes
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
-from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
+from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape, in_interval
 from mask2dit.pipelines.memory import enable_vae_tiling
 from mask2dit.pipelines.story import Window
 
@@ -197,6 +199,36 @@ def fits(peak: int, capacity: int) -> bool:
     return 1.05 * peak + GIB <= capacity
 
 
+class Step(NamedTuple):
+    """What a denoising step computes."""
+
+    guided: bool
+    """True: both branches of guidance; False: the prompts' alone."""
+    complete: bool
+    """True: all scenes; False: generated scenes alone, with what a context cache keeps of given ones."""
+
+
+def count_steps(
+    timesteps: Iterable[float],
+    guided: bool,
+    guidance_interval: Sequence[float] | None = None,
+    context_refresh: int = 1,
+) -> Counter[Step]:
+    """Counts the kinds of steps by which a window with given scenes is denoised.
+
+    Args:
+        timesteps: the scheduler's timesteps in order.
+        guided: True with classifier-free guidance.
+        guidance_interval, context_refresh: as for the pipeline.
+    """
+    steps, was_guided = Counter(), False
+    for number, timestep in enumerate(timesteps):
+        is_guided = guided and in_interval(timestep, guidance_interval)
+        steps[Step(is_guided, is_refreshed(number, context_refresh, is_guided, was_guided))] += 1
+        was_guided = is_guided
+    return steps
+
+
 def predict_footprint(
     skeleton: Mask2DiTPipeline,
     text_encoder: T5EncoderModel,
@@ -204,8 +236,8 @@ def predict_footprint(
     windows: Sequence[Window],
     *,
     dtype: torch.dtype,
-    guided: bool,
-    num_inference_steps: int,
+    steps: Mapping[Step, int],
+    cfg: int = 1,
     ulysses: int = 1,
     vae_tiling: bool = False,
     context_cache: int = 0,
@@ -220,9 +252,10 @@ def predict_footprint(
         shape: frames and latent frames of the whole story.
         windows: from `plan_windows`.
         dtype: the weights' dtype.
-        guided: True if a process computes both branches of classifier-free guidance.
-        num_inference_steps: denoising steps of each window.
-        ulysses: number of processes that share each step; the footprint is that of one of them.
+        steps: number of denoising steps of each kind in a window, from `count_steps`. Without given scenes in a window, all
+            of its steps are complete.
+        cfg: number of processes over which the branches of guidance are divided; the footprint is that of one of them.
+        ulysses: number of processes that share each step; likewise.
         vae_tiling: True decodes in tiles.
         context_cache: bytes that the context cache keeps, see `mask2dit.pipelines.story.context_cache_size`.
         context_cache_on_gpu: False if it keeps them in main memory.
@@ -237,19 +270,10 @@ def predict_footprint(
         enable_vae_tiling(vae)
     if ulysses > 1:
         transformer.ulysses_group = PredictedGroup(ulysses)
-    branches = 2 if guided else 1
-    generated = {scene for _, new in windows for scene in new}
-    decoded = [frames for scene, frames in enumerate(shape.latent_frames) if scene in generated]
-    encoded = [frames for scene, frames in enumerate(shape.frames) if scene not in generated]
-    of_frames = {frames: _decoding(vae, frames, shape) for frames in set(decoded)}
-    of_given = {frames: _encoding(vae, frames, shape) for frames in set(encoded)}
-    of_scenes = [of_frames[frames] for frames in decoded] + [of_given[frames] for frames in encoded]
-    window = transformer.config.max_text_seq_length
-    steps, texts = [], []
-    for scenes, _ in windows:
-        frames = tuple(shape.latent_frames[scene] for scene in scenes)
-        steps.append(_denoising(transformer, frames, shape, branches))
-        texts.append(_embedding(text_encoder, len(frames), window))
+    text_length = transformer.config.max_text_seq_length
+    texts = [_embedding(text_encoder, len(window.scenes), text_length) for window in windows]
+    denoised = [_denoising(transformer, window, shape, steps, cfg) for window in windows]
+    of_scenes = _coding(vae, windows, shape)
     height, width = (size * skeleton.vae_scale_factor_spatial for size in shape.latent_size[1:])
     return Footprint(
         weights={
@@ -258,7 +282,7 @@ def predict_footprint(
         },
         activations={
             "text_encoder": max(cost.peak for cost in texts),
-            "transformer": max(cost.peak for cost in steps),
+            "transformer": max(cost.peak for cost in denoised),
             "vae": max(cost.peak for cost in of_scenes),
         },
         context_cache=context_cache,
@@ -268,8 +292,8 @@ def predict_footprint(
         ),
         frames=max(shape.frames) * height * width * 3 * 5,  # float32, and 8 bits
         flops={
-            "text_encoder": branches * sum(cost.flops for cost in texts),
-            "transformer": num_inference_steps * sum(cost.flops for cost in steps),
+            "text_encoder": (2 if any(step.guided for step in steps) else 1) * sum(cost.flops for cost in texts),
+            "transformer": sum(cost.flops for cost in denoised),
             "vae": sum(cost.flops for cost in of_scenes),
         },
     )
@@ -280,7 +304,27 @@ def _embedding(text_encoder: nn.Module, num_texts: int, window: int) -> Cost:
 
 
 def _denoising(
-    transformer: Mask2DiTTransformer3DModel, scene_frames: Sequence[int], shape: VideoShape, branches: int
+    transformer: Mask2DiTTransformer3DModel, window: Window, shape: VideoShape, steps: Mapping[Step, int], cfg: int
+) -> Cost:
+    """All steps of a window. The operations of a step grow with its branches, so that one number of them is measured."""
+    frames = [shape.latent_frames[scene] for scene in window.scenes]
+    branches = {step: 2 // cfg if step.guided else 1 for step in steps}
+    most = max(branches.values())
+    complete = _step(transformer, frames, shape, most)
+    of_branch = {True: complete.flops // most, False: complete.flops // most}
+    if window.context and not all(step.complete for step in steps):
+        cache = ContextCache([scene in window.new for scene in window.scenes], refresh=2)
+        _step(transformer, frames, shape, 1, cache)  # fills it
+        of_branch[False] = _step(transformer, frames, shape, 1, cache).flops
+    return Cost(complete.peak, sum(n * branches[step] * of_branch[step.complete] for step, n in steps.items()))
+
+
+def _step(
+    transformer: Mask2DiTTransformer3DModel,
+    scene_frames: Sequence[int],
+    shape: VideoShape,
+    branches: int,
+    cache: ContextCache | None = None,
 ) -> Cost:
     """One step, as `Mask2DiTPipeline` takes it."""
     config = transformer.config
@@ -298,9 +342,20 @@ def _denoising(
             image_rotary_emb=rotary,
             scene_frames=tuple(scene_frames),
             return_dict=False,
+            context_cache=cache,
         )[0].float()
 
     return measure(step)
+
+
+def _coding(vae: AutoencoderKLCogVideoX, windows: Sequence[Window], shape: VideoShape) -> list[Cost]:
+    """The decoding of each generated scene and the encoding of each given one."""
+    generated = {scene for window in windows for scene in window.new}
+    decoded = [frames for scene, frames in enumerate(shape.latent_frames) if scene in generated]
+    encoded = [frames for scene, frames in enumerate(shape.frames) if scene not in generated]
+    of_frames = {frames: _decoding(vae, frames, shape) for frames in set(decoded)}
+    of_given = {frames: _encoding(vae, frames, shape) for frames in set(encoded)}
+    return [of_frames[frames] for frames in decoded] + [of_given[frames] for frames in encoded]
 
 
 def _decoding(vae: AutoencoderKLCogVideoX, latent_frames: int, shape: VideoShape) -> Cost:

@@ -155,10 +155,7 @@ class DenoisingState:
         return self.guidance_scale > 1.0
 
     def is_guided_at(self, timestep: torch.Tensor) -> bool:
-        if self.guidance_interval is None:
-            return self.guided
-        low, high = self.guidance_interval
-        return self.guided and low <= timestep.item() <= high
+        return self.guided and in_interval(timestep.item(), self.guidance_interval)
 
     def given_parts(self, generated: Sequence[bool]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the given scenes' latents and embeddings by name."""
@@ -1069,6 +1066,11 @@ def check_scheduler(scheduler) -> None:
             f"{name} does not know snr_shift_scale={shift} of the noise schedule that the model was trained with: use "
             f"{', '.join(cls.__name__ for cls in SCHEDULERS[:2])}"
         )
+
+
+def in_interval(timestep: float, interval: Sequence[float] | None) -> bool:
+    """Returns True for a timestep from the lowest to the highest of an interval; for every timestep without an interval."""
+    return interval is None or interval[0] <= timestep <= interval[1]
 
 
 def require_finite(what: str, values: torch.Tensor, remedy: str) -> None:

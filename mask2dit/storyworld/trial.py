@@ -164,9 +164,8 @@ def run_trial(config: TrialConfig) -> None:
         FileNotFoundError, ValueError, FileExistsError: before weights are read, if the model is missing or unfit, or the
             folder holds another trial.
     """
-    import diffusers
-
     from mask2dit.models.hub import local_model
+    from mask2dit.models.loading import select_sampler
     from mask2dit.models.quantization import check_quantization
     from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
@@ -189,7 +188,7 @@ def run_trial(config: TrialConfig) -> None:
         variant=config.variant,
         quantization={"transformer": config.quantization} if config.quantization else None,
     )
-    pipe.scheduler = getattr(diffusers, SAMPLERS[config.sampler]).from_config(pipe.scheduler.config)
+    pipe.scheduler = select_sampler(pipe.scheduler, config.sampler)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
     for seeds in tqdm(_batches(config, missing), unit="batch"):

@@ -1,18 +1,30 @@
 """Predicted memory against the bytes that torch's allocator hands out on the CPU."""
 
+import dataclasses
 import shutil
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from mask2dit.data.config import DataConfig
 from mask2dit.inference import dry_run, run
 from mask2dit.inference.config import InferenceConfig
 from mask2dit.inference.dry_run import describe_needs
-from mask2dit.models.loading import empty_text_encoder
+from mask2dit.models.loading import empty_text_encoder, select_sampler
 from mask2dit.pipelines import footprint
-from mask2dit.pipelines.footprint import GIB, Footprint, LiveBytes, WeightSizes, measure, predict_footprint
+from mask2dit.pipelines.footprint import (
+    GIB,
+    Footprint,
+    LiveBytes,
+    Step,
+    WeightSizes,
+    count_steps,
+    measure,
+    predict_footprint,
+)
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.memory import MEMORY_MODES, enable_vae_tiling
 from mask2dit.pipelines.story import plan_windows
@@ -34,12 +46,13 @@ def allocated(compute) -> int:
 def predict(pipe, folder, num_scenes, given=(), **options) -> Footprint:
     size = options.pop("size", (None, None, None))
     size = pipe.fill_size(*size)
+    steps = count_steps(range(options.pop("num_inference_steps", 2)), options.pop("guided", True))
     return predict_footprint(
         pipe,
         empty_text_encoder(folder / "text_encoder"),
         pipe.video_shape(*size, num_scenes),
         plan_windows(pipe, ["a"] * num_scenes, given, None, *size),
-        **{"dtype": torch.float32, "guided": True, "num_inference_steps": 2, **options},
+        **{"dtype": torch.float32, "steps": steps, **options},
     )
 
 
@@ -114,6 +127,51 @@ def test_operations_are_those_that_training_counts_times_steps_and_guidance(smal
     assert guided.flops["vae"] == plain.flops["vae"] > 0
 
 
+@pytest.mark.parametrize(
+    "context_refresh, guidance_interval", [(1, None), (3, None), (1, (200, 700)), (3, (200, 700))]
+)
+def test_operations_of_kept_context_and_of_a_guidance_interval_are_those_that_a_run_counts(
+    small_pipeline, small_model, context_refresh, guidance_interval
+):
+    settings = {"context_refresh": context_refresh, "guidance_interval": guidance_interval}
+    small_pipeline.scheduler = select_sampler(small_pipeline.scheduler, "dpm")
+    config, shape = small_pipeline.transformer.config, small_pipeline.video_shape(64, 64, (9, 17, 9), 3)
+    embeds = torch.randn(2, 1, 3, config.max_text_seq_length, config.text_embed_dim)
+    # torch counts the matrix products of plain attention, but not the fused attention of CPUs.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        small_pipeline(
+            prompt_embeds=embeds[0],
+            negative_prompt_embeds=embeds[1],
+            context_latents=torch.randn(1, shape.latent_frames[0] + shape.latent_frames[2], *shape.latent_size),
+            scene_mask=[False, True, False],
+            height=64,
+            width=64,
+            num_frames=shape.frames,
+            num_inference_steps=8,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+            **settings,
+        )
+    steps = count_steps(small_pipeline.scheduler.timesteps.tolist(), True, **settings)
+    predicted = predict(small_pipeline, small_model, 3, given=(0, 2), size=(64, 64, (9, 17, 9)), steps=steps)
+    assert predicted.flops["transformer"] == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_steps_are_counted_by_their_guidance_and_the_scenes_that_they_compute():
+    timesteps = [900, 700, 500, 300, 100]
+    assert count_steps(timesteps, True) == {Step(True, True): 5}
+    assert count_steps(timesteps, False, (0, 1000), 2) == {Step(False, True): 3, Step(False, False): 2}
+    # Steps 0 and 4 are due, step 1 begins guidance, step 3 ends it.
+    expected = {Step(False, True): 3, Step(True, True): 1, Step(True, False): 1}
+    assert count_steps(timesteps, True, (500, 700), 4) == expected
+
+
+def test_guidance_on_two_processes_halves_the_operations_of_guided_steps(small_pipeline, small_model):
+    steps = {Step(True, True): 2, Step(False, True): 3}
+    both, one = (predict(small_pipeline, small_model, 2, steps=steps, cfg=cfg).flops["transformer"] for cfg in (1, 2))
+    assert both / one == 7 / 5
+
+
 def test_attention_is_predicted_without_a_matrix_of_scores():
     def attend():
         query, key, value = (torch.empty(1, 1, 4096, 16, device="meta") for _ in range(3))
@@ -169,6 +227,11 @@ def test_a_dry_run_reads_no_weights_and_names_every_mode(small_model, tmp_path, 
     assert all(mode in printed for mode in MEMORY_MODES)
     assert "3 scenes (1 given) of 9 frames at 64x96" in printed
     assert "80 GB: memory=full" in describe_needs(config, torch.device("cpu"))
+    changes = {"context_refresh": 5, "guidance_interval": [190, 790], "cache": "first_block"}
+    lines = describe_needs(dataclasses.replace(config, **changes), torch.device("cpu")).splitlines()
+    assert "guided steps: 30 of 50" in lines
+    assert "steps that compute given scenes: 12 of 50" in lines
+    assert any("cache=first_block" in line for line in lines)
 
 
 @pytest.fixture
