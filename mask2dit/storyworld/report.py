@@ -236,6 +236,7 @@ def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
         "sampler": config.sampler,
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,
+        "guidance_interval": config.guidance_interval,
         "stories": len(stories),
         "attributes": _interval([np.mean(list(chain(*story["kinds"].values()))) for story in stories]),
         "right": _interval([np.mean(story["right"]) for story in stories]),
@@ -281,19 +282,21 @@ def trials_table(summaries: dict) -> str:
 
 
 def steps_table(summaries: dict) -> str:
-    """Results by sampler and number of steps, in Markdown."""
+    """Results by sampler, number of steps and guidance, in Markdown."""
     found = [summary for name, summary in summaries.items() if name.startswith("trials/steps/")]
+    order = ("sampler", "num_inference_steps", "guidance_scale")
     rows = [
         [
             of["sampler"],
             str(of["num_inference_steps"]),
+            f"{of['guidance_scale']:g}" + (" in {} to {}".format(*interval) if (interval := of["guidance_interval"]) else ""),
             f"{of['stories']} {of['range']}",
             _percent(of["right"]),
             _number(of["consistency"]),
         ]
-        for of in sorted(found, key=lambda of: (of["sampler"], of["num_inference_steps"]))
+        for of in sorted(found, key=lambda of: ([of[key] for key in order], of["guidance_interval"] or []))
     ]
-    return markdown_table(["sampler", "steps", "stories", "scenes all right", "visual consistency"], rows)
+    return markdown_table(["sampler", "steps", "guidance", "stories", "scenes all right", "visual consistency"], rows)
 
 
 def kinds_table(summaries: dict) -> str:

@@ -66,13 +66,14 @@ def test_an_actor_that_returns_is_compared_with_its_first_scene():
     assert measure_video(trial, 3, other)["returned"] < 0.1
 
 
-def test_samplers_and_numbers_of_steps_are_listed_in_order(config, perfect, tmp_path):
-    for sampler, steps in (("dpm", 6), ("ddim", 30), ("ddim", 4)):
-        perfect(f"trials/steps/{sampler}_{steps}", sampler=sampler, num_inference_steps=steps)
+def test_samplers_numbers_of_steps_and_guidance_are_listed_in_order(config, perfect, tmp_path):
+    for sampler, steps, interval in (("dpm", 6, [500, 1000]), ("dpm", 6, None), ("ddim", 30, None), ("ddim", 4, None)):
+        settings = {"sampler": sampler, "num_inference_steps": steps, "guidance_interval": interval}
+        perfect(f"trials/steps/{sampler}_{steps}_{interval}", **settings)
     write_report(config)
     lines = (tmp_path / "page.md").read_text().splitlines()
-    rows = [line.split(" | ")[:3] for line in lines if line.startswith(("| ddim", "| dpm"))]
-    assert rows == [["| ddim", "4", "3 reporting"], ["| ddim", "30", "3 reporting"], ["| dpm", "6", "3 reporting"]]
+    rows = [line.removeprefix("| ").split(" | ")[:3] for line in lines if line.startswith(("| ddim", "| dpm"))]
+    assert rows == [["ddim", "4", "2"], ["ddim", "30", "2"], ["dpm", "6", "2"], ["dpm", "6", "2 in 500 to 1000"]]
 
 
 def test_only_generated_scenes_and_their_pairs_count():
