@@ -127,9 +127,10 @@ def pipeline(case: dict) -> float:
             num_frames=(5, 9, 5),
             context_latents=context,
             scene_mask=[True, True, False],
-            num_inference_steps=4,
+            num_inference_steps=8,
             use_dynamic_cfg=True,
-            context_refresh=2,
+            context_refresh=4,
+            guidance_interval=case.get("guidance_interval"),
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
         ).frames
@@ -211,6 +212,11 @@ def difference(found, expected) -> float:
 
 CHECKS = {f"ulysses, {name}": (ulysses, case) for name, case in CASES.items()}
 CHECKS |= {f"pipeline, cfg={cfg}": (pipeline, {"cfg": cfg}) for cfg in (1, 2)}
+# Guides steps 2 and 3, so that there are guided and unguided steps of all scenes and of generated ones alone.
+CHECKS |= {
+    f"pipeline, cfg={cfg}, guidance interval": (pipeline, {"cfg": cfg, "guidance_interval": (500, 800)})
+    for cfg in (1, 2)
+}
 CHECKS |= {f"context cache, {variant}": (context_cache, {"mask_variant": variant}) for variant in ("v2", "v3")}
 CHECKS |= {"exchanged bytes": (exchanged_bytes, {})}
 SLOW = {"ulysses, compiled blocks"}
