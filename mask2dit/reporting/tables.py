@@ -1,5 +1,6 @@
 """Tables as text, for the terminal and for Markdown."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -15,6 +16,18 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [[_one_line(cell).replace("|", "\\|") for cell in line] for line in (heads, *rows)]
     cells.insert(1, ["---"] * len(heads))
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def replace_part(text: str, name: str, part: str) -> str:
+    """Writes a part of a page between its lines `<!-- begin NAME -->` and `<!-- end NAME -->`.
+
+    Raises:
+        ValueError: if the page does not have these lines.
+    """
+    pattern = re.compile(f"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"the page has no place for {name!r}: <!-- begin {name} --> and <!-- end {name} -->")
+    return pattern.sub(lambda found: f"{found[1]}{part}\n{found[2]}", text)
 
 
 def _one_line(cell: str) -> str:

@@ -289,7 +289,8 @@ def steps_table(summaries: dict) -> str:
         [
             of["sampler"],
             str(of["num_inference_steps"]),
-            f"{of['guidance_scale']:g}" + (" in {} to {}".format(*interval) if (interval := of["guidance_interval"]) else ""),
+            f"{of['guidance_scale']:g}"
+            + (" in {} to {}".format(*interval) if (interval := of["guidance_interval"]) else ""),
             f"{of['stories']} {of['range']}",
             _percent(of["right"]),
             _number(of["consistency"]),
