@@ -8,7 +8,10 @@ STUB = """\
 echo "$*" >> calls
 [ -f fail ] && [[ "$*" == *"$(cat fail)"* ]] && { mkdir -p outputs/storyworld/sft/checkpoint-00000500; exit 75; }
 case "$2" in
-  mask2dit.storyworld.films) mkdir -p datasets/storyworld; touch datasets/storyworld/held_out.json ;;
+  mask2dit.storyworld.films) case "$*" in
+    *unnamed*) mkdir -p datasets/storyworld/unnamed; touch datasets/storyworld/unnamed/sft.json ;;
+    *) mkdir -p datasets/storyworld; touch datasets/storyworld/held_out.json ;;
+  esac ;;
   mask2dit.storyworld.vae) mkdir -p outputs/storyworld/vae/vae ;;
   mask2dit.storyworld.text) mkdir -p outputs/storyworld/text/text_encoder ;;
   mask2dit.storyworld.build) mkdir -p outputs/storyworld/model ;;
@@ -43,17 +46,20 @@ def test_all_stages_run_in_order(train_all):
         "data.cache",
         "training.launch",
         "training.launch",
+        "storyworld.films",
+        "data.cache",
+        "training.launch",
         "storyworld.build",
     ]
     assert "configs/storyworld/pretrain.yaml resume=null" in calls[6]
-    assert "trained=outputs/storyworld/sft/model output=models/storyworld" in calls[8]
+    assert "trained=outputs/storyworld/refine/model output=models/storyworld" in calls[11]
 
 
 def test_a_second_run_only_looks_for_missing_latents_and_writes_the_result(train_all):
     train_all()
     _, calls = train_all()
 
-    assert [call.split()[1] for call in calls] == ["mask2dit.data.cache"] * 2 + ["mask2dit.storyworld.build"]
+    assert [call.split()[1] for call in calls] == ["mask2dit.data.cache"] * 3 + ["mask2dit.storyworld.build"]
 
 
 def test_a_stopped_stage_ends_the_script_and_is_resumed_by_the_next_run(train_all):
