@@ -1,10 +1,13 @@
-"""All measurements that need a GPU, as the GPU part of benchmarks/RESULTS.md.
+"""All measurements that need a GPU, as the GPU parts of benchmarks/RESULTS.md and of the README.
 
-Each part runs in a process of its own. A part that fails is reported in its place, and the others go on.
+Each part runs in a process of its own. A part that fails is reported in its place, and the others go on. The README gets the
+tables of `README_PARTS`.
 
     bash benchmarks/gpu.sh
     bash benchmarks/gpu.sh --model models/Mask2DiT --parts backends steps modes
-    bash benchmarks/gpu.sh --tiny --output /tmp/results.md      # small sizes, also without a GPU
+    bash benchmarks/gpu.sh --tiny --output /tmp/results.md --readme /tmp/readme.md      # small sizes, also without a GPU
+
+Both pages need the lines `<!-- begin GPU -->` and `<!-- end GPU -->`, between which their part is written.
 """
 
 import argparse
@@ -23,13 +26,13 @@ from mask2dit.models.masks import MASK_VARIANTS, dense_mask
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.footprint import GIB, measure
 from mask2dit.pipelines.memory import MEMORY_MODES
+from mask2dit.pipelines.published import TRANSFORMERS
 from mask2dit.pipelines.untrained import build_untrained_model
+from mask2dit.reporting.tables import replace_part
 from mask2dit.scenes import SceneLayout
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- begin GPU -->", "<!-- end GPU -->"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SHAPES = {"2B": {}, "5B": {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True}}
 TINY = {"num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 2, "text_embed_dim": 64}
 
 
@@ -62,7 +65,7 @@ def backends(args: argparse.Namespace) -> str:
 def steps(args: argparse.Namespace) -> str:
     """One guided step of 3 scenes with random weights: time, and peak memory next to the predicted one."""
     lines = ["| shape | s per step | peak, GiB | predicted, GiB |", "|---|---|---|---|"]
-    for name, config in SHAPES.items():
+    for name, config in TRANSFORMERS.items():
         config, size = ({**config, **TINY}, (3, 8, 12)) if args.tiny else (config, (13, 60, 90))
         with DEVICE:
             model = Mask2DiTTransformer3DModel(**config).to(torch.bfloat16).eval()
@@ -97,18 +100,20 @@ def steps(args: argparse.Namespace) -> str:
 
 
 def modes(args: argparse.Namespace) -> str:
-    """Every memory mode with the model of --model: seconds of a run of 2 steps, by `mask2dit generate`."""
+    """Every memory mode with the model of --model (a small untrained one if none was given): a run of 2 steps, by
+    `mask2dit generate`."""
     model = args.model
-    lines = ["| `memory=` | seconds |", "|---|---|"]
+    lines = ["| `memory=` | seconds, with loading | peak, GiB |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         if model is None:
             model = str(build_untrained_model(Path(folder) / "untrained"))
         for mode in MEMORY_MODES:
             keys = [f"model={model}", "prompts=[a, b, c]", f"memory={mode}", "num_inference_steps=2"]
             started = time.perf_counter()
-            done = _run(["-m", "mask2dit", "generate", *keys, f"save_path={folder}/{mode}"])
+            done = _run(["-c", GENERATE, "generate", *keys, f"save_path={folder}/{mode}"])
             seconds = f"{time.perf_counter() - started:.1f}"
-            lines.append(f"| `{mode}` | {seconds if done.returncode == 0 else _reason(done)} |")
+            cells = (seconds, done.stdout.splitlines()[-1]) if done.returncode == 0 else (_reason(done), "-")
+            lines.append(f"| `{mode}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -133,7 +138,18 @@ def training(args: argparse.Namespace) -> str:
     return _benchmark("training.py", ["--height", "64", "--width", "96", "--frames", "9"] if args.tiny else [])
 
 
+GENERATE = """
+import sys, torch
+from mask2dit.cli import main
+status = main(sys.argv[1:])
+print(f"{torch.cuda.max_memory_allocated() / 2**30:.2f}" if torch.cuda.is_available() else "-")
+sys.exit(status)
+"""
+"""`mask2dit` that prints the peak of the GPU's memory in GiB at the end."""
+
+
 PARTS = {part.__name__: part for part in (backends, attention, extension, modes, steps, training)}
+README_PARTS = ("steps", "modes")
 
 
 def _run(arguments: list[str]) -> subprocess.CompletedProcess:
@@ -149,8 +165,8 @@ def _benchmark(name: str, arguments: list[str]) -> str:
     return f"```\n{done.stdout.strip()}\n```" if done.returncode == 0 else _reason(done)
 
 
-def report(results: dict[str, str]) -> str:
-    """The GPU part of the results: the device, and each part's description and table."""
+def report(results: dict[str, str], with_heads: bool = True) -> str:
+    """The GPU part of a page: the device, and each part's description and table, each under a head of its own or not."""
     card = (
         torch.cuda.get_device_name()
         if DEVICE.type == "cuda"
@@ -158,16 +174,17 @@ def report(results: dict[str, str]) -> str:
     )
     lines = [f"On {card}, torch {torch.__version__}, by `bash benchmarks/gpu.sh`:"]
     for name, result in results.items():
-        lines += ["", f"### {name}", "", PARTS[name].__doc__, "", result]
+        heads = ["", f"### {name}"] if with_heads else []
+        lines += [*heads, "", " ".join(PARTS[name].__doc__.split()), "", result]
     return "\n".join(lines)
 
 
-def replace_part(text: str, part: str) -> str:
-    """Puts the GPU part between its markers, or at the end of a text without them."""
-    if BEGIN not in text:
-        return f"{text.rstrip()}\n\n{BEGIN}\n{part}\n{END}\n".lstrip()
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{part}\n{END}{rest.partition(END)[2]}"
+def write_pages(args: argparse.Namespace, results: dict[str, str]) -> None:
+    """Writes the GPU parts of the page of results and of the README."""
+    of_readme = {name: result for name, result in results.items() if name in README_PARTS}
+    for page, part in ((args.output, report(results)), (args.readme, report(of_readme, with_heads=False))):
+        if page == args.output or of_readme:
+            write_text(page, replace_part(page.read_text(encoding="utf-8"), "GPU", part))
 
 
 def main() -> None:
@@ -176,20 +193,29 @@ def main() -> None:
     parser.add_argument("--model", help="model for the memory modes; a small untrained one if not given")
     parser.add_argument("--tiny", action="store_true", help="small sizes, also for a CPU")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "RESULTS.md")
+    parser.add_argument("--output", type=Path, help="page of results; by default benchmarks/RESULTS.md")
+    parser.add_argument("--readme", type=Path, help="by default README.md")
     parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)  # a part in its own process
     args = parser.parse_args()
     if args.only:
         print(PARTS[args.only](args))
         return
+    if args.tiny and not (args.output and args.readme):
+        parser.error("small sizes measure nothing of interest: name pages of your own by --output and --readme")
+    args.output = args.output or ROOT / "benchmarks/RESULTS.md"
+    args.readme = args.readme or ROOT / "README.md"
+    for page in (args.output, args.readme):
+        if "<!-- begin GPU -->" not in (page.read_text(encoding="utf-8") if page.is_file() else ""):
+            parser.error(
+                f"{page} has no place for the GPU part: add the lines <!-- begin GPU --> and <!-- end GPU -->"
+            )
     results = {}
     for name in args.parts:
         print(f"{name} …", file=sys.stderr)
         arguments = ["--only", name, "--runs", str(args.runs), *(["--tiny"] if args.tiny else [])]
         done = _run([__file__, *arguments, *(["--model", args.model] if args.model else [])])
         results[name] = done.stdout.strip() if done.returncode == 0 else _reason(done)
-        text = args.output.read_text(encoding="utf-8") if args.output.is_file() else ""
-        write_text(args.output, replace_part(text, report(results)))  # after each part, so that none is lost
+        write_pages(args, results)  # after each part, so that none is lost
     print(report(results))
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures everything that needs a GPU, and writes the GPU part of benchmarks/RESULTS.md.
+# Measures everything that needs a GPU, and writes the GPU parts of benchmarks/RESULTS.md and the README.
 # Arguments go to benchmarks/gpu.py: --tiny for small sizes, --model FOLDER for the memory modes, --parts to select.
 set -euo pipefail
 cd "$(dirname "$0")/.."

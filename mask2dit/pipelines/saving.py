@@ -5,6 +5,7 @@ from pathlib import Path
 
 from diffusers import CogVideoXDDIMScheduler
 
+from mask2dit.device import name_cpu_to_deepspeed
 from mask2dit.files import apply_umask
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
@@ -17,6 +18,7 @@ def save_pipeline(pipe: Mask2DiTPipeline, folder: Path, spiece: Path) -> None:
     Released folders hold `spiece.model`. transformers would write another form of the tokenizer and then prefer it, so
     only `spiece.model` is written, and the folder is read in the same way.
     """
+    name_cpu_to_deepspeed()
     contents = spiece.read_bytes()
     pipe.save_pretrained(folder)
     for file in (folder / "tokenizer").iterdir():

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin
 from accelerate.utils import InitProcessGroupKwargs
 
+from mask2dit.device import name_cpu_to_deepspeed
 from mask2dit.training.config import TrainConfig
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -139,11 +140,9 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     """The accelerator of a run, with gloo as its backend if there is no GPU."""
     handlers = []
     on_cpu = not torch.cuda.is_available()
-    if on_cpu:
-        # Without these, accelerate sees a single process on a CPU, and DeepSpeed looks for a GPU.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        if "RANK" in os.environ:  # started by torchrun
-            handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    name_cpu_to_deepspeed()
+    if on_cpu and "RANK" in os.environ:  # started by torchrun; without gloo, accelerate sees a single process on a CPU
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
     given = deepspeed_config(config, world_size())
     if given and "RANK" not in os.environ:
         raise ValueError("DeepSpeed runs in processes that torchrun starts: use scripts/train.sh, or deepspeed=null")
