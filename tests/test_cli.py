@@ -61,6 +61,17 @@ def test_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_module_forms_read_their_arguments_before_diffusers_is_imported():
+    forms = ("data.cache", "data.check", "pipelines.untrained", "storyworld.trial", "training", "evaluation.study")
+    code = (
+        "import sys; from importlib import import_module\n"
+        f"for form in {forms}: import_module('mask2dit.' + form)\n"
+        "heavy = {'diffusers', 'transformers', 'torchao', 'deepspeed'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("form", ["mask2dit", "mask2dit.training"])
 def test_a_module_form_tells_how_it_is_called(form):
     arguments = ["train"] if form == "mask2dit" else []

@@ -20,6 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,7 +31,6 @@ from mask2dit.config import parse_shard
 from mask2dit.data.cache_index import REMEDY, CacheIndex, entry_key, update_index, write_entries
 from mask2dit.data.clips import Clip, UnreadableClipError, is_long_enough, read_clip
 from mask2dit.data.config import CacheConfig, DataConfig
-from mask2dit.data.encoding import encode_caption, encode_clip, load_encoders
 from mask2dit.data.manifests import read_manifest
 from mask2dit.data.quarantine import Quarantine
 from mask2dit.device import choose_device
@@ -39,10 +39,12 @@ from mask2dit.engine.open import open_engine
 from mask2dit.engine.share import Workers, in_batches
 from mask2dit.files import check_writable, read_json, write_text
 from mask2dit.hashing import fingerprint
-from mask2dit.models.hub import local_model
-from mask2dit.pipelines.mask2dit import VAE_REMEDY, Mask2DiTPipeline, require_finite
 from mask2dit.pipelines.prompt_cache import text_settings
 from mask2dit.provenance import describe_changes
+
+# What imports diffusers is imported by the functions that need it: readers of a cache do not, nor does --help.
+if TYPE_CHECKING:
+    from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +168,7 @@ def cache_settings(
     data: DataConfig,
     model: str | os.PathLike,
     dtype: str,
-    skeleton: Mask2DiTPipeline,
+    skeleton: "Mask2DiTPipeline",
     variant: str | None = None,
 ) -> dict:
     """All settings that latents and embeddings depend on, besides the clips and captions themselves.
@@ -204,6 +206,9 @@ def build_cache(config: CacheConfig) -> None:
         FileNotFoundError, ValueError, OSError: if a setting cannot be carried out; raised before weights are read.
         QuarantineError: if too many clips cannot be read.
     """
+    from mask2dit.models.hub import local_model
+    from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+
     if config.engine == "local":  # the nodes of a cluster may have other devices than this machine
         choose_device(config.device)
     config = replace(config, shard=resolve_shard(config))
@@ -286,13 +291,15 @@ def _missing_files(config: CacheConfig, cache: LatentCache, clips: list[Clip], c
 
 
 def _load_encoders(
-    model: str, dtype: str, device: str, skeleton: Mask2DiTPipeline, variant: str | None
-) -> Mask2DiTPipeline:
+    model: str, dtype: str, device: str, skeleton: "Mask2DiTPipeline", variant: str | None
+) -> "Mask2DiTPipeline":
+    from mask2dit.data.encoding import load_encoders
+
     return load_encoders(model, getattr(torch, dtype), choose_device(device), skeleton, variant)
 
 
 def _encode(
-    files: Iterable[_File], pipe: Mask2DiTPipeline, folder: Path, data: DataConfig, settings: dict, num_clips: int
+    files: Iterable[_File], pipe: "Mask2DiTPipeline", folder: Path, data: DataConfig, settings: dict, num_clips: int
 ) -> Iterator[Counter]:
     """Writes files. Yields for each how many entries of its kind were written, and how many clips failed."""
     failed = Quarantine(folder / "failed.jsonl", num_clips, data.max_quarantined_share)
@@ -303,7 +310,10 @@ def _encode(
             yield _encode_clips(file.items, pipe, folder, data, settings, failed)
 
 
-def _encode_captions(captions: list[str], pipe: Mask2DiTPipeline, folder: Path, settings: dict) -> Counter:
+def _encode_captions(captions: list[str], pipe: "Mask2DiTPipeline", folder: Path, settings: dict) -> Counter:
+    from mask2dit.data.encoding import encode_caption
+    from mask2dit.pipelines.mask2dit import require_finite
+
     tensors = {}
     for caption in captions:
         values = encode_caption(pipe, caption).cpu()
@@ -314,8 +324,11 @@ def _encode_captions(captions: list[str], pipe: Mask2DiTPipeline, folder: Path, 
 
 
 def _encode_clips(
-    clips: list[Clip], pipe: Mask2DiTPipeline, folder: Path, data: DataConfig, settings: dict, failed: Quarantine
+    clips: list[Clip], pipe: "Mask2DiTPipeline", folder: Path, data: DataConfig, settings: dict, failed: Quarantine
 ) -> Counter:
+    from mask2dit.data.encoding import encode_clip
+    from mask2dit.pipelines.mask2dit import VAE_REMEDY, require_finite
+
     tensors, sizes, counts = {}, {}, Counter()
     for clip in clips:
         try:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -24,11 +25,11 @@ from mask2dit.data.clips import (
 )
 from mask2dit.data.config import CheckConfig, DataConfig
 from mask2dit.data.manifests import LENGTH_FIELD, PATH_FIELD, Problem, manifest_suffix, parse_manifest
-from mask2dit.models.hub import fetch_model
-from mask2dit.models.loading import load_tokenizer
-from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.reporting.tables import text_table
 from mask2dit.video.reading import FileReader, RangeReader
+
+if TYPE_CHECKING:
+    from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 
 FRAMES_AT_ONCE = 16
 FPS_TOLERANCE = 0.01  # 23.98 stands for 24000/1001
@@ -74,6 +75,10 @@ def check_manifest(config: DataConfig, model: str | None = None) -> Report:
     """
     pipe = None
     if model is not None:
+        # Imported here, since without a model to check captions against, diffusers is not needed.
+        from mask2dit.models.loading import load_tokenizer
+        from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
+
         pipe = Mask2DiTPipeline.skeleton(model, configs_only=True)
         pipe.register_modules(tokenizer=load_tokenizer(Path(model) / "tokenizer"))
     rows, problems = parse_manifest(config)
@@ -153,7 +158,7 @@ def _check_clip(config: DataConfig, clip: Clip, video: _Video | str, avoidable: 
     return problems
 
 
-def _check_caption(pipe: Mask2DiTPipeline, clip: Clip) -> list[Problem]:
+def _check_caption(pipe: "Mask2DiTPipeline", clip: Clip) -> list[Problem]:
     """A warning if the caption exceeds the text window."""
     message = pipe.describe_cut(clip.caption)
     if message is None:
@@ -199,7 +204,11 @@ def _check_row(config: DataConfig, number: int, row: list[Clip], videos: list[_V
 
 def report_problems(config: CheckConfig) -> int:
     """Prints the report. Returns the exit status: 1 if a row is unusable, else 0."""
-    model = config.model and fetch_model(config.model, revision=config.revision, configs_only=True)
+    model = None
+    if config.model:
+        from mask2dit.models.hub import fetch_model
+
+        model = fetch_model(config.model, revision=config.revision, configs_only=True)
     report = check_manifest(config, model)
     print(
         f"{config.manifest} for kind={config.kind}: samples of {config.num_scenes} scenes, {config.num_frames} frames each"

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from mask2dit import Mask2DiTPipeline
 from mask2dit.config import load_config
 from mask2dit.data import cache as cache_module
+from mask2dit.data import encoding
 from mask2dit.data.cache import LatentCache, build_cache, cache_settings, main
 from mask2dit.data.clips import read_clip
 from mask2dit.data.config import CacheConfig
@@ -67,7 +68,7 @@ def on_the_fly(config, tmp_path):
 def test_what_is_not_finite_is_not_cached(cache_config, monkeypatch):
     config = cache_config()
     monkeypatch.setattr(
-        cache_module,
+        encoding,
         "encode_clip",
         lambda vae, pixels: (torch.zeros(3, 16, 4, 6), torch.full((3, 16, 4, 6), torch.inf)),
     )
@@ -205,13 +206,13 @@ def test_an_interrupted_cache_goes_on_and_ends_as_an_uninterrupted_one(cache_con
         return encode_clip(vae, pixels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "encode_clip", encode)
+        patch.setattr(encoding, "encode_clip", encode)
         with pytest.raises(KeyboardInterrupt):
             build_cache(cache_config(cache=str(resumed)))
     assert len(contents(resumed)) < len(contents(whole))
     (resumed / ".0123456789abcdef.safetensors").write_bytes(b"what a killed process leaves behind")
     encoded.clear()
-    monkeypatch.setattr(cache_module, "encode_clip", lambda *args: encoded.append(args) or encode_clip(*args))
+    monkeypatch.setattr(encoding, "encode_clip", lambda *args: encoded.append(args) or encode_clip(*args))
     build_cache(cache_config(cache=str(resumed)))
     (resumed / ".0123456789abcdef.safetensors").unlink()
     assert contents(resumed) == contents(whole)
@@ -219,7 +220,7 @@ def test_an_interrupted_cache_goes_on_and_ends_as_an_uninterrupted_one(cache_con
 
 
 def test_a_cache_that_is_complete_is_left_as_it_is_without_reading_weights(cache_config, built, monkeypatch):
-    monkeypatch.setattr(cache_module, "load_encoders", lambda *args: pytest.fail("weights were read"))
+    monkeypatch.setattr(encoding, "load_encoders", lambda *args: pytest.fail("weights were read"))
     build_cache(cache_config())
 
 
@@ -315,7 +316,7 @@ def test_a_defect_is_not_taken_for_a_broken_clip(cache_config, monkeypatch, tmp_
     def encode(vae, pixels):
         raise ValueError("a defect")
 
-    monkeypatch.setattr(cache_module, "encode_clip", encode)
+    monkeypatch.setattr(encoding, "encode_clip", encode)
     with pytest.raises(ValueError, match="a defect"):
         build_cache(cache_config())
     assert not (tmp_path / "cache/failed.jsonl").exists()
