@@ -130,7 +130,7 @@ class SamplingConfig:
     memory: str = "full"
     """Memory mode: full, model_offload, group_offload, sequential_offload or fp8. The README has a table of them."""
     check_memory: bool = True
-    """Refuse a memory mode that is predicted not to fit the GPU; false: try it."""
+    """Refuse a memory mode that is predicted not to fit the GPU, or main memory without one; false: try it."""
     vae_tiling: bool = False
     """Decode frames in tiles, which takes less memory but is slower and may leave faint seams."""
     attention_backend: str | None = None

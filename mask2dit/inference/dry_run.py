@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import psutil
 import torch
 
 from mask2dit.config import missing_model
@@ -19,6 +20,7 @@ from mask2dit.pipelines.parallel import check_parallel
 from mask2dit.pipelines.step_cache import check_step_cache
 from mask2dit.pipelines.story import ContextRule, Window, check_context_refresh, context_cache_size, plan_windows
 
+SMALL_LATENTS = 2**16  # latents of a window, in one channel: about 4 million pixels of video
 NAMES = {"text_encoder": "text encoder", "transformer": "transformer", "vae": "VAE"}
 
 
@@ -122,22 +124,33 @@ def _count_steps(config: InferenceConfig, skeleton: Mask2DiTPipeline) -> Counter
 
 
 def check_fits(config: InferenceConfig, footprint: Footprint, device: torch.device) -> None:
-    """Raises `ValueError` if the memory mode is predicted not to fit the GPU, with the modes that do."""
-    capacity = _capacity(device)
-    if capacity is not None and not fits(footprint.on_gpu(config.memory), capacity):
+    """Raises `ValueError` if the memory mode is predicted not to fit the device's memory, with the modes that do."""
+    capacity, where = _capacity(device), "of this GPU" if device.type == "cuda" else "of main memory"
+    peak = _peak(footprint, config.memory, device)
+    is_enough = fits(peak, capacity) if device.type == "cuda" else peak <= capacity
+    if not is_enough:
         raise ValueError(
-            f"memory={config.memory} is predicted to take {footprint.on_gpu(config.memory) / GIB:.1f} GiB, which does not "
-            f"fit the {capacity / GIB:.1f} GiB of this GPU: {fitting_modes(config, footprint, capacity)}; "
-            "check_memory=false tries it all the same"
+            f"memory={config.memory} is predicted to take {peak / GIB:.1f} GiB, which does not fit the "
+            f"{capacity / GIB:.1f} GiB {where}: {fitting_modes(config, footprint, device)}; check_memory=false tries it all "
+            "the same"
         )
 
 
-def fitting_modes(config: InferenceConfig, footprint: Footprint, capacity: int) -> str:
-    """Names the memory modes that are predicted to fit, or other remedies."""
-    modes = footprint.fitting(capacity)
+def is_worth_predicting(device: torch.device, shape: VideoShape, windows: Sequence[Window]) -> bool:
+    """Returns False for small videos on a CPU, whose prediction takes longer than it is worth, and where nothing is
+    generated."""
+    height, width = shape.latent_size[1:]
+    largest = max((sum(shape.latent_frames[scene] for scene in window.scenes) for window in windows), default=0)
+    return bool(windows) and (device.type == "cuda" or largest * height * width >= SMALL_LATENTS)
+
+
+def fitting_modes(config: InferenceConfig, footprint: Footprint, device: torch.device) -> str:
+    """Names the memory modes that are predicted to fit a device, or other remedies."""
+    capacity = _capacity(device)
+    modes = footprint.fitting(capacity) if device.type == "cuda" else footprint.fitting_cpu(capacity)
     if modes:
         return "predicted to fit: " + ", ".join(
-            f"memory={mode} ({footprint.on_gpu(mode) / GIB:.1f} GiB)" for mode in modes
+            f"memory={mode} ({_peak(footprint, mode, device) / GIB:.1f} GiB)" for mode in modes
         )
     tiles = "" if config.vae_tiling else " vae_tiling=true,"
     return f"no memory mode is predicted to fit: use{tiles} a smaller window, height, width or num_frames"
@@ -152,17 +165,24 @@ def _given_scenes(config: InferenceConfig) -> Collection[int]:
 
 
 def _recommendations(config: InferenceConfig, footprint: Footprint, device: torch.device) -> list[str]:
-    cards = {f"{size} GB": int(size * 1e9) for size in CARDS}
-    capacity = _capacity(device)
-    if capacity is not None:
-        cards["this GPU"] = capacity
+    fitting = {f"{size} GB": footprint.fitting(int(size * 1e9)) for size in CARDS}
+    if device.type == "cuda":
+        fitting["this GPU"] = footprint.fitting(_capacity(device))
+    else:
+        fitting["this CPU"] = footprint.fitting_cpu(_capacity(device))
     lines = []
-    for card, size in cards.items():
-        modes = footprint.fitting(size)
+    for card, modes in fitting.items():
         remedy = "too small; vae_tiling=true or a smaller size may fit" if not config.vae_tiling else "too small"
         lines.append(f"{card:>9}: {f'memory={modes[0]}' if modes else remedy}")
     return lines
 
 
-def _capacity(device: torch.device) -> int | None:
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+def _capacity(device: torch.device) -> int:
+    """The bytes of a GPU's memory, or of main memory where the CPU computes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
+
+
+def _peak(footprint: Footprint, mode: str, device: torch.device) -> int:
+    return footprint.on_gpu(mode) if device.type == "cuda" else footprint.on_cpu(mode)

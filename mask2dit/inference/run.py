@@ -18,7 +18,7 @@ from mask2dit.device import choose_device
 from mask2dit.files import check_writable
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig, ParallelConfig
-from mask2dit.inference.dry_run import check_fits, describe_needs, fitting_modes, predict
+from mask2dit.inference.dry_run import check_fits, describe_needs, fitting_modes, is_worth_predicting, predict
 from mask2dit.inference.from_story import resolve_story, seed_of
 from mask2dit.inference.output import STORE, StoryFiles, check_name, claim_output, comparison_sheet
 from mask2dit.inference.sources import (
@@ -81,7 +81,7 @@ def generate(config: InferenceConfig, observer: Observer = ignore) -> Path | Non
 
     Raises:
         ValueError, FileNotFoundError, PermissionError: for invalid settings, files or folders, before weights are read.
-        MemoryError: if the GPU's memory does not suffice, with the memory modes that are predicted to fit.
+        MemoryError: if the memory does not suffice, with the memory modes that are predicted to fit.
     """
     device = local_device(choose_device(config.device))
     parallel = ParallelConfig() if config.dry_run else config.parallel  # a dry run needs one process only
@@ -266,15 +266,19 @@ def _decoded(
 
 @contextmanager
 def modes_named(plan: InferencePlan, device: torch.device) -> Generator[None]:
-    """Adds the memory modes that are predicted to fit to an error of too little memory on the GPU."""
+    """Adds the memory modes that are predicted to fit to an error of too little memory, on the GPU or the CPU."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # torch.OutOfMemoryError is one, but the CPU has no error of its own
+        if (
+            not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error))
+            or not plan.windows
+        ):
+            raise
         config = plan.config
         footprint = predict(config, plan.skeleton, plan.shape, plan.windows)
-        capacity = torch.cuda.get_device_properties(device).total_memory
-        reason = str(error).splitlines()[0]
-        raise MemoryError(f"{reason} {fitting_modes(config, footprint, capacity)}") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise MemoryError(f"{reason}; {fitting_modes(config, footprint, device)}") from error
 
 
 def load_skeleton(
@@ -342,7 +346,7 @@ def plan_generation(
     check_context_refresh(config.context_refresh, windows)
     if config.prompt_cache is not None:
         check_writable(config.prompt_cache)
-    if device.type == "cuda" and config.check_memory and windows:
+    if config.check_memory and is_worth_predicting(device, shape, windows):
         check_fits(config, predict(config, skeleton, shape, windows), device)
     check_writable(config.save_path)
     return InferencePlan(config=config, story=story, skeleton=skeleton, shape=shape, windows=windows, sources=sources)

@@ -36,6 +36,8 @@ CARDS = (16, 24, 48, 80)
 """Memory of common GPUs in GB."""
 PREFERRED = ("full", "model_offload", "group_offload", "fp8", "sequential_offload")
 """Memory modes in the order in which they are recommended: exact ones first, the fastest first."""
+CPU_MODES = ("full", "fp8")
+"""Memory modes without a GPU, likewise."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -176,9 +178,25 @@ class Footprint:
         pinned = self.weights["transformer"].total if mode == "group_offload" else 0
         return self.total_weights + pinned + self.frames + (0 if self.context_cache_on_gpu else self.context_cache)
 
+    def on_cpu(self, mode: str) -> int:
+        """Predicts the peak in main memory of one of `CPU_MODES` where the CPU computes, without workspaces."""
+        transformer = self.weights["transformer"]
+        weights = self.total_weights
+        if mode == "fp8":
+            weights += transformer.fp8 + transformer.largest_layer - transformer.total
+        computing = max(
+            weights + activations + (self.context_cache if name == "transformer" else 0)
+            for name, activations in self.activations.items()
+        )
+        return max(computing, self.total_weights) + self.frames  # all weights are first loaded
+
     def fitting(self, capacity: int) -> list[str]:
         """Returns the memory modes that fit a GPU of `capacity` bytes, the recommended one first."""
         return [mode for mode in self.modes if fits(self.on_gpu(mode), capacity)]
+
+    def fitting_cpu(self, capacity: int) -> list[str]:
+        """Returns the memory modes that fit main memory of `capacity` bytes where the CPU computes."""
+        return [mode for mode in CPU_MODES if mode in self.modes and self.on_cpu(mode) <= capacity]
 
     def _resident(self, mode: str, component: str) -> int:
         """Returns the bytes of weights that are on the GPU while a component computes."""
@@ -353,8 +371,15 @@ def _coding(vae: AutoencoderKLCogVideoX, windows: Sequence[Window], shape: Video
     generated = {scene for window in windows for scene in window.new}
     decoded = [frames for scene, frames in enumerate(shape.latent_frames) if scene in generated]
     encoded = [frames for scene, frames in enumerate(shape.frames) if scene not in generated]
-    of_frames = {frames: _decoding(vae, frames, shape) for frames in set(decoded)}
-    of_given = {frames: _encoding(vae, frames, shape) for frames in set(encoded)}
+    try:
+        of_frames = {frames: _decoding(vae, frames, shape) for frames in set(decoded)}
+        of_given = {frames: _encoding(vae, frames, shape) for frames in set(encoded)}
+    except (
+        RuntimeError
+    ) as error:  # diffusers divides very large tensors into stretches of frames that may be too short
+        height, width = (size * 2 ** (len(vae.config.block_out_channels) - 1) for size in shape.latent_size[1:])
+        remedy = "a smaller height and width" if vae.use_tiling else "vae_tiling=true or a smaller height and width"
+        raise ValueError(f"the VAE cannot code scenes of {height}x{width} pixels ({error}): use {remedy}") from error
     return [of_frames[frames] for frames in decoded] + [of_given[frames] for frames in encoded]
 
 

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from mask2dit import cli
 from mask2dit.data.config import DataConfig
 from mask2dit.inference import dry_run, run
 from mask2dit.inference.config import InferenceConfig
@@ -247,16 +248,53 @@ def test_a_mode_that_does_not_fit_is_refused_with_those_that_do(tiny_gpu):
 
 
 def test_an_error_of_too_little_memory_ends_with_the_modes_that_fit(monkeypatch, small_model):
-    class Properties:
-        total_memory = 24 * GIB
-
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(dry_run, "_capacity", lambda device: 24 * GIB)
     monkeypatch.setattr(run, "predict", lambda *args: BIG)
     config = InferenceConfig(model=str(small_model), prompts=["a"], device="cpu")
     plan = run.plan_generation(config, torch.device("cpu"))
     expected = pytest.raises(MemoryError, match=r"^CUDA out of memory.*memory=model_offload \(18\.0 GiB\)")
     with expected, run.modes_named(plan, torch.device("cuda")):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+
+def test_without_a_gpu_main_memory_decides_and_only_its_modes_are_named(monkeypatch):
+    assert [BIG.on_cpu(mode) / GIB for mode in footprint.CPU_MODES] == [27.75, 22.875]
+    config = InferenceConfig(prompts=["a"], memory="full")
+    monkeypatch.setattr(dry_run, "_capacity", lambda device: 24 * GIB)
+    with pytest.raises(
+        ValueError, match=r"27\.8 GiB.* 24\.0 GiB of main memory: predicted to fit: memory=fp8 \(22\.9 GiB\);"
+    ):
+        dry_run.check_fits(config, BIG, torch.device("cpu"))
+    monkeypatch.setattr(dry_run, "_capacity", lambda device: 28 * GIB)
+    dry_run.check_fits(config, BIG, torch.device("cpu"))
+
+
+def test_a_size_beyond_main_memory_is_refused_before_weights_load(small_model, monkeypatch, capsys):
+    monkeypatch.setattr(run, "load_model", lambda *args: pytest.fail("weights were read"))
+    settings = [f"model={small_model}", "prompts=[a]", "device=cpu", "num_frames=9", "height=4096", "width=4096"]
+    monkeypatch.setattr(dry_run, "_capacity", lambda device: 4 * GIB)
+    assert cli.main(["generate", *settings]) == 1
+    assert "no memory mode is predicted to fit: use vae_tiling=true" in capsys.readouterr().err
+
+
+def test_a_size_that_the_vae_cannot_code_as_a_whole_is_refused_with_a_remedy(small_pipeline, small_model, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("Kernel size can't be greater than actual input size")
+
+    monkeypatch.setattr(footprint, "_decoding", fail)
+    with pytest.raises(ValueError, match=r"64x96 pixels.* vae_tiling=true"):
+        predict(small_pipeline, small_model, 1)
+
+
+def test_an_error_of_too_little_main_memory_ends_with_the_modes_that_fit(monkeypatch, small_model):
+    monkeypatch.setattr(dry_run, "_capacity", lambda device: 24 * GIB)
+    monkeypatch.setattr(run, "predict", lambda *args: BIG)
+    device = torch.device("cpu")
+    plan = run.plan_generation(InferenceConfig(model=str(small_model), prompts=["a"], device="cpu"), device)
+    with pytest.raises(MemoryError, match=r"can't allocate memory.*memory=fp8"), run.modes_named(plan, device):
+        torch.empty(2**55)
+    with pytest.raises(RuntimeError, match="a defect"), run.modes_named(plan, device):
+        raise RuntimeError("a defect")
 
 
 def test_processes_that_share_a_pass_need_a_share_of_its_memory_and_operations(small_pipeline, small_model):
