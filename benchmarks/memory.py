@@ -19,10 +19,14 @@ from mask2dit.pipelines.footprint import CARDS, GIB, Footprint, count_steps, pre
 from mask2dit.pipelines.published import TRANSFORMERS, published_skeleton, published_text_encoder
 from mask2dit.pipelines.story import plan_windows
 from mask2dit.reporting.tables import markdown_table, replace_part
+from mask2dit.training.config import LoRATrainingConfig, TrainConfig
+from mask2dit.training.memory import estimate_memory
 
 NUM_SCENES, NUM_STEPS = 3, 50
 ORDER = ("full", "model_offload", "group_offload", "fp8", "sequential_offload")
 QUANTIZATIONS = ("int8", "nf4")
+RANK = 64
+LORA = LoRATrainingConfig(rank=RANK)
 
 
 class Prediction(NamedTuple):
@@ -87,6 +91,17 @@ def quantized_table(footprints: Mapping[str, Footprint]) -> str:
     return markdown_table(["both components in", *(f"`memory={mode}`" for mode in modes)], rows)
 
 
+def training_table() -> str:
+    """The memory of fine-tuning on one process without DeepSpeed, of all weights and of LoRA's additions."""
+    configs = {"all weights": TrainConfig(), f"LoRA of rank {RANK}": TrainConfig(lora=LORA)}
+    configs |= {f"the same over `{form}`": TrainConfig(lora=LORA, quantization=form) for form in QUANTIZATIONS}
+    rows = []
+    for label, config in configs.items():
+        estimates = [estimate_memory(config, published_skeleton(name), 1) for name in TRANSFORMERS]
+        rows.append([label, *(f"{_gib(of.total)} ({_gib(of.total - of.activations)})" for of in estimates)])
+    return markdown_table(["trained", *TRANSFORMERS], rows)
+
+
 def _recommended(prediction: Prediction, capacity: int) -> str:
     plain, tiled = (next(iter(footprint.fitting(capacity)), None) for footprint in prediction)
     with_tiles = f"`memory={tiled} vae_tiling=true`" if tiled else "too small"
@@ -109,6 +124,7 @@ def main() -> None:
         "sizes": modes_table(predictions),
         "work": work_table(predictions),
         "cards": cards_table(predictions),
+        "training": training_table(),
         "quantized": quantized_table({form: predict(largest, quantization=form) for form in QUANTIZATIONS}),
     }
     if args.page is None:

@@ -58,10 +58,11 @@ def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_process
     """The memory of one process, with the run's engine.
 
     Weights, gradients and optimizer are counted. Without DeepSpeed, they take 4 + 4 + 8 bytes per trained parameter (the
-    moments 2 for adamw8bit and 4 for muon) and, in 16 bits, 2 more for autocast's copies. Quantized weights, which LoRA keeps
-    frozen, are counted in their form, and the others beside them in the run's precision. With DeepSpeed, they take
-    2 + 2 + 12 bytes in 16 bits, and ZeRO splits the optimizer (stage 1), gradients (2) and weights (3) over the processes
-    (Rajbhandari et al. 2020, Sec. 3). Activations are estimated at 34 bytes per token and channel of a block in 16 bits
+    moments 2 for adamw8bit and 4 for muon) and, in 16 bits, 2 more for autocast's copies. Weights that LoRA keeps frozen
+    take 4, and the copies of those of a checkpointed block last no longer than its pass; quantized ones are counted in their
+    form, and the others beside them in the run's precision. With DeepSpeed, weights, gradients and optimizer take 2 + 2 + 12
+    bytes in 16 bits, and ZeRO splits the optimizer (stage 1), gradients (2) and weights (3) over the processes (Rajbhandari
+    et al. 2020, Sec. 3). Activations are estimated at 34 bytes per token and channel of a block in 16 bits
     (Korthikanti et al. 2022, Eq. 2, without the attention matrix), for every block that is not checkpointed and for one that
     is, plus the inputs that checkpointed blocks keep. With `sequence_parallel=n`, a process has an n-th of each scene's
     tokens.
@@ -72,8 +73,9 @@ def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_process
     )
     layout = transformer.scene_layout(height, width, latent_frames)
     parameters = sum(parameter.numel() for parameter in transformer.parameters())
-    trainable = parameters
+    trainable, frozen = parameters, 0
     if config.lora.rank:
+        frozen = parameters
         trainable = sum(
             config.lora.rank * sum(module.weight.shape)
             for name, module in transformer.named_modules()
@@ -83,29 +85,30 @@ def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_process
     engine = deepspeed_config(config, num_processes)
     zero = engine["zero_optimization"] if engine else {"stage": 0}
     stage = zero["stage"]
+    layers, interval = transformer.config.num_layers, config.gradient_checkpointing
+    checkpointed = 0 if not interval else -(-layers // interval)
     if engine and half:
         sizes = {"weights": 2 * parameters, "gradients": 2 * trainable, "optimizer": 12 * trainable}
     else:
+        copied = trainable + frozen * (layers - checkpointed + bool(interval)) // layers
         sizes = {
-            "weights": (6 if half else 4) * parameters,
+            "weights": 4 * (trainable + frozen) + (2 * copied if half else 0),
             "gradients": 4 * trainable,
             "optimizer": {"adamw": 8, "adamw8bit": 2, "muon": 4}[config.optimizer] * trainable,
         }
     if config.quantization:
-        frozen = copy.deepcopy(transformer).to(getattr(torch, PRECISIONS[config.precision]))
-        sizes["weights"] = quantized_bytes(frozen, config.quantization) + (6 if half else 4) * trainable
+        # Module.to, since that of diffusers warns of float32 parts that this model does not have.
+        cast = torch.nn.Module.to(copy.deepcopy(transformer), getattr(torch, PRECISIONS[config.precision]))
+        sizes["weights"] = quantized_bytes(cast, config.quantization) + (6 if half else 4) * trainable
     for name, first_stage in (("optimizer", 1), ("gradients", 2), ("weights", 3)):
         if stage >= first_stage:
             sizes[name] //= num_processes
 
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-    layers = transformer.config.num_layers
     scale = 1 if half else 2
     own_tokens = sum(-(-length // config.sequence_parallel) for length in layout.text_lengths + layout.video_lengths)
     tokens = config.micro_batch_size * own_tokens
     block = 34 * tokens * width * scale
-    interval = config.gradient_checkpointing
-    checkpointed = 0 if not interval else -(-layers // interval)
     activations = (layers - checkpointed) * block + (
         checkpointed * 2 * tokens * width * scale + block if interval else 0
     )

@@ -65,3 +65,4 @@ def test_the_page_on_memory_has_what_is_predicted_now(memory):
         predicted = f"{footprint.on_gpu(mode) / GIB:.1f}"
         assert row(ROOT / "docs/memory.md", f"`{mode}`")[1].split(" / ")[0] == predicted
     assert row(ROOT / "docs/memory.md", name)[3] == f"{sum(footprint.flops.values()):.3g}"
+    assert memory.training_table() in (ROOT / "docs/memory.md").read_text(encoding="utf-8")

@@ -102,6 +102,15 @@ def test_the_estimate_counts_the_bytes_that_quantized_weights_take(lora_config, 
     assert estimate.weights < 0.4 * plain.weights
 
 
+def test_the_estimate_counts_copies_of_frozen_weights_for_blocks_that_are_not_checkpointed(lora_config, small_model):
+    skeleton = Mask2DiTPipeline.skeleton(small_model)
+    in_all, in_every_other, in_none = (
+        estimate_memory(lora_config(precision="bf16", gradient_checkpointing=interval), skeleton, 1).weights
+        for interval in (1, 2, 0)
+    )
+    assert in_all < in_every_other < in_none
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
