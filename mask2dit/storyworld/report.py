@@ -6,7 +6,6 @@ rebuild the page.
 
 import json
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from mask2dit.command import run_command
 from mask2dit.files import read_json, write_text
 from mask2dit.reporting.bootstrap import mean_interval
 from mask2dit.reporting.plots import line_plot
-from mask2dit.reporting.tables import markdown_table
+from mask2dit.reporting.tables import markdown_table, replace_part
 from mask2dit.storyworld.measure import (
     OF_ACTORS,
     UNRELATED,
@@ -144,12 +143,12 @@ def write_report(config: ReportConfig) -> None:
     write_text(summaries_path, json.dumps(summaries, indent=1, sort_keys=True) + "\n")
 
     text = page.read_text(encoding="utf-8")
-    text = _replace(text, "trials", trials_table(summaries))
-    text = _replace(text, "kinds", kinds_table(summaries))
-    text = _replace(text, "steps", steps_table(summaries))
-    text = _replace(text, "contexts", contexts_table(summaries))
+    text = replace_part(text, "trials", trials_table(summaries))
+    text = replace_part(text, "kinds", kinds_table(summaries))
+    text = replace_part(text, "steps", steps_table(summaries))
+    text = replace_part(text, "contexts", contexts_table(summaries))
     for name, rows in ABLATIONS.items():
-        text = _replace(text, name, ablation_table(summaries, rows))
+        text = replace_part(text, name, ablation_table(summaries, rows))
     sliding = {label: summaries.get(f"trials/{split}/sliding") for label, split in SPLITS}
     if any(sliding.values()):
         write_text(folder / "sliding.svg", _sliding_plot(sliding))
@@ -158,7 +157,7 @@ def write_report(config: ReportConfig) -> None:
         ranked = sorted(measured[fixed], key=lambda story: (np.mean(story["right"]), story["consistency"]))
         write_image(folder / "good.png", _sheet(fixed, [story["seed"] for story in ranked[::-1][:SHOWN]]))
         write_image(folder / "failed.png", _sheet(fixed, [story["seed"] for story in ranked[:SHOWN]]))
-    write_text(page, _replace(text, "pictures", _pictures(folder)))
+    write_text(page, replace_part(text, "pictures", _pictures(folder)))
 
 
 def measure_trial(folder: Path) -> list[dict]:
@@ -360,15 +359,6 @@ def _percent(interval: Sequence[float]) -> str:
 def _number(interval: Sequence[float]) -> str:
     mean, low, high = interval
     return f"{mean:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _replace(text: str, name: str, table: str) -> str:
-    pattern = re.compile(f"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(
-            f"the page has no place for the table {name!r}: <!-- begin {name} --> and <!-- end {name} -->"
-        )
-    return pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
 
 
 def _pictures(folder: Path) -> str:

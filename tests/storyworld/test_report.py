@@ -102,7 +102,7 @@ def test_the_page_can_be_rebuilt_without_the_videos(config, perfect, tmp_path):
 
 def test_a_page_without_a_place_for_a_table_is_refused(config, tmp_path):
     (tmp_path / "page.md").write_text("# A page\n")
-    with pytest.raises(ValueError, match="no place for the table 'trials'"):
+    with pytest.raises(ValueError, match="no place for 'trials'"):
         write_report(config)
     with pytest.raises(FileNotFoundError, match="no page"):
         write_report(ReportConfig(page=str(tmp_path / "nowhere.md")))

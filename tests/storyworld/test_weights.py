@@ -8,13 +8,19 @@ import torch
 from diffusers import CogVideoXDPMScheduler
 
 from mask2dit import Mask2DiTPipeline
+from mask2dit.randomness import generator_for
 from mask2dit.storyworld.measure import measure_scene
+from mask2dit.storyworld.report import measure_video
+from mask2dit.storyworld.trial import TASKS, TrialConfig, make_stories, story_of
 from mask2dit.storyworld.world import parse_caption
 from mask2dit.video.frames import to_uint8
 
 pytestmark = pytest.mark.slow
 
 MODEL = Path(__file__).parents[2] / "models/storyworld"
+# Tuning stories of which everything is right, and the least consistency that they have to keep.
+STORIES = {"fixed": (100_000, 0.6), "extension": (100_000, 0.7), "middle": (100_000, 0.7), "sliding": (100_000, 0.6)}
+RETURNING = 100_000
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +70,25 @@ def test_the_scenes_of_two_actors_do_not_swap_their_prompts(pipe):
     first, second, third = scenes(pipe, prompts, seed=42)
     assert share_of_colours_right([first, second, third], prompts) == 1
     assert share_of_colours_right([first, second], prompts[1::-1]) == 0
+
+
+@pytest.mark.parametrize("task", STORIES)
+def test_one_story_of_each_task_shows_what_its_captions_say_and_agrees_with_itself(pipe, task):
+    seed, consistency = STORIES[task]
+    trial = TrialConfig(task=task, split="train")
+    video = make_stories(pipe, trial, [story_of(trial, seed)], [generator_for(trial.seed, seed)])
+    measured = measure_video(trial, seed, to_uint8(video[0]))
+    assert measured["right"] == [True] * len(TASKS[task].generated)
+    assert measured["consistency"] > consistency
+
+
+def test_an_actor_that_returns_is_remembered_with_an_anchor_alone(pipe):
+    returned = {}
+    for context in ("last", "anchor"):
+        trial = TrialConfig(task="return", context=context, split="train")
+        video = make_stories(pipe, trial, [story_of(trial, RETURNING)], [generator_for(trial.seed, RETURNING)])
+        returned[context] = measure_video(trial, RETURNING, to_uint8(video[0]))["returned"]
+    assert returned["anchor"] > returned["last"] + 0.3
 
 
 def test_the_folder_is_small():
