@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 
 MODEL = Path(__file__).parents[2] / "models/storyworld"
 # Tuning stories of which everything is right, and the least consistency that they have to keep.
-STORIES = {"fixed": (100_000, 0.6), "extension": (100_000, 0.7), "middle": (100_000, 0.7), "sliding": (100_000, 0.6)}
-RETURNING = 100_000
+STORIES = {"fixed": (100_001, 0.6), "extension": (100_005, 0.7), "middle": (100_001, 0.8), "sliding": (100_001, 0.7)}
+RETURNING = 100_004
 
 
 @pytest.fixture(scope="module")
