@@ -3,7 +3,7 @@
 # two parts.
 # The result is models/storyworld. Started again, it continues where it stopped and reuses completed parts.
 #
-# On two cores with bfloat16 instructions, the autoencoder took 19 minutes and the transformer 188. Cores without them compute
+# On two cores with bfloat16 instructions, the autoencoder took 19 minutes and the transformer 251. Cores without them compute
 # bfloat16 far more slowly than float32: there, set precision: fp32 (and for the transformer optimizer: adamw) in
 # configs/storyworld, and dtype: float32 in cache.yaml.
 #
