@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import CogVideoXDPMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2dit.files import write_text
+from mask2dit.models.loading import select_sampler
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.step_cache import step_cache
 from mask2dit.randomness import generator_for
@@ -98,7 +98,7 @@ def sample(pipe: Mask2DiTPipeline, config: TrialConfig, arguments: dict, setting
 def run(config: TrialConfig, rows: list[str], record: Path | None = None) -> dict[str, list[dict]]:
     """Measures every story in every row, and writes the record after each story."""
     pipe = Mask2DiTPipeline.from_pretrained(config.model, torch_dtype=getattr(torch, config.dtype))
-    pipe.scheduler = CogVideoXDPMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = select_sampler(pipe.scheduler, "dpm")
     pipe.set_progress_bar_config(disable=True)
     counter = Counter(pipe.transformer)
     measured: dict[str, list[dict]] = defaultdict(list)

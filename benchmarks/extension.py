@@ -36,6 +36,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mask2dit.models.loading import select_sampler
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.storyworld.render import render_scene
@@ -72,7 +73,7 @@ def storyworld(args: argparse.Namespace) -> Case:
     """The small world's model, with the first tuning stories."""
     dtype = getattr(torch, args.dtype)
     pipe = Mask2DiTPipeline.from_pretrained(STORYWORLD, torch_dtype=dtype).to(args.device)
-    pipe.scheduler = CogVideoXDPMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = select_sampler(pipe.scheduler, "dpm")
     seeds = range(FIRST_STORY["tuning"], FIRST_STORY["tuning"] + args.batch)
     stories = [sample_story(seed, len(GENERATED), "train") for seed in seeds]
     prompts = [[caption(story, scene) for scene in range(len(GENERATED))] for story in stories]

@@ -241,6 +241,20 @@ def small_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def stored_bytes():
+    """Counts the bytes of a module's weights, in the parts that torchao stores quantized ones in."""
+
+    def count(module) -> int:
+        total = 0
+        for tensor in [*module.parameters(), *module.buffers()]:
+            parts = [getattr(tensor, name, None) for name in ("qdata", "scale")]
+            total += sum(part.nbytes for part in parts if part is not None) if parts[0] is not None else tensor.nbytes
+        return total
+
+    return count
+
+
+@pytest.fixture
 def small_pipeline(small_model) -> Mask2DiTPipeline:
     pipe = Mask2DiTPipeline.from_pretrained(small_model)
     pipe.set_progress_bar_config(disable=True)

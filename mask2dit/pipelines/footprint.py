@@ -374,9 +374,8 @@ def _coding(vae: AutoencoderKLCogVideoX, windows: Sequence[Window], shape: Video
     try:
         of_frames = {frames: _decoding(vae, frames, shape) for frames in set(decoded)}
         of_given = {frames: _encoding(vae, frames, shape) for frames in set(encoded)}
-    except (
-        RuntimeError
-    ) as error:  # diffusers divides very large tensors into stretches of frames that may be too short
+    except RuntimeError as error:
+        # diffusers divides very large tensors into stretches of frames that may be too short.
         height, width = (size * 2 ** (len(vae.config.block_out_channels) - 1) for size in shape.latent_size[1:])
         remedy = "a smaller height and width" if vae.use_tiling else "vae_tiling=true or a smaller height and width"
         raise ValueError(f"the VAE cannot code scenes of {height}x{width} pixels ({error}): use {remedy}") from error

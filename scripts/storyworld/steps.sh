@@ -16,7 +16,7 @@ for sampler in ddim dpm; do
   done
 done
 for interval in 0,500 200,800 500,1000; do
-  "${trial[@]}" guidance_interval=[$interval] output_dir=$trials/dpm_10_$interval "$@"
+  "${trial[@]}" "guidance_interval=[$interval]" output_dir=$trials/dpm_10_$interval "$@"
 done
 for scale in 1 1.5 3 4; do
   "${trial[@]}" guidance_scale=$scale output_dir=$trials/dpm_10_scale_$scale "$@"

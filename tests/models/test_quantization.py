@@ -25,18 +25,9 @@ def inputs():
     )
 
 
-def stored_bytes(module) -> int:
-    """Bytes of all weights, in the parts that torchao stores them in."""
-    total = 0
-    for tensor in [*module.parameters(), *module.buffers()]:
-        parts = [getattr(tensor, name, None) for name in ("qdata", "scale")]
-        total += sum(part.nbytes for part in parts if part is not None) if parts[0] is not None else tensor.nbytes
-    return total
-
-
 @pytest.mark.parametrize("form", ERRORS)
 def test_a_quantized_transformer_stays_close_takes_the_predicted_bytes_and_comes_back(
-    small_model, tmp_path, inputs, form
+    small_model, tmp_path, inputs, stored_bytes, form
 ):
     plain = Mask2DiTTransformer3DModel.from_pretrained(small_model, torch_dtype=torch.bfloat16)
     quantized = Mask2DiTTransformer3DModel.from_pretrained(small_model, torch_dtype=torch.bfloat16, quantization=form)

@@ -25,6 +25,8 @@ def test_both_splits_are_measured_on_stories_that_nothing_was_chosen_by(on_a_stu
 def test_samplers_are_chosen_by_other_stories_than_those_reported(on_a_stub):
     status, calls = on_a_stub("steps.sh", STUB)
 
-    assert status == 0 and len(calls) == 13
+    assert status == 0 and len(calls) == 20
     assert "sampler=ddim num_inference_steps=4" in calls[0] and "sampler=dpm num_inference_steps=50" in calls[11]
+    assert "guidance_interval=[0,500]" in calls[12] and "guidance_scale=4" in calls[18]
+    assert calls[19] == "-m mask2dit.storyworld.report"
     assert not any("reporting" in call for call in calls)

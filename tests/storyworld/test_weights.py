@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import CogVideoXDPMScheduler
 
 from mask2dit import Mask2DiTPipeline
+from mask2dit.models.loading import select_sampler
 from mask2dit.randomness import generator_for
 from mask2dit.storyworld.measure import measure_scene
 from mask2dit.storyworld.report import measure_video
@@ -26,7 +26,7 @@ RETURNING = 100_004
 @pytest.fixture(scope="module")
 def pipe():
     pipe = Mask2DiTPipeline.from_pretrained(MODEL)
-    pipe.scheduler = CogVideoXDPMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = select_sampler(pipe.scheduler, "dpm")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

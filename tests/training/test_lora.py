@@ -87,17 +87,13 @@ def test_two_processes_train_additions_over_quantized_weights_as_one_does(lora_c
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_estimate_counts_the_bytes_that_quantized_weights_take(lora_config, small_model, form):
+def test_the_estimate_counts_the_bytes_that_quantized_weights_take(lora_config, small_model, stored_bytes, form):
     run_config = lora_config(form, precision="bf16")
     skeleton = Mask2DiTPipeline.skeleton(small_model)
     estimate = estimate_memory(run_config, skeleton, 1)
     transformer = load_pipeline(run_config, skeleton).transformer
-    stored = 0
-    for weight in transformer.parameters():
-        parts = [weight.qdata, weight.scale] if hasattr(weight, "qdata") else [weight]
-        stored += sum(part.nbytes for part in parts)
     copies = 2 * estimate.trainable  # of autocast, while a step runs
-    assert stored + copies == pytest.approx(estimate.weights, rel=0.02)
+    assert stored_bytes(transformer) + copies == pytest.approx(estimate.weights, rel=0.02)
     plain = estimate_memory(replace(run_config, quantization=None), Mask2DiTPipeline.skeleton(small_model), 1)
     assert estimate.weights < 0.4 * plain.weights
 
