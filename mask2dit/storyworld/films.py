@@ -1,9 +1,9 @@
 """Stories as films with the manifests for training: `python -m mask2dit.storyworld.films [CONFIG.yaml] [key=value …]`.
 
 The folder gets `pretrain.csv` with single scenes of unrelated stories, `sft.json` with stories of consecutive scenes,
-`held_out.json` with stories of combinations that the others never show, and the videos, one per scene. Every story has a
-`similarity`: the lowest visual consistency of its neighbouring scenes. For each value in `thresholds`, a manifest such as
-`sft_0.6.json` lists the stories that are at least that similar.
+`held_out.json` with stories of combinations that the others never show, and the videos, one per scene. With `thresholds`,
+every story of `sft.json` has a `similarity`: the lowest visual consistency of its neighbouring scenes. For each threshold, a
+manifest such as `sft_0.6.json` lists the stories that are at least that similar.
 """
 
 import csv
@@ -28,7 +28,7 @@ from mask2dit.data.config import DataConfig
 from mask2dit.files import check_writable, write_text
 from mask2dit.storyworld.measure import measure_scene, nearest_palette, visual_consistency
 from mask2dit.storyworld.render import render_story, tinted
-from mask2dit.storyworld.world import HELD_OUT_ACTIONS, Story, caption, describe, sample_story
+from mask2dit.storyworld.world import CAST_SHARES, HELD_OUT_ACTIONS, Story, caption, describe, sample_story
 from mask2dit.video.writing import write_clips
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,13 @@ class FilmsConfig:
     """Share of the stories in `sft.json`, 0 to 1, whose identity changes from scene to scene, some slightly, some
     completely."""
     thresholds: list[float] = field(default_factory=list)
-    """Minimum similarities. For each, a manifest lists the stories whose scenes are at least that similar."""
+    """Minimum similarities. For each, a manifest lists the stories whose scenes are at least that similar. Measuring the
+    similarity takes four times as long as drawing and writing a story."""
+
+    # Stories with more actors
+    cast_shares: list[float] = field(default_factory=lambda: list(CAST_SHARES))
+    """Probabilities of one, two and three actors in `sft.json`. Large casts end up rarer, since a story whose scenes do not
+    show all of its actors is drawn again."""
 
     # Stories with incomplete captions
     unnamed_colours: float = 0.0
@@ -104,6 +110,8 @@ class FilmsConfig:
         for name in ("unnamed_colours", "unnamed_settings"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be between 0 and 1")
+        if len(self.cast_shares) != len(CAST_SHARES) or min(self.cast_shares) < 0 or abs(sum(self.cast_shares) - 1) > 1e-6:
+            raise ValueError(f"cast_shares={self.cast_shares} have to be {len(CAST_SHARES)} probabilities that sum to 1")
         if self.thresholds and self.num_scenes < 2:
             raise ValueError("thresholds are for the similarity of scenes: set num_scenes=2 or more, or thresholds=[]")
 
@@ -147,7 +155,9 @@ def story_of(config: FilmsConfig, part: str, seed: int) -> Story:
         return sample_story(seed, config.num_scenes, "held_out")
     drifts, drift = np.random.default_rng([seed, 3]).random(2)
     drift = drift if drifts < config.drifting_share else 0.0
-    story = sample_story(seed, config.num_scenes, drift=drift, unnamed=config.unnamed_colours)
+    story = sample_story(
+        seed, config.num_scenes, drift=drift, unnamed=config.unnamed_colours, cast_shares=config.cast_shares
+    )
     rng = np.random.default_rng([seed, 4])
     return leave_out_setting(story, rng) if rng.random() < config.unnamed_settings else story
 
@@ -191,7 +201,7 @@ def _make_some(config: FilmsConfig, part: str, seeds: Sequence[int]) -> list[dic
         story = story_of(config, part, seed)
         scenes = render_story(story, num_frames, config.height, config.width)
         row = {"prefix": f"{part}/{seed:06d}", "values": []}
-        if len(scenes) > 1:
+        if config.thresholds and part == "stories":
             row["similarity"] = round(_similarity(story, scenes), 4)
         for k, scene in enumerate(scenes):
             name = f"{seed:06d}_{k + 1}"

@@ -40,7 +40,7 @@ from mask2dit.storyworld.trial import (
     story_seeds,
     video_path,
 )
-from mask2dit.storyworld.world import caption, describe
+from mask2dit.storyworld.world import MAX_ACTORS, caption, describe
 from mask2dit.video.reading import open_video
 from mask2dit.video.writing import contact_sheet, write_image
 
@@ -145,6 +145,7 @@ def write_report(config: ReportConfig) -> None:
     text = page.read_text(encoding="utf-8")
     text = replace_part(text, "trials", trials_table(summaries))
     text = replace_part(text, "kinds", kinds_table(summaries))
+    text = replace_part(text, "casts", casts_table(summaries))
     text = replace_part(text, "steps", steps_table(summaries))
     text = replace_part(text, "contexts", contexts_table(summaries))
     for name, rows in ABLATIONS.items():
@@ -245,9 +246,18 @@ def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
         "cuts": float(np.mean([story["cuts"] for story in stories])),
         "returned": _interval([story["returned"] for story in stories]) if TASKS[config.task].returns else None,
         "kinds": {kind: float(np.mean(values)) for kind, values in kinds.items() if values},
+        "right_by_cast": _right_by_cast(config, stories),
         "right_by_scene": np.mean([story["right"] for story in stories], axis=0).tolist(),
         "to_first": np.mean([story["to_first"] for story in stories], axis=0).tolist(),
     }
+
+
+def _right_by_cast(config: TrialConfig, stories: Sequence[dict]) -> dict[str, list]:
+    """The share of scenes that are all right with its interval, and the number of stories, by the actors of the story."""
+    by_cast: dict[str, list[float]] = {}
+    for story in stories:
+        by_cast.setdefault(str(len(story_of(config, story["seed"]).actors)), []).append(np.mean(story["right"]))
+    return {count: [*_interval(shares), len(shares)] for count, shares in by_cast.items()}
 
 
 def trials_table(summaries: dict) -> str:
@@ -307,6 +317,18 @@ def kinds_table(summaries: dict) -> str:
         columns = [f"{100 * kinds[kind]:.1f}%" if kind in kinds else NOT_RUN for kind in KINDS]
         rows.append([label, split, *columns])
     return markdown_table(["task", "split", *KINDS], rows)
+
+
+def casts_table(summaries: dict) -> str:
+    """Share of scenes all right, by task, split and number of actors in the story, in Markdown."""
+    rows = []
+    for (label, name), (split, key) in product(TRIALS, SPLITS):
+        found = summaries.get(f"trials/{key}/{name}", {}).get("right_by_cast", {})
+        columns = [NOT_RUN] * MAX_ACTORS
+        for count, (*interval, stories) in found.items():
+            columns[int(count) - 1] = f"{_percent(interval)}, {stories} stories"
+        rows.append([label, split, *columns])
+    return markdown_table(["task", "split", "one actor", "two actors", "three actors"], rows)
 
 
 def contexts_table(summaries: dict) -> str:

@@ -1,6 +1,7 @@
 """Stories: their vocabulary, how they are drawn at random, and captions written and read. Nothing here knows of pixels."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -160,6 +161,7 @@ def sample_story(
     split: Literal["train", "held_out"] = "train",
     drift: float = 0.0,
     unnamed: float = 0.0,
+    cast_shares: Sequence[float] = CAST_SHARES,
 ) -> Story:
     """A random story that depends on the arguments alone.
 
@@ -171,6 +173,8 @@ def sample_story(
         drift: how far identity changes from scene to scene: 0 not at all, 1 as between unrelated stories.
         unnamed: the share of actors whose colour captions leave out. It is any, but for those that would read as a
             held-out look. Such training stories break the inference of an actor's shape from its colour.
+        cast_shares: probabilities of 1, 2 and 3 actors. A story whose scenes do not show all actors, or of the other split,
+            is drawn again.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -185,7 +189,7 @@ def sample_story(
         raise ValueError(f'unnamed must lie between 0 and 1, and be 0 for split="held_out", but got {unnamed}')
     rng = np.random.default_rng([seed, split == "held_out"])
     while True:
-        actors, setting, scenes = _sample_cast(rng), _choose(rng, SETTINGS), []
+        actors, setting, scenes = _sample_cast(rng, cast_shares), _choose(rng, SETTINGS), []
         for _ in range(num_scenes):
             scenes.append(_sample_scene(rng, len(actors), scenes[-1] if scenes else None))
         identities = (_sample_identity(rng, len(actors)),) * num_scenes
@@ -219,8 +223,8 @@ def _choose(rng: np.random.Generator, options):
     return options[rng.integers(len(options))]
 
 
-def _sample_cast(rng: np.random.Generator) -> tuple[Actor, ...]:
-    size = 1 + rng.choice(MAX_ACTORS, p=CAST_SHARES)
+def _sample_cast(rng: np.random.Generator, shares: Sequence[float]) -> tuple[Actor, ...]:
+    size = 1 + rng.choice(MAX_ACTORS, p=shares)
     return tuple(
         Actor(shape=_choose(rng, SHAPES), colour=COLOURS[colour], accessory=_choose(rng, ACCESSORIES))
         for colour in rng.permutation(len(COLOURS))[:size]

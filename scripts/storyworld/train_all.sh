@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the small world's model from scratch: films, autoencoder, text encoder, cached latents, pre-training, fine-tuning in
-# two parts.
+# three parts.
 # The result is models/storyworld. Started again, it continues where it stopped and reuses completed parts.
 #
 # On two cores with bfloat16 instructions, the autoencoder took 19 minutes and the transformer 251. Cores without them compute
@@ -33,10 +33,17 @@ train() {
 "$python" -m mask2dit.data.cache "$configs/cache.yaml"
 train pretrain
 train sft
-# The last part of fine-tuning: other stories, whose captions leave out colours and settings.
+# The second part of fine-tuning: other stories, whose captions leave out colours and settings.
 unnamed=datasets/storyworld/unnamed
 [ -f "$unnamed/sft.json" ] || "$python" -m mask2dit.storyworld.films "$configs/films.yaml" "output_dir=$unnamed" \
   num_stories=4500 num_clips=0 num_held_out=0 seed=20000 unnamed_colours=0.5 unnamed_settings=0.3
 "$python" -m mask2dit.data.cache "$configs/cache.yaml" "data.manifest=$unnamed/sft.json" "data.cache=$outputs/cache/unnamed"
 train refine
-"$python" -m mask2dit.storyworld.build "$configs/model.yaml" "trained=$outputs/refine/model" output=models/storyworld
+# The last part: stories with more actors.
+casts=datasets/storyworld/casts
+[ -f "$casts/sft.json" ] || "$python" -m mask2dit.storyworld.films "$configs/films.yaml" "output_dir=$casts" \
+  num_stories=14000 num_clips=0 num_held_out=0 seed=30000 "cast_shares=[0.3,0.35,0.35]" unnamed_colours=0.35 \
+  unnamed_settings=0.2
+"$python" -m mask2dit.data.cache "$configs/cache.yaml" "data.manifest=$casts/sft.json" "data.cache=$outputs/cache/casts"
+train casts
+"$python" -m mask2dit.storyworld.build "$configs/model.yaml" "trained=$outputs/casts/model" output=models/storyworld

@@ -87,11 +87,19 @@ def test_similarity_tells_drifting_stories_apart_and_thresholds_leave_them_out(f
 @pytest.mark.parametrize("part", ["unnamed_colours", "unnamed_settings"])
 def test_films_whose_captions_leave_something_out_are_as_consistent_as_others(tmp_path, part):
     sizes = {"num_clips": 0, "num_stories": 6, "num_held_out": 1, "num_workers": 1}
-    config = FilmsConfig(output_dir=str(tmp_path), **sizes, **{part: 1.0})
+    config = FilmsConfig(output_dir=str(tmp_path), thresholds=[0.95], **sizes, **{part: 1.0})
     make_films(config)
     for row in rows_of(tmp_path, "sft.json"):
         assert all("<extra_id_0>" in scene["caption"] for scene in row["values"]) and row["similarity"] > 0.95
     assert not any("<extra_id_0>" in scene["caption"] for scene in rows_of(tmp_path, "held_out.json")[0]["values"])
+
+
+def test_casts_are_as_large_as_asked_for_in_the_stories_alone():
+    config = FilmsConfig(cast_shares=[0, 0, 1])
+    assert {len(story_of(config, "stories", seed).actors) for seed in range(20)} == {3}
+    assert [story_of(config, "held_out", seed) for seed in range(5)] == [
+        story_of(FilmsConfig(), "held_out", seed) for seed in range(5)
+    ]
 
 
 def test_a_background_without_a_name_never_looks_like_a_setting_in_which_an_action_is_held_out():
@@ -125,6 +133,8 @@ def test_clips_are_of_other_stories_than_the_films(films):
         ({"height": 96}, "height=96 and width=64"),
         ({"drifting_share": 2.0}, "drifting_share=2.0 has to be between 0 and 1"),
         ({"unnamed_colours": -1.0}, "unnamed_colours=-1.0 has to be between 0 and 1"),
+        ({"cast_shares": [0.5, 0.5]}, "have to be 3 probabilities that sum to 1"),
+        ({"cast_shares": [1.5, -0.5, 0.0]}, "have to be 3 probabilities that sum to 1"),
         ({"num_scenes": 1, "thresholds": [0.5]}, "thresholds are for the similarity of scenes"),
     ],
 )

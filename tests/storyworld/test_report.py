@@ -11,10 +11,9 @@ from mask2dit.storyworld.trial import TrialConfig, story_of, story_seeds, video_
 from mask2dit.storyworld.world import sample_story, with_new_identity
 from mask2dit.video.writing import write_video
 
-TABLES = ("trials", "kinds", "steps", "contexts", "pictures")
 PAGE = "\n".join(
     f"<!-- begin {name} -->\n<!-- end {name} -->"
-    for name in ("trials", "kinds", "steps", "contexts", "pictures", *ABLATIONS)
+    for name in ("trials", "kinds", "casts", "steps", "contexts", "pictures", *ABLATIONS)
 )
 
 
@@ -55,6 +54,17 @@ def test_rendered_stories_are_measured_as_right_and_consistent(config, perfect, 
     assert "![The best stories](page/good.png)" in page and f"A longer story: {NOT_RUN}" in page
     assert f"| v1: scenes isolated | {NOT_RUN} | {NOT_RUN} |" in page
     assert {"results.json", "good.png", "failed.png"} <= {path.name for path in (tmp_path / "page").iterdir()}
+
+
+def test_scenes_are_counted_by_the_actors_of_their_story(config, perfect, tmp_path):
+    perfect("trials/train/fixed", split="train")
+    write_report(config)
+    seeds = story_seeds(TrialConfig(split="train", stories="reporting", num_stories=3))
+    casts = [len(sample_story(seed, 3, "train").actors) for seed in seeds]
+    found = json.loads((tmp_path / "page/results.json").read_text())["trials/train/fixed"]["right_by_cast"]
+    assert found == {str(count): [1, 1, 1, casts.count(count)] for count in set(casts)}
+    columns = [f"100% (100 to 100), {casts.count(k)} stories" if k in casts else NOT_RUN for k in (1, 2, 3)]
+    assert f"| all scenes at once | new stories | {' | '.join(columns)} |" in (tmp_path / "page.md").read_text()
 
 
 def test_an_actor_that_returns_is_compared_with_its_first_scene():

@@ -9,6 +9,7 @@ echo "$*" >> calls
 [ -f fail ] && [[ "$*" == *"$(cat fail)"* ]] && { mkdir -p outputs/storyworld/sft/checkpoint-00000500; exit 75; }
 case "$2" in
   mask2dit.storyworld.films) case "$*" in
+    *casts*) mkdir -p datasets/storyworld/casts; touch datasets/storyworld/casts/sft.json ;;
     *unnamed*) mkdir -p datasets/storyworld/unnamed; touch datasets/storyworld/unnamed/sft.json ;;
     *) mkdir -p datasets/storyworld; touch datasets/storyworld/held_out.json ;;
   esac ;;
@@ -49,17 +50,20 @@ def test_all_stages_run_in_order(train_all):
         "storyworld.films",
         "data.cache",
         "training.launch",
+        "storyworld.films",
+        "data.cache",
+        "training.launch",
         "storyworld.build",
     ]
     assert "configs/storyworld/pretrain.yaml resume=null" in calls[6]
-    assert "trained=outputs/storyworld/refine/model output=models/storyworld" in calls[11]
+    assert "trained=outputs/storyworld/casts/model output=models/storyworld" in calls[14]
 
 
 def test_a_second_run_only_looks_for_missing_latents_and_writes_the_result(train_all):
     train_all()
     _, calls = train_all()
 
-    assert [call.split()[1] for call in calls] == ["mask2dit.data.cache"] * 3 + ["mask2dit.storyworld.build"]
+    assert [call.split()[1] for call in calls] == ["mask2dit.data.cache"] * 4 + ["mask2dit.storyworld.build"]
 
 
 def test_a_stopped_stage_ends_the_script_and_is_resumed_by_the_next_run(train_all):
