@@ -110,8 +110,14 @@ class FilmsConfig:
         for name in ("unnamed_colours", "unnamed_settings"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be between 0 and 1")
-        if len(self.cast_shares) != len(CAST_SHARES) or min(self.cast_shares) < 0 or abs(sum(self.cast_shares) - 1) > 1e-6:
-            raise ValueError(f"cast_shares={self.cast_shares} have to be {len(CAST_SHARES)} probabilities that sum to 1")
+        if (
+            len(self.cast_shares) != len(CAST_SHARES)
+            or min(self.cast_shares) < 0
+            or abs(sum(self.cast_shares) - 1) > 1e-6
+        ):
+            raise ValueError(
+                f"cast_shares={self.cast_shares} have to be {len(CAST_SHARES)} probabilities that sum to 1"
+            )
         if self.thresholds and self.num_scenes < 2:
             raise ValueError("thresholds are for the similarity of scenes: set num_scenes=2 or more, or thresholds=[]")
 

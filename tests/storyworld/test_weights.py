@@ -19,7 +19,15 @@ pytestmark = pytest.mark.slow
 
 MODEL = Path(__file__).parents[2] / "models/storyworld"
 # Tuning stories of which everything is right, and the least consistency that they have to keep.
-STORIES = {"fixed": (100_001, 0.6), "extension": (100_005, 0.7), "middle": (100_001, 0.8), "sliding": (100_001, 0.7)}
+STORIES = {
+    "fixed": (100_001, 0.6),
+    "extension": (100_005, 0.7),
+    "middle": (100_001, 0.8),
+    "sliding": (100_001, 0.7),
+    "drift": (100_001, 0.7),
+}
+# Tuning stories whose scene is all right without its context.
+CONTROLS = {"no_context": 100_005, "return_no_context": 100_004}
 RETURNING = 100_004
 
 
@@ -42,6 +50,12 @@ def scenes(pipe, prompts, seed):
         generator=torch.Generator().manual_seed(seed),
     ).frames[0]
     return np.split(to_uint8(video), len(prompts))
+
+
+def measured_story(pipe, seed, **settings):
+    trial = TrialConfig(split="train", **settings)
+    video = make_stories(pipe, trial, [story_of(trial, seed)], [generator_for(trial.seed, seed)])
+    return measure_video(trial, seed, to_uint8(video[0]))
 
 
 def share_of_colours_right(shown, prompts):
@@ -75,20 +89,21 @@ def test_the_scenes_of_two_actors_do_not_swap_their_prompts(pipe):
 @pytest.mark.parametrize("task", STORIES)
 def test_one_story_of_each_task_shows_what_its_captions_say_and_agrees_with_itself(pipe, task):
     seed, consistency = STORIES[task]
-    trial = TrialConfig(task=task, split="train")
-    video = make_stories(pipe, trial, [story_of(trial, seed)], [generator_for(trial.seed, seed)])
-    measured = measure_video(trial, seed, to_uint8(video[0]))
+    measured = measured_story(pipe, seed, task=task)
     assert measured["right"] == [True] * len(TASKS[task].generated)
     assert measured["consistency"] > consistency
 
 
+@pytest.mark.parametrize("task", CONTROLS)
+def test_a_scene_without_its_context_is_right_and_a_stranger(pipe, task):
+    measured = measured_story(pipe, CONTROLS[task], task=task)
+    assert measured["right"] == [True]
+    assert measured["consistency"] < 0.4
+
+
 def test_an_actor_that_returns_is_remembered_with_an_anchor_alone(pipe):
-    returned = {}
-    for context in ("last", "anchor"):
-        trial = TrialConfig(task="return", context=context, split="train")
-        video = make_stories(pipe, trial, [story_of(trial, RETURNING)], [generator_for(trial.seed, RETURNING)])
-        returned[context] = measure_video(trial, RETURNING, to_uint8(video[0]))["returned"]
-    assert returned["anchor"] > returned["last"] + 0.3
+    last, anchor = (measured_story(pipe, RETURNING, task="return", context=rule) for rule in ("last", "anchor"))
+    assert anchor["returned"] > last["returned"] + 0.3
 
 
 def test_the_folder_is_small():
