@@ -220,10 +220,10 @@ class Studio:
         """Returns the draft with another model and that model's settings.
 
         Raises:
-            FileNotFoundError, ValueError: if the model is missing or damaged.
+            OSError, ValueError: if the model is missing or damaged, or cannot be fetched.
         """
-        self.engine.skeleton(model)
-        return replace(draft, settings=default_settings(model))
+        folder, _ = self.engine.find_model(model)
+        return replace(draft, settings={**default_settings(folder), "model": model})
 
     def generate(self, name: str, again: Collection[int] | None = None, following: bool = False) -> Job:
         """Puts a generation into the queue.

@@ -135,7 +135,9 @@ def _settings(studio: Studio) -> dict:
     whole = {"precision": 0, "min_width": 120}
     with gr.Accordion("Settings", open=False):
         parts = {
-            "model": gr.Dropdown(studio.models(), label="Model", allow_custom_value=True, info="Folder of a model")
+            "model": gr.Dropdown(
+                studio.models(), label="Model", allow_custom_value=True, info="Folder, or name on the Hugging Face Hub"
+            )
         }
         with gr.Row():
             parts["num_inference_steps"] = gr.Number(label="Steps", **whole)
