@@ -37,7 +37,8 @@ NULL, STRING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"  # YAML's tags
 def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """Reads a YAML file and `key=value` overrides into a dataclass.
 
-    A field with the metadata {"record_for": key} is set to the path of a JSON record if it is read and the key is overridden.
+    If a JSON record is read, the metadata of fields act: one with {"record_for": key} is set to the record's path if the key
+    is overridden, and one with {"of_one_run": key} does not take the record's value then; with {"of_one_run": None}, never.
 
     Texts are taken literally: `${x}` is not interpolated, and a key that holds a text takes `007` or `yes` as it is
     written. An override is also a text, unless it begins with a bracket, or its key does not hold a text and it is a
@@ -67,7 +68,7 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
         overrides = [*(f"{name}={path}" for name in records), *overrides]
     try:
         if path is not None:
-            config = OmegaConf.merge(config, _read(schema, Path(path)))
+            config = OmegaConf.merge(config, _read(schema, Path(path), overrides))
         from_file = config = _without_replaced(schema, config, overrides)
         for override in overrides:
             if "=" not in override:
@@ -205,11 +206,16 @@ def _without_replaced(schema: type, config, overrides: Sequence[str]):
     return OmegaConf.merge(config, {key: defaults[key] for key in replaced - overridden})
 
 
-def _read(schema: type, path: Path):
+def _read(schema: type, path: Path, overrides: Sequence[str]):
     """Reads the keys and values of a YAML file, or of the configuration in a JSON record."""
     if path.suffix.lower() == ".json":  # a YAML parser would read an escaped emoji as two characters
         given = parse_json(read_text(path, "configuration file"))
-        given = given["config"] if isinstance(given, dict) and "config" in given else given
+        if isinstance(given, dict) and "config" in given:
+            given = given["config"]
+            overridden = {None, *(override.partition("=")[0] for override in overrides)}
+            for entry in fields(schema) if isinstance(given, dict) else ():
+                if entry.metadata.get("of_one_run", "") in overridden:
+                    given.pop(entry.name, None)
         node = yaml.compose(yaml.safe_dump(given), yaml.SafeLoader)
     else:
         with path.open(encoding="utf-8-sig") as file:

@@ -1,14 +1,19 @@
+import hashlib
 import json
 import multiprocessing
 import pickle
+import re
+import shutil
 import threading
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
+from huggingface_hub import constants
 from safetensors import safe_open
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
@@ -238,6 +243,125 @@ def run_checks(fork, tmp_path):
 def small_model(tmp_path_factory) -> Path:
     """The complete small folder that the repository builds."""
     return build_untrained_model(tmp_path_factory.mktemp("models") / "small")
+
+
+@dataclass
+class Hub:
+    """A hub with one model, and what was asked of it."""
+
+    folder: Path
+    cache: Path
+    name: str = "someone/small"
+    commit: str = "0123456789abcdef0123456789abcdef01234567"
+    url: str = ""
+    refuses: tuple[int, str] | None = None
+    """Status and error code of every answer about the model."""
+    gated: bool = False
+    """True: files are refused, while the model's page can be read, as for a licence that was not accepted."""
+    fetched: list[str] = field(default_factory=list)
+    """Files that were downloaded."""
+
+    def fetched_weights(self) -> list[str]:
+        """The weights among the downloaded files."""
+        return sorted(name for name in self.fetched if self.is_weights(name))
+
+    @staticmethod
+    def is_weights(name: str) -> bool:
+        return name.endswith((".safetensors", ".bin"))
+
+    def files(self) -> list[str]:
+        return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
+
+    def sizes(self, name: str) -> dict:
+        content = (self.folder / name).read_bytes()
+        entry = {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        if self.is_weights(name):
+            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+        return entry
+
+
+def hub_handler(hub: Hub) -> type:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self):
+            self.answer()
+
+        def do_GET(self):
+            self.answer()
+
+        def answer(self):
+            path = self.path.partition("?")[0]
+            page = re.fullmatch(rf"/api/models/{hub.name}(?:/(revision|tree)/([^/]+))?", path)
+            file = re.fullmatch(rf"/{hub.name}/resolve/[^/]+/(.+)", path)
+            if hub.refuses:
+                self.refuse(*hub.refuses)
+            elif page is None and file is None:
+                self.refuse(404, "RepoNotFound")
+            elif page and page[2] not in (None, "main", "v1", hub.commit):
+                self.refuse(404, "RevisionNotFound")
+            elif page and page[1] == "tree":
+                self.send([hub.sizes(name) for name in hub.files()])
+            elif page:
+                self.send(
+                    {"id": hub.name, "sha": hub.commit, "siblings": [{"rfilename": name} for name in hub.files()]}
+                )
+            elif hub.gated:
+                self.refuse(403, "GatedRepo")
+            else:
+                self.send_file(file[1])
+
+        def send(self, content, **headers):
+            content = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(200)
+            headers = {"Content-Length": str(len(content)), "X-Repo-Commit": hub.commit, **headers}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def send_file(self, name):
+            if self.command == "GET":
+                hub.fetched.append(name)
+            entry = hub.sizes(name)
+            self.send((hub.folder / name).read_bytes(), ETag=f'"{entry.get("lfs", entry)["oid"]}"')
+
+        def refuse(self, status, code):
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    return Handler
+
+
+@pytest.fixture
+def hub(small_model, tmp_path, monkeypatch):
+    """A hub that serves the small model, with an empty cache."""
+    shutil.copytree(small_model, tmp_path / "served")
+    hub = Hub(tmp_path / "served", tmp_path / "cache")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), hub_handler(hub))
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    # Read from the environment when the library is imported.
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    address = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants._HF_DEFAULT_ENDPOINT)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.cache))
+    monkeypatch.chdir(tmp_path)  # where no folder has the model's name
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def no_connection(hub, monkeypatch):
+    """Nothing listens at the hub's address from when this is called."""
+    return lambda: monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
 @pytest.fixture

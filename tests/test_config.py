@@ -188,6 +188,17 @@ def test_the_record_of_a_run_is_a_configuration(tmp_path):
     assert load_config(InferenceConfig, path, ["fps=4"]) == InferenceConfig(prompts=["a"], seed=7, fps=4)
 
 
+def test_what_holds_for_one_run_only_is_not_taken_from_its_record(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"config": {"prompts": ["a"], "name": "a", "redo": [1], "following": true, "record": "0.json"}}')
+    config = load_config(InferenceConfig, path)
+    assert (config.name, config.redo, config.following, config.record) == (None, [1], True, "0.json")
+    config = load_config(InferenceConfig, path, ["redo=[1]"])
+    assert (config.redo, config.following, config.record) == ([1], False, str(path))
+    assert load_config(InferenceConfig, path, ["redo=[1]", "following=true"]).following
+    assert load_config(InferenceConfig, path, ["name=b"]).name == "b"
+
+
 def test_a_record_is_read_as_json(tmp_path):
     path = tmp_path / "00001.JSON"
     path.write_text(json.dumps({"config": {"prompts": ["a cake 🎂"]}}))

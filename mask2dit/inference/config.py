@@ -208,10 +208,12 @@ class InferenceConfig(SamplingConfig):
     redo: list[int] = field(default_factory=list)
     """Scenes to make again, counted from 1, of the run whose record (.json) is the configuration file. All others are kept
     as they are and given, as far as the window reaches. Scenes that were added at the end are made too."""
-    following: bool = False
+    following: bool = field(default=False, metadata={"of_one_run": "redo"})
     """Also make the scenes again that follow those in redo."""
     record: str | None = field(default=None, metadata={"record_for": "redo"})
-    """Record from which scenes are kept; null: the configuration file, where redo is on the command line."""
+    """Record from which scenes are kept; null: the configuration file, where redo is on the command line. In lists with one
+    entry per scene, scenes added at the end need none: they have no seed of their own, and the last scene's num_frames and
+    negative_prompt."""
 
     prompt_cache: str | None = None
     """Folder that keeps the embeddings of prompts; the text encoder is loaded only if one is missing. null: no cache."""
@@ -232,8 +234,8 @@ class InferenceConfig(SamplingConfig):
     # The output
     save_path: str = "samples/mask2dit"
     """Folder for the video, the contact sheet, the record and finished scenes, which the next run reuses."""
-    name: str | None = None
-    """File name of the video without suffix; null: the next free number."""
+    name: str | None = field(default=None, metadata={"of_one_run": None})
+    """File name of the video without suffix; null: the next free number, also where a record is the configuration file."""
     preview_every: int = 0
     """Steps between previews of scenes, which are written beside the finished scenes; 0: none."""
 
@@ -257,6 +259,8 @@ class InferenceConfig(SamplingConfig):
         check_choice("context_start", self.context_start, CONTEXT_STARTS)
         if self.negative_prompt is None:  # negative_prompt= on the command line
             self.negative_prompt = ""
+        if self.record is not None:
+            self._extend_lists()
         texts = [self.negative_prompt] if isinstance(self.negative_prompt, str) else self.negative_prompt
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"negative_prompt has to be a text or a list of texts, but is {self.negative_prompt!r}")
@@ -282,6 +286,15 @@ class InferenceConfig(SamplingConfig):
             raise ValueError("redo needs an earlier run: pass its record (.json) as the configuration file")
         if self.name is not None:
             check_file_name("name", self.name, ".json")
+
+    def _extend_lists(self) -> None:
+        """Extends a record's lists with one entry per scene to the scenes that were added at its end."""
+        of_new = {"scene_seeds": None, "scene_mask": True}
+        for key in ("scene_seeds", "scene_mask", "num_frames", "negative_prompt"):
+            entries = getattr(self, key)
+            if isinstance(entries, list) and entries:
+                missing = len(self.prompts) - len(entries)
+                setattr(self, key, entries + [of_new.get(key, entries[-1])] * missing)
 
     def _check_scenes(self, key: str, kinds: tuple[type, ...], meaning: str) -> None:
         """Checks a list with one entry per scene."""

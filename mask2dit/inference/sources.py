@@ -12,6 +12,7 @@ import torch
 from mask2dit.files import open_tensors, read_json
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig
+from mask2dit.models.hub import recorded
 from mask2dit.pipelines.story import LATENTS, write_latents
 from mask2dit.texts import parse_json, read_text
 from mask2dit.video.frames import resize_and_crop, to_uint8
@@ -178,10 +179,11 @@ def without_old_seeds(config: InferenceConfig) -> InferenceConfig:
 
 def _check_unchanged(path: Path, config: InferenceConfig, then: dict) -> None:
     """Checks the settings on which the files of kept scenes depend."""
+    now = recorded(config)  # a model of the hub by its name, although its local folder is used
     for name in ("model", "fps", "height", "width"):
-        if getattr(config, name) not in (then[name], None):
+        if now[name] not in (then[name], None):
             raise ValueError(
-                f"{name}={getattr(config, name)} is not the {then[name]} of {path}, from which scenes are kept: leave it out"
+                f"{name}={now[name]} is not the {then[name]} of {path}, from which scenes are kept: leave it out"
             )
 
 

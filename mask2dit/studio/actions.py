@@ -101,9 +101,9 @@ class Studio:
     def create(self, draft: Draft | None = None) -> str:
         """Creates a project, by default an empty one. Returns its name."""
         draft = draft or Draft(scenes=(DraftScene(),))
-        if "model" not in draft.settings:
-            draft = replace(draft, settings={**draft.settings, "model": self.config.model})
-        return self.projects.create(draft).name
+        draft = replace(draft, settings={"model": self.config.model, **draft.settings})
+        # All of them, as the page saves them: a page that is filled in changes nothing.
+        return self.projects.create(replace(draft, settings=settings_of(draft))).name
 
     def create_example(self, name: str) -> str:
         """Creates a project with one of `EXAMPLES`. Returns its name."""
@@ -220,10 +220,10 @@ class Studio:
         """Returns the draft with another model and that model's settings.
 
         Raises:
-            FileNotFoundError, ValueError: if the model is missing or damaged.
+            OSError, ValueError: if the model is missing or damaged, or cannot be fetched.
         """
-        self.engine.skeleton(model)
-        return replace(draft, settings=default_settings(model))
+        folder, _ = self.engine.find_model(model)
+        return replace(draft, settings={**default_settings(folder), "model": model})
 
     def generate(self, name: str, again: Collection[int] | None = None, following: bool = False) -> Job:
         """Puts a generation into the queue.

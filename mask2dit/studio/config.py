@@ -14,7 +14,8 @@ class StudioConfig:
     projects: str = "projects"
     """Folder of the projects. The page can read and write no other files."""
     model: str = "models/storyworld"
-    """Model of new projects: a folder in diffusers' layout. The small world's model runs on a CPU."""
+    """Model of new projects: a folder in diffusers' layout, or a name on the Hugging Face Hub. The small world's model runs
+    on a CPU."""
     device: str = "auto"
     """Device: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
 

@@ -13,10 +13,12 @@ from PIL import Image
 
 from mask2dit.device import choose_device
 from mask2dit.inference import run as inference
+from mask2dit.inference.check import load_text_model
 from mask2dit.inference.config import InferenceConfig
 from mask2dit.inference.from_story import scene_frames
 from mask2dit.inference.run import InferencePlan, LoadedModel
 from mask2dit.inference.sources import GivenScene, KeptScene, open_context_videos, read_given_scene
+from mask2dit.models.hub import fetch_model, is_hub_name, local_model, origin, recorded
 from mask2dit.pipelines.events import Event, Observer, PreviewMade, SceneFinished, SceneStarted, StepFinished
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.memory import MEMORY_MODES
@@ -89,16 +91,29 @@ class Engine:
 
     def __init__(self, device: str = "auto"):
         self.device = device
-        self._skeletons: dict[str, Mask2DiTPipeline] = {}
+        self._skeletons: dict[str, tuple[str, Mask2DiTPipeline]] = {}
         self._loaded: tuple[str, LoadedModel] | None = None
         self._lock = RLock()
 
-    def skeleton(self, model: str) -> Mask2DiTPipeline:
-        """Returns a model without its weights. Raises `FileNotFoundError` or `ValueError` if it is missing or damaged."""
+    def find_model(self, model: str) -> tuple[str, Mask2DiTPipeline]:
+        """Returns the local folder of a model, and the model without its weights. Of a model of the Hugging Face Hub, only
+        configurations and tokenizer are fetched: the weights are when they are loaded.
+
+        Raises:
+            OSError, ValueError: if it is missing, damaged or cannot be fetched.
+        """
         with self._lock:
             if model not in self._skeletons:
-                self._skeletons[model] = inference.load_skeleton(model)
+                if is_hub_name(model):
+                    folder = str(fetch_model(model, configs_only=True))
+                    self._skeletons[model] = folder, load_text_model(folder)
+                else:
+                    self._skeletons[model] = model, inference.load_skeleton(model)
             return self._skeletons[model]
+
+    def skeleton(self, model: str) -> Mask2DiTPipeline:
+        """Returns a model without its weights. Raises as `find_model`."""
+        return self.find_model(model)[1]
 
     def count_tokens(self, model: str, prompts: Collection[str]) -> list[int]:
         """Counts the tokens of prompts."""
@@ -118,11 +133,11 @@ class Engine:
             project: the project.
             draft: its draft.
             again: indices of the scenes to make; all others are given, as far as they exist. None: all scenes that do not
-                exist as the draft has them.
+                exist as the draft has them. Own clips that do not are brought up to date either way.
             following: True also makes the scenes that follow those again.
 
         Raises:
-            ValueError, FileNotFoundError: for whatever cannot be generated, with the remedy.
+            ValueError, OSError: for whatever cannot be generated, with the remedy.
         """
         count, prompts = len(draft.scenes), draft.prompts()
         if not count:
@@ -131,12 +146,13 @@ class Engine:
             if not 0 <= index < count:
                 raise ValueError(f"there is no scene {index + 1}: the story has {count}")
         sized, skeleton = self._configure(project, draft, range(count), ["A scene."] * count)
-        kept = _kept(project, draft, sized, prompts if again is None else None)
+        kept = _kept(project, draft, sized, also_changed=again is not None)
         wanted = set(range(count)) - kept.keys() if again is None else set(again)
         if following and wanted:
             wanted |= {i for i in range(min(wanted), count) if draft.scenes[i].video is None}
         if not wanted:
             raise ValueError("all scenes are made: change one, or choose a scene to make again")
+        wanted |= {i for i in range(count) if draft.scenes[i].video is not None and i not in kept}
         for place in sorted(wanted):
             if fault := self.find_fault(draft, place):
                 raise ValueError(f"scene {place + 1}: {fault}")
@@ -203,9 +219,8 @@ class Engine:
         """Says in one sentence why a scene cannot be generated; empty: it can."""
         try:
             story = part_of(draft, place).story()
-            check_prompts(settings_of(draft)["model"], story.prompts, None)
-            self.skeleton(settings_of(draft)["model"])
-        except (ValueError, FileNotFoundError) as error:
+            check_prompts(self.find_model(settings_of(draft)["model"])[0], story.prompts, None)
+        except (ValueError, OSError) as error:
             message = str(error).removeprefix(f"story {draft.title.strip()!r}, ")
             return message.removeprefix("scene 1: ")
         return ""
@@ -213,10 +228,14 @@ class Engine:
     def find_faults(self, draft: Draft) -> list[str]:
         """Says for each scene why it cannot be generated, or what of its prompt is cut off; empty: nothing."""
         faults = []
+        model = settings_of(draft)["model"]
+        try:
+            self.find_model(model)
+        except (ValueError, OSError) as error:  # once, since a hub may be slow to answer
+            return [str(error)] * len(draft.scenes)
         for place, prompt in enumerate(draft.prompts()):
             fault = self.find_fault(draft, place)
             if not fault:
-                model = settings_of(draft)["model"]
                 (tokens,), window = self.count_tokens(model, [prompt]), self.text_window(model)
                 if tokens > window:
                     fault = f"the prompt has {tokens} tokens, but the model reads {window}: shorten it by {tokens - window}"
@@ -226,16 +245,17 @@ class Engine:
     def _configure(
         self, project: Project, draft: Draft, places: Sequence[int], prompts: Sequence[str]
     ) -> tuple[InferenceConfig, Mask2DiTPipeline]:
-        """Returns the configuration of some scenes of a draft, with the model's size in place of null, and the model without
+        """Returns the configuration of some scenes of a draft, with the model's folder and size, and the model without
         weights."""
         settings = settings_of(draft)
-        skeleton = self.skeleton(settings["model"])
+        folder, skeleton = self.find_model(settings["model"])
         lengths = tuple(Scene(prompt="A scene.", seconds=draft.scenes[place].seconds) for place in places)
         height, width, num_frames = skeleton.fill_size(settings["height"], settings["width"], settings["num_frames"])
         frames = scene_frames(skeleton, Story(title="lengths", scenes=lengths), settings["fps"], num_frames)
         config = InferenceConfig(
             **{
                 **settings,
+                "model": folder,
                 "prompts": list(prompts),
                 "negative_prompt": draft.negative.strip(),
                 "height": height,
@@ -254,6 +274,7 @@ class Engine:
         key = repr([getattr(config, name) for name in names])
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # frees its memory first
+            config = local_model(replace(config, **origin(config.model)))  # of the hub, fetches the weights
             self._loaded = (key, inference.load_model(config, choose_device(self.device)))
         return self._loaded[1]
 
@@ -329,7 +350,7 @@ def _fits(version: Version, num_frames: int, config: InferenceConfig) -> bool:
     """Returns True if a version has the length, size and model of the story as it is now."""
     record = version.record
     of_version = (record["num_frames"], record["size"], record["fps"], record["run"]["config"]["model"])
-    return of_version == (num_frames, [config.height, config.width], config.fps, config.model)
+    return of_version == (num_frames, [config.height, config.width], config.fps, recorded(config)["model"])
 
 
 def part_of(draft: Draft, place: int) -> Draft:
@@ -342,27 +363,25 @@ def part_of(draft: Draft, place: int) -> Draft:
     return replace(draft, scenes=(scene,))
 
 
-def _kept(
-    project: Project, draft: Draft, config: InferenceConfig, prompts: Sequence[str] | None
-) -> dict[int, Version]:
+def _kept(project: Project, draft: Draft, config: InferenceConfig, also_changed: bool) -> dict[int, Version]:
     """Returns the chosen versions, by index, that can be given: with the size and model of the story as it is now.
 
     Args:
         project: the project.
         draft: its draft.
         config: the configuration of all its scenes.
-        prompts: the prompts that versions have to have. None: any.
+        also_changed: True also returns versions that were made from another prompt than the draft's. Not of own clips, which
+            stay the same pictures, so that the new prompt describes them better.
     """
     kept = {}
-    for i, scene in enumerate(draft.scenes):
+    for i, (scene, prompt) in enumerate(zip(draft.scenes, draft.prompts())):
         version = project.chosen(scene.id)
         if (
-            version is None
-            or not _fits(version, config.num_frames[i], config)
-            or version.record["video"] != scene.video
+            version is not None
+            and _fits(version, config.num_frames[i], config)
+            and version.record["video"] == scene.video
+            and (version.record["prompt"] == prompt or (also_changed and scene.video is None))
         ):
-            continue
-        if scene.video is not None or prompts is None or version.record["prompt"] == prompts[i]:
             kept[i] = version
     return kept
 

@@ -66,7 +66,7 @@ def build_page(studio: Studio) -> gr.Blocks:
                 parts.parts |= _results()
         parts.parts["tab"] = gr.State("")
         parts.parts["base"] = gr.State(0)
-        parts.parts["drawn"] = gr.State("")
+        parts.parts["drawn"] = gr.State(None)
         parts.parts["timer"] = gr.Timer(1.0)
         _add_api(studio)  # first, so that its names are those of the functions
         _connect(page, parts, Handlers(studio, parts))
@@ -135,7 +135,9 @@ def _settings(studio: Studio) -> dict:
     whole = {"precision": 0, "min_width": 120}
     with gr.Accordion("Settings", open=False):
         parts = {
-            "model": gr.Dropdown(studio.models(), label="Model", allow_custom_value=True, info="Folder of a model")
+            "model": gr.Dropdown(
+                studio.models(), label="Model", allow_custom_value=True, info="Folder, or name on the Hugging Face Hub"
+            )
         }
         with gr.Row():
             parts["num_inference_steps"] = gr.Number(label="Steps", **whole)
@@ -249,8 +251,9 @@ class Handlers:
         return {
             self.parts["base"]: draft.revision,
             self.parts["counter"]: self._counter(draft, editing),
-            self.parts["message"]: "",
             self.parts["story_file"]: self._story_file(name),
+            # The page's own changes come here too, and leave a message that was shown since they were sent.
+            **({self.parts["message"]: ""} if draft.revision != base else {}),
         }
 
     @told
@@ -333,8 +336,8 @@ class Handlers:
         }
 
     @told
-    def tick(self, name: str | None, editing: str, drawn: str) -> dict:
-        if not name:
+    def tick(self, name: str | None, editing: str, drawn: tuple | None) -> dict:
+        if not name or (drawn and drawn[:2] != (name, editing)):  # sent before another scene or project was shown
             return {self.parts["drawn"]: drawn}
         view = self.studio.view(name)
         now = self._drawing(view, editing)
@@ -429,13 +432,13 @@ class Handlers:
             self.parts["drawn"]: self._drawing(view, selected),
         }
 
-    def _drawing(self, view: ProjectView, selected: str) -> str:
-        """What `_draw` would draw, to see whether anything changed."""
+    def _drawing(self, view: ProjectView, selected: str) -> tuple:
+        """Project, scene and what else `_draw` would draw of them, to see whether anything changed."""
         previews = [scene.preview and scene.preview.stat().st_mtime_ns for scene in view.scenes]
         chosen = [
             (scene.chosen and scene.chosen.number, len(scene.versions), scene.is_changed) for scene in view.scenes
         ]
-        return repr((view.name, selected, view.job and view.job.describe(), view.ahead, previews, chosen))
+        return view.name, selected, repr((view.job and view.job.describe(), view.ahead, previews, chosen))
 
     def _counter(self, draft: Draft, editing: str) -> str:
         index = next((i for i, scene in enumerate(draft.scenes) if scene.id == editing), None)
@@ -492,12 +495,9 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     parts["cancel"].click(handlers.cancel, [project], **ordered)
     parts["version"].input(handlers.choose, parts.of("project", "editing", "tab", "version"), **ordered)
     parts["film"].click(handlers.film, [project], **{**ordered, "concurrency_id": "film"})
-    parts["timer"].tick(
-        handlers.tick,
-        parts.of("project", "editing", "drawn"),
-        parts.of("drawn", "status", "cards", "version", "cancel", "message"),
-        **quiet,
-    )
+    # In order too: a drawing of what was before must not come after one of what is now.
+    drawing = parts.of("drawn", "status", "cards", "version", "cancel", "message")
+    parts["timer"].tick(handlers.tick, parts.of("project", "editing", "drawn"), **{**ordered, "outputs": drawing})
 
 
 def _add_api(studio: Studio) -> None:

@@ -83,6 +83,22 @@ def test_a_scene_is_added_at_the_end_and_given_scenes_need_their_videos_no_longe
         redo(second, "redo=[1]")
 
 
+def test_lists_with_one_entry_per_scene_reach_to_scenes_that_are_added(config):
+    lists = {"scene_seeds": [3, 7], "num_frames": [9, 5], "negative_prompt": ["rain", "fog"]}
+    first = generate(config(**lists, scene_mask=[True, True], name="first"))
+    second = redo(first, "prompts=[a fox, a lake, night]", "redo=[3]")
+    assert second.name == "00001.mp4" and same(first, second) == [True, True]
+    record = json.loads(second.with_suffix(".json").read_text())
+    assert {key: record["config"][key] for key in (*lists, "scene_mask")} == {
+        "scene_seeds": [3, 7, None],
+        "num_frames": [9, 5, 5],
+        "negative_prompt": ["rain", "fog", "fog"],
+        "scene_mask": [True, True, True],
+    }
+    with pytest.raises(ValueError, match="scene_seeds has 2 entries for 3"):
+        config(prompts=PROMPTS[:3], scene_seeds=[3, 7])  # not of a record
+
+
 def test_what_cannot_be_kept_is_refused_before_weights_are_read(config, monkeypatch):
     first = generate(config())
     monkeypatch.setattr(run, "load_pipeline", lambda *args: pytest.fail("weights were read"))

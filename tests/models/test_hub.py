@@ -1,20 +1,14 @@
 """Models by name, from a hub that runs on this machine."""
 
-import hashlib
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-import threading
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 
 from mask2dit import Mask2DiTPipeline, Mask2DiTTransformer3DModel
@@ -25,114 +19,6 @@ from mask2dit.models.loading import COMPONENT_NAMES
 
 NAME = "someone/small"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-WEIGHTS = re.compile(r".*\.(safetensors|bin)")
-
-
-@dataclass
-class Hub:
-    """A hub with one model, and what was asked of it."""
-
-    folder: Path
-    cache: Path
-    url: str = ""
-    refuses: tuple[int, str] | None = None
-    """Status and error code of every answer about the model."""
-    gated: bool = False
-    """True: files are refused, while the model's page can be read, as for a licence that was not accepted."""
-    fetched: list[str] = field(default_factory=list)
-    """Files that were downloaded."""
-
-    def files(self) -> list[str]:
-        return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
-
-    def sizes(self, name: str) -> dict:
-        content = (self.folder / name).read_bytes()
-        entry = {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-        if WEIGHTS.fullmatch(name):
-            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-        return entry
-
-
-def handler(hub: Hub) -> type:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self):
-            self.answer()
-
-        def do_GET(self):
-            self.answer()
-
-        def answer(self):
-            path = self.path.partition("?")[0]
-            page = re.fullmatch(rf"/api/models/{NAME}(?:/(revision|tree)/([^/]+))?", path)
-            file = re.fullmatch(rf"/{NAME}/resolve/[^/]+/(.+)", path)
-            if hub.refuses:
-                self.refuse(*hub.refuses)
-            elif page is None and file is None:
-                self.refuse(404, "RepoNotFound")
-            elif page and page[2] not in (None, "main", "v1", COMMIT):
-                self.refuse(404, "RevisionNotFound")
-            elif page and page[1] == "tree":
-                self.send([hub.sizes(name) for name in hub.files()])
-            elif page:
-                self.send({"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": name} for name in hub.files()]})
-            elif hub.gated:
-                self.refuse(403, "GatedRepo")
-            else:
-                self.send_file(file[1])
-
-        def send(self, content, **headers):
-            content = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(200)
-            headers = {"Content-Length": str(len(content)), "X-Repo-Commit": COMMIT, **headers}
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def send_file(self, name):
-            if self.command == "GET":
-                hub.fetched.append(name)
-            entry = hub.sizes(name)
-            self.send((hub.folder / name).read_bytes(), ETag=f'"{entry.get("lfs", entry)["oid"]}"')
-
-        def refuse(self, status, code):
-            self.send_response(status)
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *arguments):
-            pass
-
-    return Handler
-
-
-@pytest.fixture
-def hub(small_model, tmp_path, monkeypatch):
-    """A hub that serves the small model, with an empty cache."""
-    shutil.copytree(small_model, tmp_path / "served")
-    hub = Hub(tmp_path / "served", tmp_path / "cache")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(hub))
-    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    # Read from the environment when the library is imported.
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    address = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants._HF_DEFAULT_ENDPOINT)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + address)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.cache))
-    monkeypatch.chdir(tmp_path)  # where no folder has the model's name
-    yield hub
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def no_connection(hub, monkeypatch):
-    """Nothing listens at the hub's address from when this is called."""
-    return lambda: monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
 def test_a_pipeline_of_the_hub_equals_that_of_the_folder(hub, small_model):
@@ -155,11 +41,9 @@ def test_only_the_chosen_weights_of_the_chosen_parts_are_fetched(hub):
     (hub.folder / "samples" / "one.mp4").write_bytes(b"0" * 1000)
     Mask2DiTTransformer3DModel.from_pretrained(NAME, subfolder="transformer", variant="ema")
     assert [name for name in hub.fetched if name.startswith(("vae", "text", "samples"))] == []
-    assert [name for name in hub.fetched if WEIGHTS.fullmatch(name)] == [
-        "transformer/diffusion_pytorch_model.ema.safetensors"
-    ]
+    assert hub.fetched_weights() == ["transformer/diffusion_pytorch_model.ema.safetensors"]
     Mask2DiTPipeline.from_pretrained(NAME, variant="ema")  # parts without the variant take their plain weights
-    assert sorted(name for name in hub.fetched if WEIGHTS.fullmatch(name)) == [
+    assert hub.fetched_weights() == [
         "text_encoder/model.safetensors",
         "transformer/diffusion_pytorch_model.ema.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
@@ -169,15 +53,15 @@ def test_only_the_chosen_weights_of_the_chosen_parts_are_fetched(hub):
 def test_weights_in_several_files_are_fetched_by_their_index(hub, make_transformer):
     shutil.rmtree(hub.folder)
     make_transformer().save_pretrained(hub.folder, max_shard_size="50KB")  # in the repository's root
-    shards = [name for name in hub.files() if WEIGHTS.fullmatch(name)]
+    shards = [name for name in hub.files() if hub.is_weights(name)]
     assert len(shards) > 1
     Mask2DiTTransformer3DModel.from_pretrained(NAME)
-    assert sorted(name for name in hub.fetched if WEIGHTS.fullmatch(name)) == shards
+    assert hub.fetched_weights() == shards
 
 
 def test_configurations_alone_are_enough_for_what_needs_no_weights(hub):
     folder = fetch_model(NAME, configs_only=True)
-    assert not [name for name in hub.fetched if WEIGHTS.fullmatch(name)]
+    assert not hub.fetched_weights()
     skeleton = Mask2DiTPipeline.skeleton(folder, configs_only=True)
     assert skeleton.fill_size(None, None, None) == (64, 96, 9)
 
@@ -331,4 +215,4 @@ def test_commands_take_names_and_honour_the_environment(hub, tmp_path):
     assert "clip.mp4" in run("0").stdout
     again = run("1")
     assert "clip.mp4" in again.stdout, again.stderr
-    assert not [name for name in hub.fetched if WEIGHTS.fullmatch(name)]
+    assert not hub.fetched_weights()

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from mask2dit.config import load_config
 from mask2dit.inference.config import InferenceConfig
-from mask2dit.inference.run import generate
+from mask2dit.inference.run import generate, plan_generation
 from mask2dit.stories import read_story
 from mask2dit.studio import engine as module
 from mask2dit.studio.actions import EXAMPLES
@@ -55,11 +56,15 @@ def test_a_scene_is_made_again_taken_back_and_the_film_shows_what_is_chosen(stud
     with pytest.raises(ValueError, match="all scenes are made"):
         studio.generate(name)
 
-    overrides = ["redo=[3]", "seed=5", "device=cpu", "name=cli"]  # the film's record is one like any other
+    overrides = ["redo=[3]", "seed=5"]  # the film's record is one like any other
     again = generate(load_config(InferenceConfig, film.with_suffix(".json"), overrides))
     assert (again.with_suffix("") / "scene_1.mp4").read_bytes() == second.scenes[0].chosen.clip.read_bytes()
     seeds = [scene["seed"] for scene in json.loads(again.with_suffix(".json").read_text())["scenes"]]
     assert seeds == [second.scenes[0].chosen.record["seed"], second.scenes[1].chosen.record["seed"], 5]
+    prompts = [*(scene.chosen.record["prompt"] for scene in second.scenes), second.scenes[0].chosen.record["prompt"]]
+    longer = ["redo=[]", f"prompts={json.dumps(prompts)}"]
+    plan = plan_generation(load_config(InferenceConfig, film.with_suffix(".json"), longer), torch.device("cpu"))
+    assert sorted(plan.sources) == [0, 1, 2] and plan.shape.frames == (9, 9, 9, 9)
 
 
 @pytest.mark.slow
@@ -80,6 +85,56 @@ def test_scenes_are_made_one_by_one_added_and_own_clips_are_given(studio, draft,
     assert len(studio.view(name).scenes[3].versions) == 2
     page = draw_scenes(studio.view(name), "", ["", "", "", ""])
     assert page.count("<video") == 4 and "own clip" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again, finished", [(None, (1,)), ([1], (1, 2))])
+def test_a_changed_prompt_of_an_own_clip_is_what_other_scenes_continue_from(
+    studio, draft, run_job, edit, own_clip, again, finished
+):
+    name = studio.create(draft)
+    project = studio.projects.open(name)
+    studio.update(name, studio.insert_clip(name, project.load(), 0, own_clip))
+    assert run_job(name).finished == (1, 2, 3, 4)
+    before = files(studio.view(name))
+    edit(name, 0, prompt="Actor1 moves right along the beach.")
+    assert [scene.is_changed for scene in studio.view(name).scenes] == [True, False, False, False]
+    assert run_job(name, again).finished == finished
+    view = studio.view(name)
+    assert not any(scene.is_changed for scene in view.scenes)
+    assert [a == b for a, b in zip(before, files(view))][finished[-1] :] == [True] * (4 - finished[-1])
+    made = view.scenes[finished[-1] - 1].chosen.record["run"]["config"]["prompts"]
+    assert made[0].endswith("moves right along the beach.")
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_is_checked_without_its_weights_and_fetched_to_generate(studio, draft, run_job, hub):
+    scenes = tuple(DraftScene(prompt=prompt) for prompt in ("a fox", "a lake"))
+    hubs = studio.set_model(replace(draft, cast=(), scenes=scenes), hub.name)
+    small = {"num_inference_steps": 1, "dtype": "float32", "height": 64, "width": 96, "num_frames": 9}
+    name = studio.create(replace(hubs, settings={**hubs.settings, **small}))
+    assert studio.engine.find_faults(studio.view(name).draft) == ["", ""]
+    studio.engine.plan(studio.projects.open(name), studio.projects.open(name).load())
+    assert hub.fetched and not hub.fetched_weights()
+    job = run_job(name)
+    assert (job.status, job.finished) == (DONE, (1, 2)), job.message
+    assert hub.fetched_weights()
+    config = studio.view(name).scenes[0].chosen.record["run"]["config"]
+    assert (config["model"], config["revision"]) == (hub.name, hub.commit)
+    with pytest.raises(ValueError, match="all scenes are made"):
+        studio.generate(name)
+    record = studio.export(name)["record"]
+    again = generate(load_config(InferenceConfig, record, ["redo=[2]", "seed=5"]))
+    assert [scene["source"] for scene in json.loads(again.with_suffix(".json").read_text())["scenes"]] == [
+        "kept",
+        "generated",
+    ]
+
+
+def test_a_hub_that_refuses_a_model_is_told_on_every_scene(studio, draft, hub):
+    hub.refuses = (401, "")
+    faults = studio.engine.find_faults(replace(draft, settings={"model": hub.name}))
+    assert len(faults) == 3 and all("hf auth login" in fault for fault in faults)
 
 
 @pytest.mark.slow

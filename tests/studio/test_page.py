@@ -94,6 +94,50 @@ def test_a_password_is_needed_where_one_is_set(serve, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def handlers(studio):
+    """The handlers of the page, whose components are their names."""
+    from mask2dit.studio.page import FIELDS, Handlers
+
+    class Names(dict):
+        __missing__ = str
+
+    handlers = Handlers(studio, Names())
+
+    def fields(shown: dict) -> list:
+        """The values of the fields that the page shows."""
+        values = [shown[name] for name in FIELDS]
+        return [value["value"] if isinstance(value, dict) else value for value in values]
+
+    handlers.fields = fields
+    return handlers
+
+
+def test_only_a_persons_changes_take_a_message_away(handlers):
+    shown = handlers.new()
+    name, fields = shown["project"]["value"], handlers.fields(shown)
+    filled_in = handlers.edit(name, shown["editing"], "tab", shown["base"], *fields)
+    assert filled_in["base"] == shown["base"] and "message" not in filled_in
+    typed = handlers.edit(name, shown["editing"], "tab", shown["base"], "Another title", *fields[1:])
+    assert typed["base"] > shown["base"] and typed["message"] == ""
+
+
+def test_a_drawing_of_the_scene_that_was_shown_before_is_left_out(handlers):
+    shown = handlers.new()
+    name, first = shown["project"]["value"], shown["editing"]
+    added = handlers.add(name, first, "tab", shown["base"], *handlers.fields(shown))
+    assert "cards" not in handlers.tick(name, first, added["drawn"])
+    assert "cards" not in handlers.tick(name, added["editing"], added["drawn"])  # nothing changed
+    assert "Edit scene 2" in handlers.tick(name, added["editing"], None)["cards"]
+
+
+def test_drawings_and_changes_of_a_page_come_one_after_another(studio):
+    from mask2dit.studio.page import build_page
+
+    queues = {fn.name: (fn.concurrency_id, fn.concurrency_limit) for fn in build_page(studio).fns.values()}
+    assert queues["tick"] == queues["insert_clip"] == queues["edit"] == ("draft", 1)
+
+
+@pytest.fixture
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
