@@ -6,9 +6,10 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from mask2dit.engine.config import EngineConfig, Resources
 from mask2dit.engine.share import Outcome, Pool, Process, Runner, Workers, in_batches, share
@@ -76,10 +77,10 @@ class LocalWorker:
         self._pid = self._executor.submit(os.getpid)
 
     def load(self, runner: bytes) -> Future:
-        return self._executor.submit(_load, runner)
+        return self._submit(_load, runner)
 
     def run(self, batch: list) -> Future:
-        return self._executor.submit(_run, batch)
+        return self._submit(_run, batch)
 
     def stop(self) -> None:
         if self._pid.done() and not self._pid.exception():
@@ -87,6 +88,14 @@ class LocalWorker:
                 if child.pid == self._pid.result():
                     child.terminate()  # raises SystemExit in it, so that it removes its unfinished files
         self._executor.shutdown(cancel_futures=True)
+
+    def _submit(self, call: Callable[[Any], Outcome], argument: Any) -> Future:
+        try:
+            return self._executor.submit(call, argument)
+        except BrokenProcessPool as loss:  # the worker died between two calls: a loss as during one
+            future: Future = Future()
+            future.set_exception(loss)
+            return future
 
 
 def _start(place: Place) -> None:

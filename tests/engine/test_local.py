@@ -26,6 +26,13 @@ def double(items, folder):
         if item == 3 and not (folder / "died").exists():
             (folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+def die_at_once(items, folder):
+    for item in items:
+        if item == 1 and not (folder / "died").exists():
+            (folder / "died").touch()
+            os._exit(1)
+        yield item
 """
 
 
@@ -55,6 +62,24 @@ def test_processes_share_the_work_and_one_that_is_killed_loses_nothing(tmp_path,
     assert (tmp_path / "died").exists()
     assert len(list(tmp_path.glob("loaded-*"))) in (3, 4)  # a worker that still loads at the end of a stage is stopped
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_while_results_of_the_batch_before_are_taken_loses_nothing(tmp_path, monkeypatch, caplog):
+    (tmp_path / "stage_of_the_test.py").write_text(STAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stage_of_the_test", raising=False)
+    import stage_of_the_test as stage
+
+    taken = []
+    with open_engine(EngineConfig(num_workers=1)) as engine:
+        for item in engine.run("stage", stage.die_at_once, range(4), Workers(load=partial(stage.load, tmp_path))):
+            if not taken:
+                until((tmp_path / "died").exists)
+                time.sleep(0.5)  # so that the engine notices before it hands out the next batch
+            taken.append(item)
+    assert sorted(taken) == [0, 1, 2, 3]
+    assert "a worker died at 1" in caplog.text
 
 
 DRIVER = """
