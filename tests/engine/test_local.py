@@ -36,6 +36,35 @@ def die_at_once(items, folder):
 """
 
 
+@pytest.mark.parametrize(
+    "num_workers, num_gpus, uses_gpu, shown",
+    [
+        (3, None, True, ["0", "1", "2"]),
+        (8, None, True, ["0", "1", "2", "3"]),
+        (3, None, False, [None] * 3),
+        (3, 1, False, ["0", "1", "2"]),  # a detector of the user's
+        (3, 0, True, [""] * 3),
+        (8, 2, True, ["0,1", "2,3"]),
+        (8, 3, True, ["0,1,2"]),
+        (6, 0.5, True, ["0", "1", "2", "3", "0", "1"]),
+        (99, 0.4, True, ["0", "1", "2", "3"] * 2),
+    ],
+)
+def test_workers_see_the_gpus_that_they_take(monkeypatch, num_workers, num_gpus, uses_gpu, shown):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    places = []
+    monkeypatch.setattr("mask2dit.engine.local.share", lambda *arguments: places.extend(arguments[-1]) or iter(()))
+    engine = LocalEngine(EngineConfig(num_workers=num_workers, resources={"stage": Resources(num_gpus=num_gpus)}))
+    assert list(engine.run("stage", iter, [1], Workers(uses_gpu=uses_gpu))) == []
+    assert [dict(place).get("CUDA_VISIBLE_DEVICES") for place in places] == shown
+
+
+def test_more_gpus_per_worker_than_there_are_are_refused_before_a_stage(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ValueError, match=r"resources.embed.num_gpus=3 .* 2 GPUs"):
+        LocalEngine(EngineConfig(num_workers=2, resources={"embed": Resources(num_gpus=3)}))
+
+
 def test_without_workers_this_process_does_the_work():
     engine = LocalEngine(EngineConfig())
     done = engine.run(
