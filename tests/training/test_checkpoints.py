@@ -158,7 +158,7 @@ def test_a_disk_that_is_full_while_exporting_needs_no_step_again(config, run, mo
 
 
 def test_auto_takes_the_newest_checkpoint_or_starts_a_new_run(config, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "mask2dit")
     automatic = config(resume="auto", max_steps=100)
     assert find_checkpoint(automatic) is None
     assert "new run" in caplog.text and automatic.output_dir in caplog.text
