@@ -79,8 +79,8 @@ class EngineConfig:
                     continue
                 if self.num_workers is None:
                     raise ValueError(
-                        f"resources.{stage}.{name}={value:g} is for workers, but this process does the work: set num_workers, "
-                        "or engine=ray"
+                        f"resources.{stage}.{name}={value:g} is for workers, but this process does the work: set "
+                        "num_workers, or engine=ray"
                     )
                 if name == "num_cpus":
                     raise ValueError(
