@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 from PIL import Image
 
@@ -74,82 +75,109 @@ def caption(
     as its reason is recorded only once a request has been answered: until then, the settings of all requests may be the
     reason.
 
+    Once a run has to stop, requests that are running are waited for and their captions kept, since they are paid for.
+
     Raises:
         ValueError: if no request can succeed, or the estimate or the cost exceeds `max_cost`.
         OSError: if `MAX_FAILURES` consecutive requests failed, or the first `MAX_REFUSALS` were refused.
     """
     groups = list(groups)
-    input_tokens, output_tokens = estimate_tokens(groups, config)
-    price = _price(input_tokens, output_tokens, config)
+    expected = estimate_tokens(groups, config)
+    price = _price(*expected, config)
     logger.info(
         "%d requests, about %d tokens in and %d out%s",
         len(groups),
-        input_tokens,
-        output_tokens,
+        *expected,
         "" if price is None else f", which cost about {price:.2f}",
     )
-    if config.max_cost is not None and price > config.max_cost:
+    if _is_too_much(price, config):
         raise ValueError(f"the captions would cost about {price:.2f}, more than caption.max_cost={config.max_cost}")
 
-    used_in = used_out = failures = left = 0
+    failures = left = 0
     refused: list[tuple[Group, Dropped]] = []
     has_answered = False
-    with ThreadPoolExecutor(config.concurrency) as pool:
-        futures = {pool.submit(caption_group, group, clips, folder, config, captioner): group for group in groups}
-        try:
-            for future in as_completed(futures):
-                group = futures[future]
-                try:
-                    result, tokens_in, tokens_out = future.result()
-                except UnusableEndpointError:
-                    raise
-                except EndpointError as error:
-                    logger.warning("%s: %s", group.id, error)
-                    if isinstance(error, RefusedRequestError):
-                        dropped = Dropped(id=group.id, source=group.source, rule="refused", why=str(error))
-                        if error.is_filtered or has_answered:
-                            yield group, [dropped]
-                            continue
-                        refused.append((group, dropped))
+    reason: Exception | None = None  # to stop
+    used = _Used(captioner)
+    pool = ThreadPoolExecutor(config.concurrency)
+    try:
+        futures = {pool.submit(caption_group, group, clips, folder, config, used): group for group in groups}
+        for future in as_completed(futures):
+            if future.cancelled():
+                continue
+            group = futures[future]
+            try:
+                result = future.result()
+            except UnusableEndpointError as error:
+                reason = reason or error
+            except EndpointError as error:
+                logger.warning("%s: %s", group.id, error)
+                if isinstance(error, RefusedRequestError):
+                    dropped = Dropped(id=group.id, source=group.source, rule="refused", why=str(error))
+                    if error.is_filtered or has_answered:
+                        yield group, [dropped]
                     else:
-                        failures, left = failures + 1, left + 1
-                    if failures >= MAX_FAILURES or len(refused) >= MAX_REFUSALS:
-                        raise OSError(
-                            f"{max(failures, len(refused))} requests in a row failed, the last because {error}. Run again "
-                            "when the endpoint answers: captions so far are kept"
-                        ) from None
-                    continue
-                has_answered = True
+                        refused.append((group, dropped))
+                else:
+                    failures, left = failures + 1, left + 1
+                if failures >= MAX_FAILURES or len(refused) >= MAX_REFUSALS:
+                    reason = reason or OSError(
+                        f"{max(failures, len(refused))} requests in a row failed, the last because {error}. Run again "
+                        "when the endpoint answers: captions so far are kept"
+                    )
+            except Exception as error:
+                reason = reason or error
+            else:
+                has_answered, failures = True, 0
                 for group_before, dropped in refused:
                     yield group_before, [dropped]
                 refused.clear()
-                failures = 0
-                used_in, used_out = used_in + tokens_in, used_out + tokens_out
                 yield group, [result]
-                price = _price(used_in, used_out, config)
-                if config.max_cost is not None and price > config.max_cost:
-                    raise ValueError(
-                        f"the captions have cost {price:.2f}, more than caption.max_cost={config.max_cost}: raise it and "
-                        "run again, captions so far are kept"
-                    )
-        finally:
-            for future in futures:
-                future.cancel()
-            price = _price(used_in, used_out, config)
-            cost = "" if price is None else f", which cost {price:.2f}"
-            logger.info("%d tokens in and %d out%s", used_in, used_out, cost)
+            if reason or _is_too_much(used.price(config), config):
+                for queued in futures:
+                    queued.cancel()
+    finally:
+        pool.shutdown(cancel_futures=True)  # waits for requests that are running
+        price = used.price(config)
+        cost = "" if price is None else f", which cost {price:.2f}"
+        logger.info("%d tokens in and %d out%s", used.input_tokens, used.output_tokens, cost)
+    if reason:
+        raise reason
+    if _is_too_much(price, config):
+        raise ValueError(
+            f"the captions have cost {price:.2f}, more than caption.max_cost={config.max_cost}: raise it and run again, "
+            "captions so far are kept"
+        )
     if left := left + len(refused):
         logger.warning("%d requests failed: run again to send them again", left)
 
 
+class _Used:
+    """A captioner that counts the tokens of all its answers, also of those that cannot be used.
+
+    Args:
+        captioner: the captioner that it asks.
+    """
+
+    def __init__(self, captioner: Captioner):
+        self.input_tokens = self.output_tokens = 0
+        self._captioner = captioner
+        self._lock = Lock()
+
+    def ask(self, messages: list[dict]) -> Reply:
+        reply = self._captioner.ask(messages)
+        with self._lock:
+            self.input_tokens += reply.input_tokens
+            self.output_tokens += reply.output_tokens
+        return reply
+
+    def price(self, config: CaptionConfig) -> float | None:
+        return _price(self.input_tokens, self.output_tokens, config)
+
+
 def caption_group(
     group: Group, clips: Mapping[str, Clip], folder: Path, config: CaptionConfig, captioner: Captioner
-) -> tuple[Captions | Dropped, int, int]:
-    """Asks until the answer is valid, at most `max_attempts` times. Each repeated request names the fault.
-
-    Returns:
-        The captions or the reason for dropping the group, and the input and output tokens of all attempts.
-    """
+) -> Captions | Dropped:
+    """Asks until the answer is valid, at most `max_attempts` times. Each repeated request names the fault."""
     content: list[dict] = [{"type": "text", "text": instructions(len(group.clips), config.max_words)}]
     for number, name in enumerate(group.clips, start=1):
         content.append({"type": "text", "text": f"Scene {number}:"})
@@ -166,12 +194,9 @@ def caption_group(
             config.max_attempts,
         )
     except InvalidAnswersError as error:
-        replies = error.replies
-        details = {"faults": error.faults, "answer": replies[-1].text}
-        dropped = Dropped(id=group.id, source=group.source, rule="invalid_captions", why=str(error), details=details)
-        return dropped, *_tokens(replies)
-    input_tokens, output_tokens = _tokens(replies)
-    captions = Captions(
+        details = {"faults": error.faults, "answer": error.replies[-1].text}
+        return Dropped(id=group.id, source=group.source, rule="invalid_captions", why=str(error), details=details)
+    return Captions(
         id=group.id,
         source=group.source,
         clips=group.clips,
@@ -180,10 +205,9 @@ def caption_group(
         model=config.model,
         prompt_version=PROMPT_VERSION,
         attempts=len(replies),
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
+        input_tokens=sum(reply.input_tokens for reply in replies),
+        output_tokens=sum(reply.output_tokens for reply in replies),
     )
-    return captions, input_tokens, output_tokens
 
 
 def estimate_tokens(groups: Sequence[Group], config: CaptionConfig) -> tuple[int, int]:
@@ -193,12 +217,11 @@ def estimate_tokens(groups: Sequence[Group], config: CaptionConfig) -> tuple[int
     return text + num_scenes * config.frames_per_scene * config.tokens_per_image, num_scenes * TOKENS_A_CAPTION
 
 
-def _tokens(replies: Sequence[Reply]) -> tuple[int, int]:
-    """Input and output tokens."""
-    return sum(reply.input_tokens for reply in replies), sum(reply.output_tokens for reply in replies)
-
-
 def _price(input_tokens: int, output_tokens: int, config: CaptionConfig) -> float | None:
     if config.price_input is None or config.price_output is None:
         return None
     return (input_tokens * config.price_input + output_tokens * config.price_output) / 1e6
+
+
+def _is_too_much(price: float | None, config: CaptionConfig) -> bool:
+    return price is not None and config.max_cost is not None and price > config.max_cost

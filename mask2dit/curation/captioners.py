@@ -6,13 +6,17 @@ Messages have the form of transformers' chat templates: {"role": …, "content":
 
 import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from mask2dit.curation.answers import SCHEMA
 from mask2dit.curation.config import CaptionConfig
+from mask2dit.curation.optional import import_optional
+from mask2dit.device import choose_device
 from mask2dit.endpoint import Endpoint, RefusedRequestError, Reply, image_part
 
 
@@ -24,6 +28,17 @@ class Captioner(Protocol):
             EndpointError: if this request failed; a subclass if it was refused, or if no request can succeed.
         """
         ...
+
+
+def check_captioner(config: CaptionConfig) -> None:
+    """Raises `ValueError` if there can be no captioner with these settings. Sends no request and reads no weights."""
+    if config.backend == "transformers":
+        choose_device(config.device)
+        _load_processor(config.model)
+        return
+    import_optional("openai")
+    if config.backend == "openai":
+        OpenAICaptioner(config)
 
 
 class OpenAICaptioner:
@@ -74,22 +89,16 @@ class TransformersCaptioner:
     """A vision-language model of transformers.
 
     Raises:
-        ValueError: if the folder does not hold one.
+        ValueError: if the folder does not hold one, or the device is not available.
     """
 
-    def __init__(self, config: CaptionConfig, device: torch.device):
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+    def __init__(self, config: CaptionConfig):
+        from transformers import AutoModelForImageTextToText
 
-        if not Path(config.model).is_dir():
-            raise ValueError(f"caption.model={config.model!r} has to be a folder with a model of transformers")
-        try:
-            self.processor = AutoProcessor.from_pretrained(config.model)
+        self.processor = _load_processor(config.model)
+        with _named_errors(config.model):
             model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=getattr(torch, config.dtype))
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"{config.model!r} does not hold a vision-language model of transformers: {error}"
-            ) from error
-        self.model = model.eval().to(device)
+        self.model = model.eval().to(choose_device(config.device))
         self.config = config
         self._lock = threading.Lock()  # one model, one request at a time
 
@@ -104,6 +113,24 @@ class TransformersCaptioner:
         num_input = inputs["input_ids"].shape[1]
         text = self.processor.decode(output[0, num_input:], skip_special_tokens=True)
         return Reply(text, num_input, output.shape[1] - num_input)
+
+
+def _load_processor(model: str) -> Any:
+    """The processor of a folder: what turns messages into the model's inputs."""
+    from transformers import AutoProcessor
+
+    if not Path(model).is_dir():
+        raise ValueError(f"caption.model={model!r} has to be a folder with a model of transformers")
+    with _named_errors(model):
+        return AutoProcessor.from_pretrained(model)
+
+
+@contextmanager
+def _named_errors(model: str) -> Generator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{model!r} does not hold a vision-language model of transformers: {error}") from error
 
 
 def _encoded(message: dict) -> dict:

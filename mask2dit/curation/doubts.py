@@ -1,6 +1,6 @@
 """Cuts that a person should look at: probably false ones, and transitions that may have been missed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mask2dit.curation.group import Group, adjacent_pairs
@@ -21,13 +21,19 @@ class DoubtfulCut:
     """The id of a clip and a frame of it, before and after."""
 
 
-def doubtful_cuts(windows: Iterable[Group | Dropped], clips: Mapping[str, Clip], ceiling: float) -> list[DoubtfulCut]:
+def doubtful_cuts(
+    windows: Iterable[Group | Dropped],
+    clips: Mapping[str, Clip],
+    ceiling: float,
+    doubts: Mapping[str, Sequence[int]],
+) -> list[DoubtfulCut]:
     """Cuts between neighbouring clips that look the same, and places inside a clip at which a transition is possible.
 
     Args:
         windows: results of the stage `group`.
         clips: clips by id.
         ceiling: cosine above which neighbouring clips count as one scene.
+        doubts: frames at which a transition is possible, by the scene's id, which is the clip's.
     """
     found = [
         DoubtfulCut(
@@ -39,7 +45,7 @@ def doubtful_cuts(windows: Iterable[Group | Dropped], clips: Mapping[str, Clip],
         if cosine > ceiling
     ]
     for clip in clips.values():
-        for frame in clip.doubts:
+        for frame in doubts.get(clip.id, ()):
             if clip.start < frame < clip.stop:
                 first, second = (
                     min(max(frame - clip.start + step, 0), clip.num_frames - 1) for step in (-DISTANCE, DISTANCE)

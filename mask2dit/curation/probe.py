@@ -30,6 +30,7 @@ class Film(Entry):
     """Frame rate; the average if it varies."""
     seconds: float
     codec: str
+    not_in_key = ("warnings",)  # which are only printed
     warnings: list[str]
     """Differences between its frames and a player's; see `FileReader`."""
 

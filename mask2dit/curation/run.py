@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from mask2dit.curation.caption import Captions, caption, caption_settings, has_attempts_left
-from mask2dit.curation.captioners import Captioner, OpenAICaptioner, TransformersCaptioner
+from mask2dit.curation.captioners import OpenAICaptioner, TransformersCaptioner, check_captioner
 from mask2dit.curation.config import STAGES, CaptionConfig, CurationConfig
 from mask2dit.curation.doubts import DoubtfulCut, doubtful_cuts
 from mask2dit.curation.duplicates import drop_duplicates, film_families, find_twins
@@ -36,9 +36,6 @@ from mask2dit.hashing import digest
 
 logger = logging.getLogger(__name__)
 
-# Packages of the extra, by the stage that imports them.
-PACKAGES = {"score": "cv2", "caption": "openai"}
-
 
 def curate(config: CurationConfig) -> int:
     """Runs the stages and prints the funnel.
@@ -55,10 +52,10 @@ def curate(config: CurationConfig) -> int:
     with open_engine(config) as engine:
         workspace = Workspace(config.output, config.shard, config.stages, engine)
         try:
-            clips, features, times = _make_clips(config, workspace, settings)
+            clips, features, times, doubts = _make_clips(config, workspace, settings)
             if _last_stage(config) < STAGES.index("group"):
                 return 0
-            return _make_manifests(config, workspace, settings, clips, features, times)
+            return _make_manifests(config, workspace, settings, clips, features, times, doubts)
         finally:  # also after an interruption, with the results so far
             print(funnel_table(workspace.funnel))
             path = workspace.folder / f"funnel{workspace.suffix}.json"
@@ -69,7 +66,8 @@ def check(config: CurationConfig) -> dict[str, dict]:
     """The settings that the results of each needed stage depend on.
 
     Raises:
-        ValueError: if a package or a detector is missing, or the output folder is inside the folder of films.
+        ValueError: if a package or a detector is missing, the output folder is inside the folder of films, or captions cannot
+            be made with these settings.
         FileNotFoundError: if weights are missing.
         OSError: if the manifests cannot be written.
     """
@@ -80,15 +78,16 @@ def check(config: CurationConfig) -> dict[str, dict]:
         )
     if config.engine == "local":  # the nodes of a cluster may have other devices than this machine
         choose_device(config.device)
-    for stage in config.stages:
-        if stage in PACKAGES:
-            import_optional(PACKAGES[stage])
     if "split" in config.stages and config.shots is None:
         for name in config.split.detectors:
             load_detector(name, config.split)
+    if "score" in config.stages and (config.score.motion or config.score.text):
+        import_optional("cv2")
     if "score" in config.stages and config.score.text:
         import_optional("rapidocr")
         import_optional("onnxruntime")
+    if "caption" in config.stages and not config.caption.missing:
+        check_captioner(config.caption)
     if "group" in config.stages and config.duplicates.remove:
         import_optional("faiss")
     if "export" in config.stages and config.shard == "0/1":
@@ -115,9 +114,9 @@ def check(config: CurationConfig) -> dict[str, dict]:
 
 def _make_clips(
     config: CurationConfig, workspace: Workspace, settings: dict
-) -> tuple[dict[str, Clip], list[Features], dict[str, float] | None]:
-    """Runs the stages from films to features. Returns the clips that pass the filters, by id, their features, and the times
-    of shots as `by_film` takes them."""
+) -> tuple[dict[str, Clip], list[Features], dict[str, float] | None, dict[str, list[int]]]:
+    """Runs the stages from films to features. Returns the clips that pass the filters, by id, their features, the times of
+    shots as `by_film` takes them, and the frames of possible transitions, by the scene's id."""
     run, folder, folder_of_films = workspace.run, workspace.folder, Path(config.films)
 
     def is_gone(made: Clip | Features | Dropped) -> bool:
@@ -142,13 +141,14 @@ def _make_clips(
     )
     workers = Workers(uses_gpu=config.shots is None and "transnet" in config.split.detectors)
     scenes = run("split", Scene, kept(films), settings["split"], process, workers=workers)
+    doubts = {scene.id: scene.doubts for scene in kept(scenes)}
 
     process = partial(write, films=folder_of_films, folder=folder, config=config.write, settings=settings["write"])
     workers = Workers(batch=8)  # scenes of a film, which share an open file and the search for borders
     written = run("write", Clip, kept(scenes), settings["write"], process, is_gone, workers)
     clips = {clip.id: clip for clip in kept(written)}
     if _last_stage(config) < STAGES.index("score"):
-        return clips, [], None
+        return clips, [], None, doubts
 
     process = partial(score, folder=folder, config=config.score)
     workers = Workers(
@@ -158,14 +158,14 @@ def _make_clips(
     passed = run("filter", Scores, kept(scores), settings["filter"], partial(apply_filters, config=config.filter))
     clips = {entry.id: clips[entry.id] for entry in kept(passed)}
     if _last_stage(config) < STAGES.index("embed"):
-        return clips, [], None
+        return clips, [], None, doubts
 
     process = partial(embed, folder=folder, batch_size=config.embed.batch_size, settings=settings["embed"])
     load = partial(Embedder, config.embed.viclip, config.device)
     workers = Workers(load=load, batch=config.embed.batch_size, uses_gpu=True)
     features = kept(run("embed", Features, list(clips.values()), settings["embed"], process, is_gone, workers))
     times = shot_times(films) if config.shots is not None else None
-    return {entry.id: clips[entry.id] for entry in features}, features, times
+    return {entry.id: clips[entry.id] for entry in features}, features, times, doubts
 
 
 def _make_manifests(
@@ -175,6 +175,7 @@ def _make_manifests(
     clips: Mapping[str, Clip],
     features: list[Features],
     times: dict[str, float] | None,
+    doubts: Mapping[str, list[int]],
 ) -> int:
     """Runs the stages from groups to manifests, and writes the review page. Returns the exit status."""
     run, folder = workspace.run, workspace.folder
@@ -215,8 +216,8 @@ def _make_manifests(
         return 0
 
     decisions = read_decisions(folder / DECISIONS, captions, config.caption.max_words)
-    doubts = doubtful_cuts(windows, clips, config.group.ceiling)
-    _write_page(config, folder, groups, clips, captions, verified, decisions, doubts)
+    cuts = doubtful_cuts(windows, clips, config.group.ceiling, doubts)
+    _write_page(config, folder, groups, clips, captions, verified, decisions, cuts)
     if "export" not in config.stages:
         return 0
     rows, exported = export(folder, config, clips, captions, decisions, families)
@@ -262,11 +263,11 @@ def _write_page(
     captions: list[Captions],
     verified: list[Verified],
     decisions: Mapping[str, Decision],
-    doubts: list[DoubtfulCut],
+    cuts: list[DoubtfulCut],
 ) -> None:
     of_id = {entry.id: entry for entry in groups}
     cosines_of = {entry.id: entry.cosines for entry in verified}
-    page = write_review(folder, of_id, clips, captions, cosines_of, decisions, config.verify.flag_below, doubts)
+    page = write_review(folder, of_id, clips, captions, cosines_of, decisions, config.verify.flag_below, cuts)
     num_decided = sum(entry.key in decisions for entry in captions)
     logger.info("%s shows %d captions; decisions: %d", page, len(captions), num_decided)
 
@@ -284,11 +285,7 @@ def _caption(groups: Iterable[Group], clips: Mapping[str, Clip], folder: Path, c
     with ExitStack() as stack:
         if config.backend == "stand_in":
             config = replace(config, base_url=stack.enter_context(stand_in()), model="stand-in")
-        captioner: Captioner
-        if config.backend == "transformers":
-            captioner = TransformersCaptioner(config, choose_device(config.device))
-        else:
-            captioner = OpenAICaptioner(config)
+        captioner = TransformersCaptioner(config) if config.backend == "transformers" else OpenAICaptioner(config)
         yield from caption(groups, clips, folder, config, captioner)
 
 

@@ -28,6 +28,7 @@ class Scene(Entry):
     stop: int
     transition: int = 0
     """Frames of the transition before the scene; 0 after a hard cut and at the beginning of a film."""
+    not_in_key = ("doubts",)  # which only the review page shows
     doubts: list[int] = field(default_factory=list)
     """Frames at which a transition is possible, but less probable than the limit."""
 

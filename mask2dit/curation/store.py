@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from tqdm import tqdm
 
@@ -39,6 +39,9 @@ class Entry:
     key: str = ""
     """Hash of the entry and of the key of the entry it was made from, set by the workspace. It does not include settings, so
     that a result that is the same under other settings is not processed again."""
+    not_in_key: ClassVar[tuple[str, ...]] = ()
+    """Fields that are left out of the key, since no result of a later stage depends on them. Later entries must not copy
+    them: those that are stored would keep the old values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,4 +187,6 @@ def _fields(result: Entry) -> dict:
 
 
 def _entry(made: type[T], made_from: str, fields: dict) -> T | Dropped:
-    return (Dropped if "rule" in fields else made)(key=digest([made_from, fields]), **fields)
+    kind = Dropped if "rule" in fields else made
+    hashed = {name: value for name, value in fields.items() if name not in kind.not_in_key}
+    return kind(key=digest([made_from, hashed]), **fields)

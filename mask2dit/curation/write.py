@@ -1,8 +1,9 @@
 """Clips of scenes, with ends trimmed and borders removed: files of their own, or frame ranges of the films."""
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,6 @@ class Clip(Entry):
     width: int
     height: int
     transition: int = 0
-    doubts: list[int] = field(default_factory=list)
     """As in the scene."""
 
     def open(self, folder: Path) -> VideoReader:
@@ -59,7 +59,7 @@ class Clip(Entry):
 
 def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfig, settings: dict) -> Iterator:
     """Makes one clip per scene: a file below `folder` / clips, or a frame range if `config.encode` is off. Drops scenes that
-    cannot be decoded.
+    cannot be decoded; all frames of a scene are decoded either way, so that later stages can read every clip.
 
     Raises:
         OSError: if a file cannot be written.
@@ -75,15 +75,16 @@ def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfi
                 reader = FileReader(films / scene.file)
                 crop = film_crop(reader, config)
                 file = scene.file
+            frames = cropped_frames(reader, start, stop, crop, config.max_short_side)
             clip: VideoReader
             if config.encode:
-                frames = cropped_frames(reader, start, stop, crop, config.max_short_side)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_video(path, frames, reader.fps)
                 clip = open_video(path)
                 relative = path.relative_to(folder).as_posix()
             else:
                 clip = RangeReader(reader, start, stop, crop)
+                deque(frames, maxlen=0)  # decodes them; shots, which no detector has read, may be damaged
                 relative = os.path.relpath(films.absolute() / scene.file, folder.resolve())
         except ValueError as error:
             yield scene, [Dropped(id=scene.id, source=scene.source, rule="unreadable", why=str(error))]
@@ -102,7 +103,6 @@ def write(scenes: Iterable[Scene], films: Path, folder: Path, config: WriteConfi
             width=clip.width,
             height=clip.height,
             transition=scene.transition,
-            doubts=scene.doubts,
         )
         yield scene, [made]
 

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from mask2dit.config import check_at_least, check_choice, check_positive, parse_shard
 
@@ -17,9 +17,10 @@ class Resources:
     """What a worker of a stage takes; null: the stage's own value."""
 
     num_cpus: float | None = None
-    """CPUs per worker; null: 1."""
+    """CPUs per worker, for engine=ray; null: 1."""
     num_gpus: float | None = None
-    """GPUs per worker, such as 0.5 for two workers per GPU; null: 1 for stages that run a model, if there are GPUs."""
+    """GPUs per worker: a whole number, or a share such as 0.5 for two workers per GPU; null: 1 for stages that run a model,
+    if there are GPUs."""
     batch: int | None = None
     """Items that a worker takes at a time, which are the items that a lost worker repeats."""
 
@@ -28,6 +29,8 @@ class Resources:
             check_positive("num_cpus", self.num_cpus)
         if self.num_gpus is not None:
             check_at_least("num_gpus", self.num_gpus, 0)
+            if self.num_gpus > 1 and self.num_gpus % 1:
+                raise ValueError(f"num_gpus={self.num_gpus} has to be a whole number, or a share of one GPU")
         if self.batch is not None:
             check_at_least("batch", self.batch, 1)
 
@@ -52,7 +55,8 @@ class EngineConfig:
     """Worker processes per stage; null: none with engine=local, where this process does the work, and as many as fit the
     cluster with engine=ray. Workers of stages that run a model are limited to the GPUs, if there are any."""
     resources: dict[str, Resources] = field(default_factory=dict)
-    """Resources per worker by stage: resources.STAGE.num_cpus, resources.STAGE.num_gpus and resources.STAGE.batch."""
+    """Resources per worker by stage: resources.STAGE.num_cpus, resources.STAGE.num_gpus and resources.STAGE.batch. With
+    engine=local they need num_workers."""
     ray: RayConfig = field(default_factory=RayConfig)
     shard: str | None = None
     """i/n: do the i-th of n parts of the work, counted from 0, so that n processes share it; 0/1: all of it, and what follows
@@ -64,6 +68,25 @@ class EngineConfig:
             check_at_least("num_workers", self.num_workers, 1)
         if self.shard is not None:
             parse_shard(self.shard)
+        if self.engine == "local":
+            self._check_local_resources()
+
+    def _check_local_resources(self) -> None:
+        """Raises `ValueError` for resources that have no effect on this machine."""
+        for stage, resources in self.resources.items():
+            for name, value in asdict(resources).items():
+                if value is None:
+                    continue
+                if self.num_workers is None:
+                    raise ValueError(
+                        f"resources.{stage}.{name}={value:g} is for workers, but this process does the work: set "
+                        "num_workers, or engine=ray"
+                    )
+                if name == "num_cpus":
+                    raise ValueError(
+                        f"resources.{stage}.num_cpus={value:g} is for engine=ray: with engine=local, num_workers processes "
+                        "share the CPUs"
+                    )
 
     def check_resources(self, stages: Iterable[str]) -> None:
         """Raises `ValueError` if `resources` names something else than the stages that run on workers."""

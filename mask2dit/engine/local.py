@@ -6,9 +6,10 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from mask2dit.engine.config import EngineConfig, Resources
 from mask2dit.engine.share import Outcome, Pool, Process, Runner, Workers, in_batches, share
@@ -23,11 +24,20 @@ class LocalEngine:
 
     Args:
         config: the number of workers and their resources.
+
+    Raises:
+        ValueError: if a worker takes more GPUs than there are.
     """
 
     def __init__(self, config: EngineConfig):
         self.config = config
         self._pool = Pool(LocalWorker)
+        for name, resources in config.resources.items():
+            if resources.num_gpus and resources.num_gpus > (count := len(_visible_gpus())):
+                raise ValueError(
+                    f"resources.{name}.num_gpus={resources.num_gpus:g} is more than the {count} GPUs that torch finds on "
+                    "this machine"
+                )
 
     def run(self, name: str, process: Process, items: Sequence, workers: Workers) -> Iterator:
         """Yields the results of a stage over items, in any order.
@@ -44,14 +54,11 @@ class LocalEngine:
             return
         resources = self.config.resources.get(name, Resources())
         batches = in_batches(items, resources.batch or workers.batch)
-        gpus = _visible_gpus() if workers.uses_gpu else []
-        count = self.config.num_workers
-        if gpus:
-            count = max(1, min(count, int(len(gpus) / (resources.num_gpus or 1))))
-        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+        shown = _shown_gpus(self.config.num_workers, resources.num_gpus, workers.uses_gpu)
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(shown))))
         places: list[Place] = [
-            (("OMP_NUM_THREADS", threads), *([("CUDA_VISIBLE_DEVICES", gpus[i % len(gpus)])] if gpus else []))
-            for i in range(count)
+            (("OMP_NUM_THREADS", threads), *([] if gpus is None else [("CUDA_VISIBLE_DEVICES", gpus)]))
+            for gpus in shown
         ]
         runner = pickle.dumps(Runner(process, workers.load))
         yield from share(name, batches, runner, self._pool, places)
@@ -76,10 +83,10 @@ class LocalWorker:
         self._pid = self._executor.submit(os.getpid)
 
     def load(self, runner: bytes) -> Future:
-        return self._executor.submit(_load, runner)
+        return self._submit(_load, runner)
 
     def run(self, batch: list) -> Future:
-        return self._executor.submit(_run, batch)
+        return self._submit(_run, batch)
 
     def stop(self) -> None:
         if self._pid.done() and not self._pid.exception():
@@ -87,6 +94,14 @@ class LocalWorker:
                 if child.pid == self._pid.result():
                     child.terminate()  # raises SystemExit in it, so that it removes its unfinished files
         self._executor.shutdown(cancel_futures=True)
+
+    def _submit(self, call: Callable[[Any], Outcome], argument: Any) -> Future:
+        try:
+            return self._executor.submit(call, argument)
+        except BrokenProcessPool as loss:  # the worker died between two calls: a loss as during one
+            future: Future = Future()
+            future.set_exception(loss)
+            return future
 
 
 def _start(place: Place) -> None:
@@ -112,6 +127,25 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def _shown_gpus(num_workers: int, num_gpus: float | None, uses_gpu: bool) -> list[str | None]:
+    """`CUDA_VISIBLE_DEVICES` of each worker of a stage, of which there are as many as fit the GPUs. None: as it is here.
+
+    Args:
+        num_workers: the largest number of workers.
+        num_gpus: GPUs per worker; see `Resources`.
+        uses_gpu: see `Workers`.
+    """
+    if num_gpus == 0:
+        return [""] * num_workers
+    gpus = _visible_gpus() if uses_gpu or num_gpus else []
+    if not gpus:
+        return [None] * num_workers
+    size = max(1, int(num_gpus or 1))
+    sharing = int(1 / num_gpus) if num_gpus and num_gpus < 1 else 1  # workers per GPU
+    groups = [",".join(gpus[first : first + size]) for first in range(0, len(gpus) - size + 1, size)]
+    return [groups[i % len(groups)] for i in range(min(num_workers, len(groups) * sharing))]
 
 
 def _visible_gpus() -> list[str]:

@@ -18,6 +18,7 @@ from zipfile import is_zipfile
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -62,9 +63,14 @@ def find_checkpoint(config: TrainConfig) -> tuple[Path, int] | None:
                 f"{config.output_dir!r} holds another run ({existing[-1].name}): use resume=latest or another output_dir"
             )
         return None
-    if config.resume == "latest":
+    if config.resume == "auto" and not existing:
+        _report(logging.INFO, "resume=auto: there is no checkpoint in %s, so this is a new run", config.output_dir)
+        return None
+    if config.resume in ("latest", "auto"):
         if not existing:
-            raise FileNotFoundError(f"there is no checkpoint in {config.output_dir!r} to resume: leave resume out")
+            raise FileNotFoundError(
+                f"there is no checkpoint in {config.output_dir!r} to resume: leave resume out, or set resume=auto"
+            )
         path = existing[-1]
     else:
         path = Path(config.resume)
@@ -98,23 +104,37 @@ def _compare_surroundings(config: TrainConfig, path: Path, state: dict) -> None:
                 f"{str(path)!r} was saved by {then} processes, over which DeepSpeed splits the optimizer's state, but there "
                 f"are {now} now: start {then} processes"
             )
-        _warn(
+        _report(
+            logging.WARNING,
             "%s was saved by %s processes and is resumed by %s: the steps stay the same up to rounding",
             path,
             then,
             now,
         )
     if state.get("manifest") not in (None, fingerprint(config.data.manifest)):
-        _warn(
+        _report(
+            logging.WARNING,
             "data.manifest=%s has changed since %s was saved: from here on, other samples are drawn than before the change",
             config.data.manifest,
             path,
         )
 
 
-def _warn(message: str, *args: object) -> None:
+def _report(level: int, message: str, *args: object) -> None:
+    """Logs a message on the first process."""
     if os.environ.get("RANK", "0") == "0":
-        logger.warning(message, *args)
+        logger.log(level, message, *args)
+
+
+def check_agreement(found: tuple[Path, int] | None, config: TrainConfig) -> None:
+    """Raises `OSError` on all processes if their `find_checkpoint` has found different checkpoints."""
+    names = [found[0].name if found else "no checkpoint"]
+    if len(set(names := gather_object(names))) > 1:
+        of_processes = ", ".join(f"{name} (process {rank})" for rank, name in enumerate(names))
+        raise OSError(
+            f"the processes see different checkpoints in {config.output_dir!r}: {of_processes}. Put output_dir on storage "
+            "that all nodes share, or start again once it shows all nodes the same"
+        )
 
 
 def fault(checkpoint: Path) -> str | None:

@@ -146,7 +146,8 @@ class TrainConfig:
     deepspeed: str | None = None
     """DeepSpeed configuration, such as a file in configs/deepspeed; null: plain data parallelism."""
     resume: str | None = None
-    """Checkpoint folder to resume from, or latest; null: a new run."""
+    """Checkpoint folder to resume from, latest, or auto (the newest checkpoint if there is one, otherwise a new run); null: a
+    new run."""
 
     # The output
     checkpoint_every: int = 500

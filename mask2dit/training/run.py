@@ -31,6 +31,7 @@ from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.parallel import lost_connection
 from mask2dit.training.callbacks import Checkpoints, Logging, Validation, load_validation_dataset
 from mask2dit.training.checkpoints import (
+    check_agreement,
     find_checkpoint,
     load_errors,
     remove_leftovers,
@@ -76,6 +77,7 @@ def train(config: TrainConfig) -> int:
     # Before the accelerator: with ZeRO stage 3 active, transformers would split the frozen text encoder while loading it.
     pipe = load_pipeline(config, plan.skeleton)
     accelerator = create_accelerator(config)
+    check_agreement(found, config)
     for part in (pipe.vae, pipe.text_encoder):
         if part is not None and part.device.type != "meta":
             part.to(accelerator.device)

@@ -20,12 +20,11 @@ decay=200       # last steps of a row, over which the learning rate falls
 
 # train NAME CONFIG KEY=VALUE...: trains a run unless it is complete.
 train() {
-  local name=$1 config=$2 resume=null
+  local name=$1 config=$2
   shift 2
   [ -d "$runs/$name/model" ] && return
-  compgen -G "$runs/$name/checkpoint-*" > /dev/null && resume=latest
   "$python" -m mask2dit.training.launch "--nproc_per_node=${PROCESSES:-2}" -m mask2dit.training \
-    "$configs/$config.yaml" "output_dir=$runs/$name" "resume=$resume" validation.every=0 checkpoint_every=300 \
+    "$configs/$config.yaml" "output_dir=$runs/$name" resume=auto validation.every=0 checkpoint_every=300 \
     decay_steps=0 "$@"
 }
 

@@ -18,10 +18,8 @@ outputs=outputs/storyworld
 # train NAME: trains with the configuration of that name unless its model exists, from its last checkpoint if there is one.
 train() {
   [ -d "$outputs/$1/model" ] && return
-  local resume=null
-  compgen -G "$outputs/$1/checkpoint-*" > /dev/null && resume=latest
   "$python" -m mask2dit.training.launch "--nproc_per_node=${PROCESSES:-2}" -m mask2dit.training \
-    "$configs/$1.yaml" "resume=$resume"
+    "$configs/$1.yaml" resume=auto
 }
 
 [ -f datasets/storyworld/held_out.json ] || "$python" -m mask2dit.storyworld.films "$configs/films.yaml"

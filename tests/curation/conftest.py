@@ -39,6 +39,18 @@ def films(drawing, tmp_path_factory):
 
 
 @pytest.fixture
+def damage():
+    """Overwrites the last third of a video's frames, which only decoding shows."""
+
+    def overwrite(path):
+        data = path.read_bytes()
+        header = data.index(b"moov") - 4  # behind the frames
+        path.write_bytes(data[: header * 2 // 3] + bytes(header - header * 2 // 3) + data[header:])
+
+    return overwrite
+
+
+@pytest.fixture
 def config(films, tiny_viclip, tmp_path):
     """The whole path over the example films; keywords change it."""
 

@@ -1,8 +1,10 @@
+import itertools
 import json
 import logging
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -27,6 +29,36 @@ def ask(story, monkeypatch):
             settings = {"base_url": url, "model": "m", "max_retries": 0, "timeout": 10.0, "concurrency": 1}
             config = CaptionConfig(**{**settings, **changes})
             return [result for _, [result] in caption(groups, clips, folder, config, OpenAICaptioner(config))]
+
+    return run
+
+
+STORY = {"messages": [{"content": [{"type": "text", "text": f"Scene {i}:"} for i in (1, 2, 3)]}]}
+
+
+@pytest.fixture
+def collect(story):
+    """Captions copies of the story at an endpoint that answers by a function of the request and its number. Returns the
+    results and the error that ended the run, if any."""
+    group, clips, folder = story
+    lock, count_asked = threading.Lock(), itertools.count(1)
+
+    def numbered(answer, request):
+        with lock:
+            turn = next(count_asked)
+        return answer(request, turn)
+
+    def run(answer, count=1, **changes):
+        groups = [replace(group, id=f"{group.id} {i}", key=f"{i}") for i in range(count)]
+        found, error = [], None
+        with stand_in(partial(numbered, answer)) as url:
+            config = CaptionConfig(**{"base_url": url, "model": "m", "max_retries": 0, "timeout": 10.0, **changes})
+            try:
+                for _, [result] in caption(groups, clips, folder, config, OpenAICaptioner(config)):
+                    found.append(result)
+            except (ValueError, OSError) as caught:
+                error = caught
+        return found, error
 
     return run
 
@@ -141,7 +173,7 @@ def test_the_estimate_comes_first_and_may_be_too_much(ask, caplog):
     with pytest.raises(ValueError, match=r"would cost about \d+\.\d\d, more than caption.max_cost=0.01"):
         ask(lambda request: asked.append(request) or good_answer(request), max_cost=0.01, **prices)
     assert not asked
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "mask2dit"):
         ask(good_answer, **prices)
     assert "1 requests, about" in caplog.text and "which cost about" in caplog.text
 
@@ -157,6 +189,54 @@ def test_the_run_stops_once_it_has_cost_too_much(ask):
     with pytest.raises(ValueError, match="have cost"):
         ask(wasteful, count=3, **prices)
     assert len(asked) < 3
+
+
+PAID = {"price_input": 0.0, "price_output": 1000.0, "concurrency": 3}
+
+
+def test_what_a_run_that_stops_at_its_cost_has_paid_for_is_kept_and_counted(collect, caplog):
+    """Two requests run while the first answer costs too much; the others are not sent."""
+    caplog.set_level(logging.INFO, "mask2dit")
+    started = threading.Barrier(3)
+
+    def answer(request, turn):
+        if turn <= 3:
+            started.wait(10)
+        time.sleep(0.3 if turn > 1 else 0)
+        return 200, good_answer(request)[1] + " word" * 6000
+
+    found, error = collect(answer, count=9, max_cost=5.0, **PAID)
+    kept = sum(result.output_tokens for result in found)
+    assert len(found) in (3, 4) and kept > len(found) * 6000  # a worker may begin another before it is cancelled
+    assert isinstance(error, ValueError) and f"have cost {kept / 1000:.2f}" in str(error)
+    assert f"and {kept} out, which cost" in caplog.text
+
+
+@pytest.mark.parametrize("status", [503, 401])
+def test_what_was_running_when_requests_fail_is_kept_and_counted(collect, caplog, status):
+    caplog.set_level(logging.INFO, "mask2dit")
+    started, failed = threading.Event(), []
+
+    def answer(request, turn):
+        if turn == 1:
+            started.set()
+            while len(failed) < (5 if status == 503 else 1):
+                time.sleep(0.01)
+            time.sleep(0.3)
+            return good_answer(request)
+        started.wait(10)
+        failed.append(turn)
+        return status, "not now"
+
+    found, error = collect(answer, count=12, **PAID)
+    assert len(found) == 1 and isinstance(error, OSError)
+    assert f"and {found[0].output_tokens} out, which cost" in caplog.text
+
+
+def test_tokens_of_answers_before_a_failure_are_counted(collect, caplog):
+    caplog.set_level(logging.INFO, "mask2dit")
+    found, error = collect(lambda request, turn: (200, "one two three") if turn == 1 else (503, "busy"), **PAID)
+    assert not found and not error and "and 3 out, which cost" in caplog.text
 
 
 def test_requests_are_spread_over_the_minute():
@@ -216,8 +296,7 @@ def ask_in_order(story, chat_server, monkeypatch):
     """Captions the story, once for each of some answers of an endpoint, and gives the results by the numbers of groups."""
     monkeypatch.setattr("mask2dit.endpoint.MAX_PAUSE", 0)
     group, clips, folder = story
-    request = {"messages": [{"content": [{"type": "text", "text": f"Scene {i}:"} for i in (1, 2, 3)]}]}
-    good = good_answer(request)[1]
+    good = good_answer(STORY)[1]
 
     def run(*answers, count=None, max_retries=0):
         groups = [replace(group, id=f"group {i}", key=f"{i}") for i in range(count or len(answers))]

@@ -1,3 +1,6 @@
+import shutil
+import sys
+
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mask2dit.curation.captioners import TransformersCaptioner
+from mask2dit.curation.captioners import TransformersCaptioner, check_captioner
 from mask2dit.curation.config import CaptionConfig
 
 TEMPLATE = (
@@ -61,8 +64,10 @@ def messages(count):
 
 
 def test_a_local_model_sees_every_frame_and_answers_the_same_each_time(tiny_model):
-    config = CaptionConfig(backend="transformers", model=str(tiny_model), dtype="float32", max_new_tokens=5)
-    captioner = TransformersCaptioner(config, torch.device("cpu"))
+    config = CaptionConfig(
+        backend="transformers", model=str(tiny_model), dtype="float32", max_new_tokens=5, device="cpu"
+    )
+    captioner = TransformersCaptioner(config)
     one, two = captioner.ask(messages(1)), captioner.ask(messages(2))
     # Four patches a picture of 16x16, and the word before it.
     assert two.input_tokens - one.input_tokens == 5
@@ -75,4 +80,17 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         (tmp_path, "does not hold a vision-language model"),
     ):
         with pytest.raises(ValueError, match=message):
-            TransformersCaptioner(CaptionConfig(backend="transformers", model=str(model)), torch.device("cpu"))
+            check_captioner(CaptionConfig(backend="transformers", model=str(model), device="cpu"))
+
+
+def test_a_model_is_checked_without_its_weights(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    check_captioner(CaptionConfig(backend="transformers", model=str(folder), device="cpu"))
+
+
+def test_a_local_model_needs_no_package_of_endpoints(tiny_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    check_captioner(CaptionConfig(backend="transformers", model=str(tiny_model), device="cpu"))
+    for backend in ("openai", "stand_in"):
+        with pytest.raises(ValueError, match="'openai' is missing"):
+            check_captioner(CaptionConfig(backend=backend, base_url="http://localhost/v1", model="m"))

@@ -1,7 +1,9 @@
 import logging
+import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -249,15 +251,26 @@ def test_clips_can_be_scaled_down(films, tmp_path):
     assert isinstance(clip, Clip) and (clip.width, clip.height) == (96, 64)
 
 
-def test_a_film_that_breaks_inside_loses_its_scenes_only(films, tmp_path):
+@pytest.mark.parametrize("encode", [True, False])
+def test_a_film_that_breaks_inside_loses_the_scenes_behind_only(films, drawing, damage, tmp_path, encode):
     damaged = tmp_path / "films"
     damaged.mkdir()
     (damaged / "a.mp4").write_bytes((films / "red_scarf.mp4").read_bytes()[:3000])
-    (damaged / "b.mp4").write_bytes((films / "red_scarf.mp4").read_bytes())
-    found = [Scene(id=name, source=name, file=name, key=name, start=0, stop=20) for name in ("a.mp4", "b.mp4")]
-    results = [result for _, [result] in write(found, damaged, tmp_path, WriteConfig(), {})]
-    assert isinstance(results[0], Dropped) and results[0].rule == "unreadable" and "a.mp4" in results[0].why
-    assert isinstance(results[1], Clip)
+    damage(Path(shutil.copy(films / "red_scarf.mp4", damaged / "b.mp4")))
+    [_, (_, [probed])] = probe([Entry(id=name, source=name) for name in ("a.mp4", "b.mp4")], damaged)
+    assert isinstance(probed, Film)  # so that only decoding shows it
+    last = bounds(drawing, "red_scarf.mp4")[-1]
+    ranges = {"a.mp4": [(0, 20)], "b.mp4": [(0, 20), last]}
+    found = [
+        Scene(id=f"{name}#{start}", source=name, file=name, key=f"{name}#{start}", start=start, stop=stop)
+        for name, of_film in ranges.items()
+        for start, stop in of_film
+    ]
+    config = WriteConfig(encode=encode, remove_borders=False)
+    opened, first, behind = (result for _, [result] in write(found, damaged, tmp_path, config, {}))
+    assert isinstance(first, Clip) and first.is_range != encode
+    for result, name in ((opened, "a.mp4"), (behind, "b.mp4")):
+        assert isinstance(result, Dropped) and result.rule == "unreadable" and name in result.why
 
 
 def test_frames_of_a_clip_come_a_few_at_a_time():

@@ -1,6 +1,6 @@
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 
@@ -69,10 +69,9 @@ def test_the_page_shows_clips_captions_and_scores(story, captions):
 def test_the_page_lists_cuts_that_look_false_and_transitions_that_may_be_missed(story, captions):
     group, clips, folder = story
     first, second, third = clips
-    clips[third] = replace(clips[third], doubts=[24, 99])
     fault = {"clips": [first, second, third], "similarity": [[1.0, 0.99, 0.5], [0.99, 1.0, 0.5], [0.5, 0.5, 1.0]]}
     window = Dropped(id="w", source="film.mp4", rule="above_ceiling", why="", details=fault)
-    doubts = doubtful_cuts([window], clips, ceiling=0.98)
+    doubts = doubtful_cuts([window], clips, ceiling=0.98, doubts={third: [24, 99]})
     assert [doubt.frames for doubt in doubts] == [((first, 8), (second, 0)), ((third, 0), (third, 8))]
     page = write_review(folder, {group.id: group}, clips, [captions], {}, {}, 0.15, doubts).read_text()
     assert "Cuts to look at: 2" in page and "no cut at frame 24" in page

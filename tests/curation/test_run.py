@@ -1,8 +1,10 @@
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -25,6 +27,7 @@ from mask2dit.data.config import DataConfig
 from mask2dit.data.datasets import FineTuneDataset, PretrainDataset
 from mask2dit.data.manifests import read_manifest
 from mask2dit.encoders.config import ViCLIPConfig
+from mask2dit.video.cuts import Transition
 from mask2dit.video.writing import write_video
 
 pytestmark = pytest.mark.slow
@@ -79,18 +82,20 @@ def test_one_command_goes_from_films_to_manifests_that_training_accepts(done):
         assert sample["pixels"].shape == (3, 17, 3, 64, 96)
 
 
-def test_films_that_are_cut_already_become_groups_by_their_folders(config, drawing, tmp_path):
+def test_films_that_are_cut_already_become_groups_by_their_folders(config, drawing, damage, tmp_path):
     for name, scenes in drawing.FILMS.items():
         for number, scene in enumerate(scenes[:3], start=1):
             path = tmp_path / f"shots/{Path(name).stem}/shot_{number}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             frames = [drawing.draw(scene, k / (scene.frames - 1)) for k in range(scene.frames)]
             write_video(path, frames, drawing.FPS)
+        damage(Path(shutil.copy(path, path.with_name("shot_4.mp4"))))
     base = config(films=str(tmp_path / "shots"), shots="folder", write=WriteConfig(encode=False, remove_borders=False))
     assert curate(base) == 0
     rows = json.loads((Path(base.export.folder) / "sft.json").read_text())
     listed = {Path(row["values"][0]["url"]).parent.name: [Path(s["url"]).name for s in row["values"]] for row in rows}
     assert listed == {name: [f"shot_{i}.mp4" for i in (1, 2, 3)] for name in ("red_scarf", "blue_scarf")}
+    assert funnel(base)["write"]["dropped"] == {"unreadable": 2}
 
 
 def test_clips_can_stay_frame_ranges_of_the_films(copied, films, done):
@@ -173,6 +178,45 @@ def test_other_settings_of_a_stage_redo_only_what_comes_out_otherwise(copied, mo
     base = copied(split=SplitConfig(detectors=["content"], content_threshold=26.0))
     assert curate(base) == 0
     assert len(lines(base, "split")) == 4
+
+
+def test_doubts_about_cuts_are_shown_on_the_page_and_redo_nothing_else(copied, monkeypatch):
+    """A detector finds the same cuts with more and less probable ones between them."""
+    base = copied(split=SplitConfig(detectors=["doubting_detector:detect"]))
+    doubting = ModuleType("doubting_detector")
+    monkeypatch.setitem(sys.modules, "doubting_detector", doubting)
+    for stage in ("write", "score", "embed", "group", "caption", "verify"):
+        (Path(base.output) / f"{stage}.jsonl").unlink()
+    doubting.detect = lambda reader: [Transition(60, 60), Transition(130, 130)]
+    curate(base)
+    page = Path(base.output) / "review.html"
+    assert "where a transition is possible" not in page.read_text()
+
+    def never(*arguments, **keywords):
+        raise AssertionError("a stage was run again")
+
+    for stage in ("write", "score", "embed", "group", "caption", "verify"):
+        monkeypatch.setattr(run_module, stage, never)
+    doubting.detect = lambda reader: [Transition(60, 60), Transition(90, 90, 0.3), Transition(130, 130)]
+    curate(replace(base, split=replace(base.split, doubt_above=0.1)))
+    assert "no cut at frame 90" in page.read_text()
+
+
+BAD_CAPTIONS = {
+    "an address without a scheme": ({"base_url": "localhost:8000/v1", "model": "m"}, "caption.base_url must begin"),
+    "a key with other characters": ({"base_url": "http://localhost/v1", "model": "m"}, "not ASCII"),
+    "no folder of a model": ({"backend": "transformers", "model": "nowhere", "device": "cpu"}, "has to be a folder"),
+    "no GPU": ({"backend": "transformers", "model": "nowhere", "device": "cuda"}, "finds no GPU"),
+}
+
+
+@pytest.mark.parametrize("settings, message", BAD_CAPTIONS.values(), ids=BAD_CAPTIONS)
+def test_captions_that_cannot_be_made_are_refused_before_any_film_is_opened(config, monkeypatch, settings, message):
+    monkeypatch.setattr(run_module, "find_films", None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("OPENAI_API_KEY", "schlüssel" if message == "not ASCII" else "key")
+    with pytest.raises(ValueError, match=message):
+        curate(config(caption=CaptionConfig(**settings)))
 
 
 def test_files_that_were_deleted_are_made_again(copied):

@@ -1,3 +1,7 @@
+import re
+from dataclasses import fields
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -49,6 +53,15 @@ def test_each_limit_drops_what_lies_beyond_it(limits, rule):
     assert getattr(result, "rule", None) == rule
     if isinstance(result, Dropped):
         assert "is above" in result.why or "is below" in result.why
+
+
+def test_the_documentation_names_the_rule_of_every_limit():
+    scores = Scores(id="a", source="a", short_side=1, motion=1.0, shake=1.0, text=1.0, subtitles=1.0, aesthetic=1.0)
+    limits = [{field.name: 2 if field.name.startswith("min") else 0} for field in fields(FilterConfig)]
+    rules = {entry.rule for limit in limits for _, [entry] in apply_filters([scores], FilterConfig(**limit))}
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    [row] = re.findall(r"^\| `filter` \|.*\|(.*)\|$", page, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) == rules
 
 
 def test_clips_are_scored_for_what_is_asked_only(story):

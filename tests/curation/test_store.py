@@ -68,6 +68,25 @@ def test_what_other_settings_leave_the_same_is_not_worked_on_again(tmp_path):
     assert longer[0].key not in [entry.key for entry in first]
 
 
+def test_a_field_that_is_not_in_the_key_can_change_alone(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class Noted(Length):
+        not_in_key = ("note",)
+        note: str
+
+    def noted(note, characters):
+        def stage(missing):
+            for entry in missing:
+                yield entry, [Noted(id=entry.id, source=entry.source, characters=characters, note=note)]
+
+        workspace = Workspace(tmp_path, stages=("measure",))
+        [result] = workspace.run("measure", Noted, entries("abc"), [note, characters], stage)
+        assert result.note == note
+        return result.key
+
+    assert noted("one", 3) == noted("two", 3) != noted("one", 4)
+
+
 def test_results_that_have_to_be_made_again_are(tmp_path):
     run(tmp_path, ["abc", "defg"], Stage())
     workspace = Workspace(tmp_path, stages=("measure",))

@@ -55,13 +55,17 @@ def test_resources_are_set_by_stage():
         ("engine=spark", "engine has to be one of local, ray, but is 'spark'"),
         ("num_workers=0", "num_workers=0 has to be at least 1"),
         ("resources.embed.batch=0", "batch=0 has to be at least 1"),
+        ("resources.embed.num_gpus=1.5", "num_gpus=1.5 has to be a whole number"),
+        ("resources.embed.num_gpus=1", "resources.embed.num_gpus=1 .* set num_workers, or engine=ray"),
+        ("resources.embed.batch=4", "resources.embed.batch=4 .* set num_workers, or engine=ray"),
+        (("num_workers=2", "resources.embed.num_cpus=4"), "resources.embed.num_cpus=4 .* engine=ray"),
         ("resources.embed.gpus=1", "there is no key 'resources.embed.gpus'"),
         ("shard=2/2", "shard has to be i/n"),
     ],
 )
 def test_a_mistake_is_told_by_its_key(override, message):
     with pytest.raises(ValueError, match=message):
-        load_config(EngineConfig, None, [override])
+        load_config(EngineConfig, None, [override] if isinstance(override, str) else list(override))
 
 
 def test_reading_the_settings_imports_nothing_heavy():

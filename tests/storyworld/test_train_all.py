@@ -55,7 +55,7 @@ def test_all_stages_run_in_order(train_all):
         "training.launch",
         "storyworld.build",
     ]
-    assert "configs/storyworld/pretrain.yaml resume=null" in calls[6]
+    assert "configs/storyworld/pretrain.yaml resume=auto" in calls[6]
     assert "trained=outputs/storyworld/casts/model output=models/storyworld" in calls[14]
 
 
@@ -73,4 +73,4 @@ def test_a_stopped_stage_ends_the_script_and_is_resumed_by_the_next_run(train_al
 
     status, calls = train_all()
     assert status == 0
-    assert "configs/storyworld/sft.yaml resume=latest" in calls[2]
+    assert "configs/storyworld/sft.yaml resume=auto" in calls[2]

@@ -1,5 +1,6 @@
 import errno
 import json
+import logging
 import os
 import shutil
 import stat
@@ -154,6 +155,16 @@ def test_a_disk_that_is_full_while_exporting_needs_no_step_again(config, run, mo
     monkeypatch.setattr("mask2dit.training.trainer.Trainer._step", raises(AssertionError("a step was taken")))
     assert run(replace(short, resume="latest")) == 0
     assert (folder / WEIGHTS).is_file()
+
+
+def test_auto_takes_the_newest_checkpoint_or_starts_a_new_run(config, caplog):
+    caplog.set_level(logging.INFO, "mask2dit")
+    automatic = config(resume="auto", max_steps=100)
+    assert find_checkpoint(automatic) is None
+    assert "new run" in caplog.text and automatic.output_dir in caplog.text
+    write_checkpoint(automatic, 10)
+    newest = write_checkpoint(automatic, 20)
+    assert find_checkpoint(automatic) == (newest, 20)
 
 
 def test_max_steps_below_the_checkpoint_is_refused(config):

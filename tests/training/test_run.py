@@ -140,7 +140,7 @@ def test_two_processes_stopped_and_resumed_take_the_same_steps_as_one(
     run(one)
     path = deepspeed and str(ROOT / f"configs/deepspeed/{deepspeed}.json")
     two = config(output_dir=str(tmp_path / "two"), deepspeed=path, micro_batch_size=1)
-    for part in (replace(two, max_steps=2), replace(two, resume="latest")):
+    for part in (replace(two, max_steps=2, resume="auto"), replace(two, resume="auto")):
         result = launch(part, processes=2)
         assert result.returncode == 0, result.stderr
     expected, found = metrics(one), metrics(two)
@@ -262,6 +262,17 @@ def test_an_expected_error_of_two_processes_has_no_traceback(config, launch):
     result = launch(config(model="nowhere"), processes=2)
     assert result.returncode == 1
     assert "error: there is no model in" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_processes_that_see_different_checkpoints_end_with_an_error_before_a_step(config, run, launch, metrics):
+    """As where each node has an output folder of its own, or shows a checkpoint late."""
+    first = config(max_steps=2)
+    run(first)
+    blind = "import mask2dit.training.run as r\nif os.environ['RANK'] == '1': r.find_checkpoint = lambda config: None"
+    result = launch(replace(first, max_steps=4, resume="auto"), processes=2, before=blind)
+    assert result.returncode == 1
+    assert "checkpoint-00000002 (process 0), no checkpoint (process 1)" in result.stderr
+    assert [line["step"] for line in metrics(first)] == [1, 2]
 
 
 def test_a_process_killed_while_saving_leaves_the_last_good_checkpoint(config, run, launch, metrics):
