@@ -121,6 +121,11 @@ class Trainer:
     def load(self, checkpoint: Path) -> None:
         """Loads the state that `save_checkpoint` saved."""
         self.accelerator.load_state(str(checkpoint))
+        # accelerate counts forward passes, and takes a step at the multiples of the accumulation steps. A checkpoint lies between
+        # two steps, whatever number of accumulation steps it was made with.
+        self.accelerator.step = 0
+        if self.ema:
+            self.ema.to(self.accelerator.device)  # accelerate loads registered objects onto the CPU
 
     @torch.no_grad()
     def inputs(self, batch: dict | None) -> dict[str, torch.Tensor]:
