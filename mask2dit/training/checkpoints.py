@@ -33,6 +33,7 @@ from mask2dit.training.engine import world_size
 logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
+REPLACED = "replaced-"  # before the name of a checkpoint that another continuation of the run replaces
 STATE = "run.json"
 ADDITIONS = "lora.safetensors"
 # Keys that may differ between a run and its continuation: where it runs, how far, how it ends, and its reports.
@@ -195,6 +196,21 @@ def remove_leftovers(config: TrainConfig) -> None:
             shutil.rmtree(path)
 
 
+def set_aside_later(config: TrainConfig, step: int) -> None:
+    """Renames the checkpoints beyond the step that a run resumes from. They belong to a continuation that the run leaves, and
+    under their names, `latest` would return to it. An earlier one that was set aside at the same step is removed, so that a
+    job that is started over and over does not fill the disk."""
+    for path in checkpoints(config.output_dir):
+        if int(path.name.removeprefix(PREFIX)) > step:
+            aside = path.with_name(REPLACED + path.name)
+            if aside.exists():
+                shutil.rmtree(aside)
+            path.rename(aside)
+            logger.warning(
+                "renamed %s, which is beyond step %d, to %s: remove it to save space", path, step, aside.name
+            )
+
+
 def save_additions_alone(accelerator: Accelerator) -> None:
     """Makes the checkpoints of an accelerator hold LoRA's additions in place of all weights, of which the frozen ones are
     those of the run's `model`."""
@@ -214,14 +230,13 @@ def save_additions_alone(accelerator: Accelerator) -> None:
 
 
 def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) -> None:
-    """Saves model, optimizer and random states after a step, on all processes, and removes checkpoints beyond the limit.
+    """Saves model, optimizer and random states after a step, on all processes, and removes the oldest checkpoints beyond the
+    limit.
 
     Raises:
         OSError: if the disk is full; earlier checkpoints are kept.
     """
     final = Path(config.output_dir) / f"{PREFIX}{step:08d}"
-    if final.exists():
-        return
     partial = partial_folder(final)
     try:
         with write_errors(final):
@@ -231,8 +246,7 @@ def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) ->
                 state = {"step": step, **run_record(config), "files": _sizes(partial)}
                 write_text(partial / STATE, json.dumps(state, indent=2))
                 replace_folder(partial, final)
-                older = [path for path in checkpoints(config.output_dir) if path.name <= final.name]
-                for old in older[: -config.keep_checkpoints]:
+                for old in checkpoints(config.output_dir)[: -config.keep_checkpoints]:
                     shutil.rmtree(old)
     except BaseException:
         if accelerator.is_main_process:

@@ -37,6 +37,7 @@ from mask2dit.training.checkpoints import (
     remove_leftovers,
     run_record,
     save_additions_alone,
+    set_aside_later,
 )
 from mask2dit.training.config import PRECISIONS, TrainConfig
 from mask2dit.training.engine import (
@@ -94,6 +95,7 @@ def train(config: TrainConfig) -> int:
         logger.info("resumed from %s", found[0])
     if accelerator.is_main_process:
         remove_leftovers(config)
+        set_aside_later(config, trainer.step)
         write_text(Path(config.output_dir) / "run.json", json.dumps(run_record(config), indent=2))
     try:
         return trainer.train()

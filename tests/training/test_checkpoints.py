@@ -117,6 +117,26 @@ def test_going_on_from_a_checkpoint_that_is_whole_replaces_damaged_ones(config, 
     assert [line["step"] for line in metrics(whole)] == [1, 2, 3, 4]
 
 
+def test_resuming_an_earlier_checkpoint_sets_the_later_ones_aside(config, run, monkeypatch):
+    whole = config(checkpoint_every=1, max_steps=2)
+    run(whole)
+    folder = Path(whole.output_dir)
+    earlier, later = checkpoints.checkpoints(folder)
+    weights = load_file(later / "model.safetensors")
+    replayed = replace(whole, resume=str(earlier), max_steps=3)
+    with monkeypatch.context() as patched:
+        patched.setattr("mask2dit.training.trainer.Trainer._step", raises(ConnectionError("lost")))
+        for _ in range(2):  # also when the job is started again
+            with pytest.raises(ConnectionError):
+                run(replayed)
+            assert checkpoints.checkpoints(folder) == [earlier]
+            shutil.copytree(folder / f"replaced-{later.name}", later)
+    run(replayed)
+    assert [path.name[-1] for path in checkpoints.checkpoints(folder)] == ["1", "2", "3"]
+    kept = load_file(folder / f"replaced-{later.name}/model.safetensors")
+    assert all(torch.equal(kept[name], weight) for name, weight in weights.items())
+
+
 def test_damage_that_only_loading_finds_is_named(config, run):
     whole = config(checkpoint_every=1, max_steps=2)
     run(whole)
