@@ -36,10 +36,12 @@ PREFIX = "checkpoint-"
 REPLACED = "replaced-"  # before the name of a checkpoint that another continuation of the run replaces
 STATE = "run.json"
 ADDITIONS = "lora.safetensors"
-# Keys that may differ between a run and its continuation: where it runs, how far, how it ends, and its reports.
+# Keys that may differ between a run and its continuation: where it runs and its data lie, how far, how it ends, and its
+# reports. A manifest that has other contents is noticed by its fingerprint.
 FREE_KEYS = ("resume", "max_steps", "decay_steps", "num_workers", "checkpoint_every", "keep_checkpoints", "log_every",
              "trackers", "validation", "output_dir", "dry_run", "micro_batch_size", "sequence_parallel",
-             "copy_frozen")  # fmt: skip
+             "copy_frozen", "data.manifest", "data.data_root", "data.cache", "data.max_retries",
+             "data.max_quarantined_share")  # fmt: skip
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
@@ -275,10 +277,5 @@ def _comparable(config: dict) -> dict[str, Any]:
     """The settings that must stay the same for a resumed run to repeat its steps, with nested keys as `a.b`."""
     flat = {}
     for key, value in config.items():
-        if key in FREE_KEYS:
-            continue
-        if isinstance(value, dict):
-            flat.update({f"{key}.{inner}": inner_value for inner, inner_value in value.items()})
-        else:
-            flat[key] = value
-    return flat
+        flat |= {f"{key}.{inner}": part for inner, part in value.items()} if isinstance(value, dict) else {key: value}
+    return {key: value for key, value in flat.items() if not {key, key.partition(".")[0]} & set(FREE_KEYS)}

@@ -208,6 +208,16 @@ def test_a_changed_manifest_is_told_before_anything_is_loaded(config, clips, tmp
     assert "other.csv has changed since" in record.getMessage()
 
 
+def test_a_run_is_resumed_after_its_data_has_moved(config, clips, tmp_path, caplog):
+    write_checkpoint(config(data__num_windows=2), 2)
+    manifest = shutil.copy(clips / "pretrain.csv", tmp_path / "moved.csv")
+    moved = {"data__manifest": str(manifest), "data__data_root": str(clips), "data__cache": str(tmp_path / "cache")}
+    assert find_checkpoint(config(resume="latest", data__num_windows=2, data__max_retries=5, **moved))[1] == 2
+    assert not caplog.records
+    with pytest.raises(ValueError, match=r"data\.num_windows \(2 then, 3 now\)"):
+        find_checkpoint(config(resume="latest", data__num_windows=3, **moved))
+
+
 def test_another_number_of_processes_is_told_and_with_deepspeed_refused(config, caplog):
     plain = config(resume="latest", max_steps=10)
     write_checkpoint(plain, 10, num_processes=2)
