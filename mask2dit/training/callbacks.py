@@ -127,7 +127,8 @@ class Validation(Callback):
             # As in `_draw`: every process takes part in every forward pass, but each sample counts on one process only.
             position = min(first + group.number, count - 1)
             is_mine = group.is_first and position == first + group.number
-            inputs = trainer.inputs(collate([self._dataset[Position(0, position)]]) if group.is_first else None)
+            batch = collate([self._dataset[Position(0, position)]]) if group.is_first else None
+            inputs = trainer.inputs(batch, text_dropout=0.0)
             for i, mask in enumerate(tasks.values()):
                 for j, timestep in enumerate(config.timesteps):
                     arguments = {**inputs, "timesteps": torch.full((1,), timestep, device=accelerator.device)}

@@ -141,11 +141,12 @@ class Trainer:
             self.ema.to(self.accelerator.device)  # accelerate loads registered objects onto the CPU
 
     @torch.no_grad()
-    def inputs(self, batch: dict | None) -> dict[str, torch.Tensor]:
+    def inputs(self, batch: dict | None, text_dropout: float) -> dict[str, torch.Tensor]:
         """The inputs of `diffusion_loss` from a batch. Each random draw is a function of the sample's position.
 
         Args:
             batch: from the dataset, on the first process of the sample group; None on the others.
+            text_dropout: probability that all prompts of a sample are dropped.
         """
         config, device = self.config, self.accelerator.device
         latents, embeds, positions = self._encode(batch)
@@ -156,7 +157,7 @@ class Trainer:
             noise.append(torch.randn(latents.shape[1:], generator=draw))
             timesteps.append(draw_timestep(len(self.pipe.scheduler.alphas_cumprod), config.timestep_shift, draw))
             masks.append(scene_mask(num_scenes, config.conditional_probability, config.given_scenes, draw))
-            if torch.rand(1, generator=draw) < config.text_dropout:
+            if torch.rand(1, generator=draw) < text_dropout:
                 embeds[i] = self._empty_text.repeat(num_scenes, 1)
             context_timesteps.append(torch.randint(config.context_noise + 1, (1,), generator=draw))
         return {
@@ -193,9 +194,8 @@ class Trainer:
             names += [name for sample in batch["names"] for name in sample] if batch else []
             with self.accelerator.accumulate(self.transformer):
                 with self.accelerator.autocast():
-                    loss = diffusion_loss(
-                        self.transformer, self.pipe.scheduler, **self.inputs(batch), reduction="none"
-                    )
+                    inputs = self.inputs(batch, self.config.text_dropout)
+                    loss = diffusion_loss(self.transformer, self.pipe.scheduler, **inputs, reduction="none")
                 losses.append(self.accelerator.gather(loss.detach()))
                 self._require_finite("loss", losses[-1], names)
                 self.accelerator.backward(loss.mean())
