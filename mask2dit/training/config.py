@@ -33,7 +33,7 @@ class ValidationConfig:
     """Validation during training: losses and stories, from fixed noise and seeds."""
 
     every: int = 0
-    """Steps between validations, which `manifest`, `stories` or both describe; 0: none."""
+    """Steps between validations of `manifest`, `stories` or both, each after a checkpoint; 0: none."""
     manifest: str | None = None
     """Held-out clips for the loss, in the format of `data.manifest`; null: no loss."""
     num_samples: int = 8
