@@ -93,6 +93,11 @@ def test_overrides_win_and_take_their_keys_type(tmp_path):
         ("prompts: [a]\nnum_inference_steps: 0", [], "num_inference_steps=0"),
         ("prompts: [a]\nfps: 1000000", [], "fps=1000000"),
         ("prompts: [a]\nseed: 99999999999999999999", [], "seed=99999999999999999999"),
+        (
+            "prompts: [a, b]\ncontext_videos: [c]\ncontext_start: random",
+            ["count=2"],
+            "count=2 videos share given scenes",
+        ),
         ("prompts: [a]\nname: a/b", [], "put a folder into save_path"),
     ],
 )

@@ -222,7 +222,8 @@ class InferenceConfig(SamplingConfig):
     seed: int | None = None
     """Seed of the noise; null: the story's, or 42."""
     count: int = 1
-    """Number of videos, made with the seeds seed, seed + 1, …; a sheet compares them."""
+    """Number of videos, made with the seeds seed, seed + 1, …; a sheet compares them. With given scenes, above 1 for
+    context_start=center alone."""
 
     # The machine
     dry_run: bool = False
@@ -280,6 +281,11 @@ class InferenceConfig(SamplingConfig):
         check_at_least("count", self.count, 1)
         if self.count > 1 and self.name is not None:
             raise ValueError(f"count={self.count} videos cannot all be named {self.name!r}: leave name out")
+        if self.count > 1 and self.context_videos and self.context_start == "random" and self.record is None:
+            raise ValueError(
+                f"count={self.count} videos share given scenes, but context_start=random draws their frames by the seed of a "
+                "video: use context_start=center, or one run per seed"
+            )
         if wrong := [number for number in self.redo if number < 1]:
             raise ValueError(f"redo counts scenes from 1, but names {wrong[0]}")
         if (self.redo or self.following) and self.record is None:

@@ -13,7 +13,7 @@ An `alpha` next to a module's weights scales that module by alpha / rank.
 import logging
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -93,6 +93,28 @@ def check_lora(path: str | os.PathLike, transformer: nn.Module) -> None:
     """
     file = lora_file(path)
     _parse(weight_shapes(file), transformer, str(file))
+
+
+def target_layers(model: nn.Module, targets: Sequence[str]) -> list[nn.Linear]:
+    """The linear layers that `target_modules` name, as PEFT does it: by their whole name or the end of it."""
+    endings = tuple(f".{target}" for target in targets)
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and f".{name}".endswith(endings)
+    ]
+
+
+def check_targets(model: nn.Module, targets: Sequence[str]) -> None:
+    """Raises `ValueError` if a name of `target_modules` matches no linear layer, or there are none."""
+    unknown = [target for target in targets if not target_layers(model, [target])]
+    if targets and not unknown:
+        return
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    # The end of a name that says what the layer does: to_q, but to_out.0
+    known = sorted({re.search(r"[^.]+(\.\d+)*$", name)[0] for name in linear})
+    fault = f"{', '.join(unknown)} matches none" if unknown else "is empty"
+    raise ValueError(f"lora.target_modules has to name linear layers, but {fault}: use some of {', '.join(known)}")
 
 
 def load_lora(

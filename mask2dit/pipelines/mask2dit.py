@@ -58,6 +58,7 @@ from mask2dit.models.parallel import gather_branches
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.memory import check_vae_tiles
 from mask2dit.pipelines.prompt_cache import PromptCache
+from mask2dit.pipelines.step_cache import restart_step_cache
 from mask2dit.video.reading import read_scene
 
 logger = logging.getLogger(__name__)
@@ -586,8 +587,9 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             context_latents = context_latents.to(device, dtype)
             if noise_context:
                 noise = randn_tensor(context_latents.shape, generator, device, dtype)
-                alpha = self.scheduler.alphas_cumprod[0].to(context_latents)
-                context_latents = alpha**0.5 * context_latents + (1 - alpha) ** 0.5 * noise
+                alpha = float(self.scheduler.alphas_cumprod[0])  # which bfloat16 would round to 1
+                noised = alpha**0.5 * context_latents.float() + (1 - alpha) ** 0.5 * noise.float()
+                context_latents = noised.to(dtype)
         state = DenoisingState(
             latents, context_latents, is_generated, prompt_embeds, negative_prompt_embeds, guidance_scale
         )
@@ -621,7 +623,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 self._current_timestep = t
                 was_guided, guided = guided, state.is_guided_at(t)
                 if i and guided != was_guided and self.transformer.is_cache_enabled:
-                    self.transformer._reset_stateful_cache()  # its tensors have another batch size
+                    restart_step_cache(self.transformer)  # its tensors have another batch size
                 noise_pred = self._predict(plan, state, i, t, guided, image_rotary_emb, attention_kwargs, cache)
                 if use_dynamic_cfg:
                     progress = (num_inference_steps - t.item()) / num_inference_steps
@@ -667,7 +669,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             branches = [branches[self.guidance_group.rank()]]
         embeds = torch.cat(branches)
         if cache is not None and cache.start_step(step, guided) and self.transformer.is_cache_enabled:
-            self.transformer._reset_stateful_cache()  # its tensors are those of other scenes
+            restart_step_cache(self.transformer)  # its tensors are those of other scenes
         # 1 for scenes at timestep t, 0 for clean ones
         scene_timesteps = torch.tensor(plan.generated, device=embeds.device)[None]
         with self.transformer.cache_context("cond_uncond"):
@@ -707,8 +709,6 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         if was_guided and not state.guided and is_cut:
             # diffusers' callbacks cut the prompt out of [negative, positive]. Here they are already separate.
             changed = {name: value for name, value in changed.items() if name != "prompt_embeds"}
-        if was_guided != state.guided:
-            self.transformer._reset_stateful_cache()  # its tensors have another batch size
         for name in changed.keys() & tensors.keys():
             check_shape(f"the callback's {name}", changed[name], tuple(shapes[name]), "as it was given")
             setattr(state, name, changed[name])

@@ -10,6 +10,7 @@ from diffusers import (
     FasterCacheConfig,
     FirstBlockCacheConfig,
     MagCacheConfig,
+    ModelMixin,
     PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
 )
@@ -25,7 +26,8 @@ class _Preset:
     """Called with the pipeline, the number of steps and the options. Returns the configuration of diffusers."""
     options: Mapping[str, Any]
     is_resettable: bool = True
-    """False if the hook loses its place among the steps when its state is reset, as the context cache requires."""
+    """False if the hook loses its place among the steps when its state is reset, as the context cache and an interval of
+    guidance require."""
 
 
 def _pyramid_attention(pipe, num_steps, skip_range, timesteps):
@@ -131,6 +133,21 @@ def step_cache(
         pipe.transformer.disable_cache()
 
 
+def restart_step_cache(transformer: ModelMixin) -> None:
+    """Removes what a step cache has kept, where the next step computes something else than the last one.
+
+    Raises:
+        ValueError: if the cache loses its place among the steps. `check_step_cache` finds this earlier, except for guidance
+            that a callback begins or ends.
+    """
+    if isinstance(transformer._cache_config, MagCacheConfig):
+        raise ValueError(
+            "cache=mag_cache counts steps, so it cannot start anew where guidance begins or ends, or other scenes are "
+            "computed: guide all steps or none, or use another cache"
+        )
+    transformer._reset_stateful_cache()
+
+
 def check_step_cache(
     name: str | None,
     options: Mapping[str, Any] | None = None,
@@ -155,10 +172,11 @@ def check_step_cache(
         raise ValueError(
             f"cache_options names {', '.join(sorted(unknown))}, but cache={name} takes {', '.join(preset.options)}"
         )
-    if context_refresh > 1 and not preset.is_resettable:
+    if not preset.is_resettable and (context_refresh > 1 or guidance_interval is not None):
         raise ValueError(
-            f"cache={name} counts steps, so it cannot start anew where context_refresh={context_refresh} changes the scenes "
-            "that are computed: use context_refresh=1 or another cache"
+            f"cache={name} counts steps, so it cannot start anew where context_refresh={context_refresh} or "
+            f"guidance_interval={guidance_interval} changes what is computed: use context_refresh=1 and no interval, or "
+            "another cache"
         )
     if name == "faster_cache" and (guidance_scale <= 1 or guidance_interval is not None):
         raise ValueError(

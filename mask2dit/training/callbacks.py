@@ -15,7 +15,6 @@ from mask2dit.files import append_line, keep_lines
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.pipelines.story import decode_scene
-from mask2dit.training.checkpoints import save_checkpoint
 from mask2dit.training.config import TrainConfig
 from mask2dit.training.objective import diffusion_loss
 from mask2dit.training.trainer import Callback, Trainer
@@ -30,7 +29,7 @@ class Checkpoints(Callback):
 
     def on_step(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if trainer.step % trainer.config.checkpoint_every == 0 or trainer.step == trainer.config.max_steps:
-            save_checkpoint(trainer.accelerator, trainer.config, trainer.step)
+            trainer.save()
 
 
 class Logging(Callback):
@@ -95,6 +94,8 @@ class Validation(Callback):
     The loss is measured at fixed noise and timesteps, for the normal task and for extension from all scenes but the last, and
     logged per timestep. Stories have fixed prompts and a fixed seed. Samples and stories are split over processes.
 
+    A checkpoint is saved first, since a process that is to stop may be ended before a validation is.
+
     Args:
         dataset: from `load_validation_dataset`.
     """
@@ -102,10 +103,11 @@ class Validation(Callback):
     def __init__(self, dataset: StoryDataset | None):
         self._dataset = dataset
 
-    def on_step(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+    def between_steps(self, trainer: Trainer) -> None:
         config = trainer.config.validation
         if not config.every or trainer.step % config.every:
             return
+        trainer.save()
         transformer = trainer.accelerator.unwrap_model(trainer.transformer)
         transformer.eval()
         if self._dataset:
@@ -125,7 +127,8 @@ class Validation(Callback):
             # As in `_draw`: every process takes part in every forward pass, but each sample counts on one process only.
             position = min(first + group.number, count - 1)
             is_mine = group.is_first and position == first + group.number
-            inputs = trainer.inputs(collate([self._dataset[Position(0, position)]]) if group.is_first else None)
+            batch = collate([self._dataset[Position(0, position)]]) if group.is_first else None
+            inputs = trainer.inputs(batch, text_dropout=0.0)
             for i, mask in enumerate(tasks.values()):
                 for j, timestep in enumerate(config.timesteps):
                     arguments = {**inputs, "timesteps": torch.full((1,), timestep, device=accelerator.device)}

@@ -33,12 +33,15 @@ from mask2dit.training.engine import world_size
 logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
+REPLACED = "replaced-"  # before the name of a checkpoint that another continuation of the run replaces
 STATE = "run.json"
 ADDITIONS = "lora.safetensors"
-# Keys that may differ between a run and its continuation: where it runs, how far, how it ends, and its reports.
+# Keys that may differ between a run and its continuation: where it runs and its data lie, how far, how it ends, and its
+# reports. A manifest that has other contents is noticed by its fingerprint.
 FREE_KEYS = ("resume", "max_steps", "decay_steps", "num_workers", "checkpoint_every", "keep_checkpoints", "log_every",
              "trackers", "validation", "output_dir", "dry_run", "micro_batch_size", "sequence_parallel",
-             "copy_frozen")  # fmt: skip
+             "copy_frozen", "data.manifest", "data.data_root", "data.cache", "data.max_retries",
+             "data.max_quarantined_share")  # fmt: skip
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
@@ -195,6 +198,21 @@ def remove_leftovers(config: TrainConfig) -> None:
             shutil.rmtree(path)
 
 
+def set_aside_later(config: TrainConfig, step: int) -> None:
+    """Renames the checkpoints beyond the step that a run resumes from. They belong to a continuation that the run leaves, and
+    under their names, `latest` would return to it. An earlier one that was set aside at the same step is removed, so that a
+    job that is started over and over does not fill the disk."""
+    for path in checkpoints(config.output_dir):
+        if int(path.name.removeprefix(PREFIX)) > step:
+            aside = path.with_name(REPLACED + path.name)
+            if aside.exists():
+                shutil.rmtree(aside)
+            path.rename(aside)
+            logger.warning(
+                "renamed %s, which is beyond step %d, to %s: remove it to save space", path, step, aside.name
+            )
+
+
 def save_additions_alone(accelerator: Accelerator) -> None:
     """Makes the checkpoints of an accelerator hold LoRA's additions in place of all weights, of which the frozen ones are
     those of the run's `model`."""
@@ -214,14 +232,13 @@ def save_additions_alone(accelerator: Accelerator) -> None:
 
 
 def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) -> None:
-    """Saves model, optimizer and random states after a step, on all processes, and removes checkpoints beyond the limit.
+    """Saves model, optimizer and random states after a step, on all processes, and removes the oldest checkpoints beyond the
+    limit.
 
     Raises:
         OSError: if the disk is full; earlier checkpoints are kept.
     """
     final = Path(config.output_dir) / f"{PREFIX}{step:08d}"
-    if final.exists():
-        return
     partial = partial_folder(final)
     try:
         with write_errors(final):
@@ -231,8 +248,7 @@ def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) ->
                 state = {"step": step, **run_record(config), "files": _sizes(partial)}
                 write_text(partial / STATE, json.dumps(state, indent=2))
                 replace_folder(partial, final)
-                older = [path for path in checkpoints(config.output_dir) if path.name <= final.name]
-                for old in older[: -config.keep_checkpoints]:
+                for old in checkpoints(config.output_dir)[: -config.keep_checkpoints]:
                     shutil.rmtree(old)
     except BaseException:
         if accelerator.is_main_process:
@@ -261,10 +277,5 @@ def _comparable(config: dict) -> dict[str, Any]:
     """The settings that must stay the same for a resumed run to repeat its steps, with nested keys as `a.b`."""
     flat = {}
     for key, value in config.items():
-        if key in FREE_KEYS:
-            continue
-        if isinstance(value, dict):
-            flat.update({f"{key}.{inner}": inner_value for inner, inner_value in value.items()})
-        else:
-            flat[key] = value
-    return flat
+        flat |= {f"{key}.{inner}": part for inner, part in value.items()} if isinstance(value, dict) else {key: value}
+    return {key: value for key, value in flat.items() if not {key, key.partition(".")[0]} & set(FREE_KEYS)}

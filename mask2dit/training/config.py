@@ -33,7 +33,7 @@ class ValidationConfig:
     """Validation during training: losses and stories, from fixed noise and seeds."""
 
     every: int = 0
-    """Steps between validations; 0: none."""
+    """Steps between validations of `manifest`, `stories` or both, each after a checkpoint; 0: none."""
     manifest: str | None = None
     """Held-out clips for the loss, in the format of `data.manifest`; null: no loss."""
     num_samples: int = 8
@@ -56,6 +56,11 @@ class ValidationConfig:
         for name in ("num_samples", "num_inference_steps", "fps"):
             check_at_least(f"validation.{name}", getattr(self, name), 1)
         check_finite("validation.guidance_scale", self.guidance_scale)
+        if self.every and not self.manifest and not self.stories:
+            raise ValueError(
+                f"validation.every={self.every} has nothing to validate: set validation.manifest or validation.stories, or "
+                "validation.every=0"
+            )
 
 
 @dataclass(kw_only=True)

@@ -12,6 +12,7 @@ ZeRO shards; if it sets those too, they must agree.
 import json
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,14 @@ def deepspeed_config(config: TrainConfig, num_processes: int) -> dict[str, Any] 
             )
         given[key] = {**given.get(key, {}), **value} if isinstance(value, dict) else value
     return given
+
+
+def check_deepspeed() -> None:
+    """Raises `ValueError` if DeepSpeed is not installed, or cannot run in this process."""
+    if find_spec("deepspeed") is None:
+        raise ValueError("deepspeed is not installed: pip install deepspeed, or set deepspeed=null")
+    if "RANK" not in os.environ:
+        raise ValueError("DeepSpeed runs in processes that torchrun starts: use scripts/train.sh, or deepspeed=null")
 
 
 def accumulation_steps(config: TrainConfig, num_processes: int) -> int:
@@ -144,8 +153,6 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     if on_cpu and "RANK" in os.environ:  # started by torchrun; without gloo, accelerate sees a single process on a CPU
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     given = deepspeed_config(config, world_size())
-    if given and "RANK" not in os.environ:
-        raise ValueError("DeepSpeed runs in processes that torchrun starts: use scripts/train.sh, or deepspeed=null")
     if given and on_cpu:
         import deepspeed
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mask2dit.models.lora import target_layers
 from mask2dit.models.quantization import quantized_bytes
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline
 from mask2dit.training.config import PRECISIONS, TrainConfig
@@ -76,11 +77,8 @@ def estimate_memory(config: TrainConfig, skeleton: Mask2DiTPipeline, num_process
     trainable, frozen = parameters, 0
     if config.lora.rank:
         frozen = parameters
-        trainable = sum(
-            config.lora.rank * sum(module.weight.shape)
-            for name, module in transformer.named_modules()
-            if any(name.endswith(f".{target}") for target in config.lora.target_modules)
-        )
+        adapted = target_layers(transformer, config.lora.target_modules)
+        trainable = sum(config.lora.rank * sum(layer.weight.shape) for layer in adapted)
     half = config.precision != "fp32"
     engine = deepspeed_config(config, num_processes)
     zero = engine["zero_optimization"] if engine else {"stage": 0}

@@ -23,6 +23,7 @@ from mask2dit.files import atomic_folder, check_writable, write_text
 from mask2dit.models.attention import check_attention_backend
 from mask2dit.models.hub import local_model
 from mask2dit.models.loading import folder_variants
+from mask2dit.models.lora import check_targets
 from mask2dit.models.masks import cross_scene
 from mask2dit.models.parallel import apply_ulysses, check_degree
 from mask2dit.models.quantization import check_quantization
@@ -37,10 +38,12 @@ from mask2dit.training.checkpoints import (
     remove_leftovers,
     run_record,
     save_additions_alone,
+    set_aside_later,
 )
 from mask2dit.training.config import PRECISIONS, TrainConfig
 from mask2dit.training.engine import (
     accumulation_steps,
+    check_deepspeed,
     create_accelerator,
     create_sample_group,
     deepspeed_config,
@@ -94,6 +97,7 @@ def train(config: TrainConfig) -> int:
         logger.info("resumed from %s", found[0])
     if accelerator.is_main_process:
         remove_leftovers(config)
+        set_aside_later(config, trainer.step)
         write_text(Path(config.output_dir) / "run.json", json.dumps(run_record(config), indent=2))
     try:
         return trainer.train()
@@ -149,6 +153,8 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
         raise ValueError(
             f"optimizer={config.optimizer} cannot be used with deepspeed, which splits its state: use adamw"
         )
+    if config.deepspeed and not config.dry_run:
+        check_deepspeed()
     if config.optimizer == "adamw8bit" and (find_spec("bitsandbytes") is None or not torch.cuda.is_available()):
         raise ValueError("optimizer=adamw8bit needs a GPU and bitsandbytes (pip install bitsandbytes): use adamw")
     for tracker in config.trackers:
@@ -163,6 +169,8 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
             f"the transformer of {config.model!r} was saved quantized, and training starts from plain weights: name the "
             "folder that it was made from, with quantization= to train LoRA's additions over quantized weights"
         )
+    if config.lora.rank:
+        check_targets(skeleton.transformer, config.lora.target_modules)
     check_degree("sequence_parallel", config.sequence_parallel, skeleton.transformer.config.num_attention_heads)
     # Not the cache in a dry run: comparing it with the model would read the model's weights.
     data = replace(config.data, cache=None) if config.dry_run else config.data

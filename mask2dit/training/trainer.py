@@ -44,6 +44,10 @@ class Callback:
     def on_step(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         """Called after each step, when `trainer.step` steps are done."""
 
+    def between_steps(self, trainer: "Trainer") -> None:
+        """Called after `on_step`, unless the run is being stopped: for what may take longer than a cluster waits between its
+        signal and the end of the process."""
+
     def on_log(self, trainer: "Trainer", values: dict[str, float]) -> None:
         """Called with measured values."""
 
@@ -77,6 +81,7 @@ class Trainer:
     ):
         self.config, self.accelerator, self.pipe = config, accelerator, pipe
         self.dataset, self.callbacks, self.step = dataset, callbacks, start
+        self._saved = start  # the step of the newest checkpoint
         self.group = group or SampleGroup(accelerator.process_index, accelerator.num_processes)
         self.optimizer = create_optimizer(config, pipe.transformer)
         self.ema = EMAModel(trained_parameters(pipe.transformer), decay=config.ema_decay) if config.ema_decay else None
@@ -100,7 +105,7 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_step(self, metrics)
                 if self._any(stopped_by() is not None):
-                    save_checkpoint(self.accelerator, self.config, self.step)
+                    self.save()
                     if self.accelerator.is_main_process:
                         logger.warning(
                             "stopped by %s after step %d, which is saved: resume=latest continues",
@@ -109,6 +114,8 @@ class Trainer:
                         )
                     status = PREEMPTED
                     break
+                for callback in self.callbacks:
+                    callback.between_steps(self)
             for callback in self.callbacks:
                 callback.on_end(self)
         return status
@@ -118,16 +125,28 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_log(self, values)
 
+    def save(self) -> None:
+        """Saves a checkpoint of the steps taken, unless that is done already."""
+        if self._saved != self.step:
+            save_checkpoint(self.accelerator, self.config, self.step)
+            self._saved = self.step
+
     def load(self, checkpoint: Path) -> None:
         """Loads the state that `save_checkpoint` saved."""
         self.accelerator.load_state(str(checkpoint))
+        # accelerate counts forward passes, and takes a step at the multiples of the accumulation steps. A checkpoint lies
+        # between two steps, whatever number of accumulation steps it was made with.
+        self.accelerator.step = 0
+        if self.ema:
+            self.ema.to(self.accelerator.device)  # accelerate loads registered objects onto the CPU
 
     @torch.no_grad()
-    def inputs(self, batch: dict | None) -> dict[str, torch.Tensor]:
+    def inputs(self, batch: dict | None, text_dropout: float) -> dict[str, torch.Tensor]:
         """The inputs of `diffusion_loss` from a batch. Each random draw is a function of the sample's position.
 
         Args:
             batch: from the dataset, on the first process of the sample group; None on the others.
+            text_dropout: probability that all prompts of a sample are dropped.
         """
         config, device = self.config, self.accelerator.device
         latents, embeds, positions = self._encode(batch)
@@ -138,7 +157,7 @@ class Trainer:
             noise.append(torch.randn(latents.shape[1:], generator=draw))
             timesteps.append(draw_timestep(len(self.pipe.scheduler.alphas_cumprod), config.timestep_shift, draw))
             masks.append(scene_mask(num_scenes, config.conditional_probability, config.given_scenes, draw))
-            if torch.rand(1, generator=draw) < config.text_dropout:
+            if torch.rand(1, generator=draw) < text_dropout:
                 embeds[i] = self._empty_text.repeat(num_scenes, 1)
             context_timesteps.append(torch.randint(config.context_noise + 1, (1,), generator=draw))
         return {
@@ -175,9 +194,8 @@ class Trainer:
             names += [name for sample in batch["names"] for name in sample] if batch else []
             with self.accelerator.accumulate(self.transformer):
                 with self.accelerator.autocast():
-                    loss = diffusion_loss(
-                        self.transformer, self.pipe.scheduler, **self.inputs(batch), reduction="none"
-                    )
+                    inputs = self.inputs(batch, self.config.text_dropout)
+                    loss = diffusion_loss(self.transformer, self.pipe.scheduler, **inputs, reduction="none")
                 losses.append(self.accelerator.gather(loss.detach()))
                 self._require_finite("loss", losses[-1], names)
                 self.accelerator.backward(loss.mean())

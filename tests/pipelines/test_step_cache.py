@@ -1,6 +1,7 @@
 import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler
+from diffusers.callbacks import SDCFGCutoffCallback
 
 from mask2dit.config import CACHES, REFUSED_CACHES
 from mask2dit.pipelines.step_cache import PRESETS, check_step_cache, step_cache
@@ -91,6 +92,7 @@ def test_the_presets_are_the_choices_of_configurations():
         (("first_block", {"skip_range": 2}), "cache=first_block takes threshold"),
         ((None, {"threshold": 2}), "no effect"),
         (("mag_cache", None, 5), "context_refresh=5"),
+        (("mag_cache", None, 1, 6.0, (100, 800)), r"mag_cache.*guidance_interval=\(100, 800\)"),
         (("faster_cache", None, 1, 1.0), "guidance_scale above 1"),
         (("faster_cache", None, 1, 6.0, (100, 800)), "guidance_interval"),
     ],
@@ -98,6 +100,15 @@ def test_the_presets_are_the_choices_of_configurations():
 def test_what_does_not_work_is_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         check_step_cache(*arguments)
+
+
+def test_a_callback_cannot_end_guidance_with_a_cache_that_counts_steps(make_pipeline):
+    pipe = make_pipeline()
+    cutoff = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
+    with step_cache(pipe, "mag_cache", OPTIONS["mag_cache"], STEPS), pytest.raises(ValueError, match="mag_cache"):
+        generate(pipe, callback_on_step_end=cutoff)
+    with step_cache(pipe, "first_block", OPTIONS["first_block"], STEPS):
+        assert generate(pipe, callback_on_step_end=cutoff).isfinite().all()
 
 
 def test_mag_cache_needs_the_ratios_of_its_model(make_pipeline):

@@ -117,6 +117,26 @@ def test_going_on_from_a_checkpoint_that_is_whole_replaces_damaged_ones(config, 
     assert [line["step"] for line in metrics(whole)] == [1, 2, 3, 4]
 
 
+def test_resuming_an_earlier_checkpoint_sets_the_later_ones_aside(config, run, monkeypatch):
+    whole = config(checkpoint_every=1, max_steps=2)
+    run(whole)
+    folder = Path(whole.output_dir)
+    earlier, later = checkpoints.checkpoints(folder)
+    weights = load_file(later / "model.safetensors")
+    replayed = replace(whole, resume=str(earlier), max_steps=3)
+    with monkeypatch.context() as patched:
+        patched.setattr("mask2dit.training.trainer.Trainer._step", raises(ConnectionError("lost")))
+        for _ in range(2):  # also when the job is started again
+            with pytest.raises(ConnectionError):
+                run(replayed)
+            assert checkpoints.checkpoints(folder) == [earlier]
+            shutil.copytree(folder / f"replaced-{later.name}", later)
+    run(replayed)
+    assert [path.name[-1] for path in checkpoints.checkpoints(folder)] == ["1", "2", "3"]
+    kept = load_file(folder / f"replaced-{later.name}/model.safetensors")
+    assert all(torch.equal(kept[name], weight) for name, weight in weights.items())
+
+
 def test_damage_that_only_loading_finds_is_named(config, run):
     whole = config(checkpoint_every=1, max_steps=2)
     run(whole)
@@ -186,6 +206,16 @@ def test_a_changed_manifest_is_told_before_anything_is_loaded(config, clips, tmp
     manifest.unlink()
     (record,) = caplog.records
     assert "other.csv has changed since" in record.getMessage()
+
+
+def test_a_run_is_resumed_after_its_data_has_moved(config, clips, tmp_path, caplog):
+    write_checkpoint(config(data__num_windows=2), 2)
+    manifest = shutil.copy(clips / "pretrain.csv", tmp_path / "moved.csv")
+    moved = {"data__manifest": str(manifest), "data__data_root": str(clips), "data__cache": str(tmp_path / "cache")}
+    assert find_checkpoint(config(resume="latest", data__num_windows=2, data__max_retries=5, **moved))[1] == 2
+    assert not caplog.records
+    with pytest.raises(ValueError, match=r"data\.num_windows \(2 then, 3 now\)"):
+        find_checkpoint(config(resume="latest", data__num_windows=3, **moved))
 
 
 def test_another_number_of_processes_is_told_and_with_deepspeed_refused(config, caplog):

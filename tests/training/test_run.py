@@ -389,7 +389,7 @@ def test_validation_counts_every_sample_once_however_many_processes_share_them(
             group=SampleGroup(rank, num_processes),
             transformer=None,
             pipe=SimpleNamespace(scheduler=None),
-            inputs=lambda sample: {"latents": sample},
+            inputs=lambda sample, text_dropout: {"latents": sample},
         )
         return validation._losses(trainer)["validation/normal_100"], len(forward_passes)
 
@@ -419,6 +419,17 @@ def test_text_dropout_replaces_all_texts_of_a_sample(config, run, metrics, tmp_p
     run(plain)
     run(dropped)
     assert losses(metrics(plain)) != losses(metrics(dropped))
+
+
+def test_validation_drops_no_texts(config, run, metrics, clips, tmp_path):
+    validation = ValidationConfig(every=1, manifest=str(clips / "pretrain.csv"), num_samples=1, timesteps=[500])
+    rows = []
+    for share in (0.0, 1.0):
+        changes = {"text_dropout": share, "max_steps": 1, "learning_rate": 1e-12, "validation": validation}
+        validated = config(output_dir=str(tmp_path / str(share)), **changes)
+        run(validated)
+        rows += [line for line in metrics(validated) if "loss" not in line]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-5)
 
 
 def test_the_learning_rate_rises_linearly_and_stays(config):
@@ -495,6 +506,7 @@ def test_a_run_stores_what_it_was_made_with(config, run):
     assert record["config"]["learning_rate"] == 1e-3 and "torch" in record["versions"] and "git_commit" in record
 
 
+DRAWN = ValidationConfig(every=1, stories=[["a", "b", "c"]])
 BAD = {
     "a shift of timesteps to nowhere": ({"timestep_shift": 0.0}, "timestep_shift=0.0"),
     "context noise out of range": ({"conditional_probability": 0.5, "context_noise": 1000}, "context_noise=1000"),
@@ -518,6 +530,11 @@ BAD = {
         {"deepspeed": str(ROOT / "configs/deepspeed/zero2.json"), "optimizer": "muon"},
         "muon cannot be used with deepspeed",
     ),
+    "DeepSpeed without torchrun": ({"deepspeed": str(ROOT / "configs/deepspeed/zero2.json")}, "torchrun"),
+    "a LoRA of unknown layers": (
+        {"lora": LoRATrainingConfig(rank=2, target_modules=["to_q", "to_kk", "attn1"])}, "to_kk, attn1 .* to_k, to_out.0"
+    ),
+    "a LoRA of no layers": ({"lora": LoRATrainingConfig(rank=2, target_modules=[])}, "lora.target_modules .* empty"),
     "fp16 on a CPU": ({"precision": "fp16"}, "fp16 needs a GPU: use bf16 or fp32"),
     "8 bits without bitsandbytes": ({"optimizer": "adamw8bit"}, "needs a GPU and bitsandbytes"),
     "a story of another length": (
@@ -532,8 +549,8 @@ BAD = {
         "compile=true cannot be used with ZeRO stage 3",
     ),
     "no held-out clips": ({"validation": ValidationConfig(every=1, manifest="held_out.csv")}, "held_out.csv"),
-    "a timestep too late": ({"validation": ValidationConfig(every=1, timesteps=[1000])}, "1000 has to be between 0 and 999"),
-    "too many validation steps": ({"validation": ValidationConfig(every=1, num_inference_steps=1001)}, "1001"),
+    "a timestep too late": ({"validation": replace(DRAWN, timesteps=[1000])}, "1000 has to be between 0 and 999"),
+    "too many validation steps": ({"validation": replace(DRAWN, num_inference_steps=1001)}, "1001"),
     "an unknown variant": ({"mask_variant": "v6"}, "but is 'v6'"),
 }  # fmt: skip
 
@@ -550,6 +567,16 @@ def test_a_tracker_that_is_not_installed_is_refused(config, run, monkeypatch):
     monkeypatch.setattr("mask2dit.training.run.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install tensorboard"):
         run(config(trackers=["tensorboard"]))
+
+
+def test_deepspeed_that_is_not_installed_is_refused_except_in_a_dry_run(config, run, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("mask2dit.training.engine.find_spec", lambda name: None)
+    monkeypatch.setattr("mask2dit.training.run.load_pipeline", lambda *args: pytest.fail("weights were read"))
+    split = config(deepspeed=str(ROOT / "configs/deepspeed/zero2.json"))
+    with pytest.raises(ValueError, match="pip install deepspeed"):
+        run(split)
+    assert run(replace(split, dry_run=True)) == 0
 
 
 def test_lora_with_zero_stage_3_is_refused(config, run):
