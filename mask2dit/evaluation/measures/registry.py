@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 
+from mask2dit.config import parse_shard
 from mask2dit.device import choose_device
 from mask2dit.encoders.untrained import UNTRAINED, build_untrained_viclip
+from mask2dit.engine.config import resolve_shard
 from mask2dit.evaluation.config import EvaluationConfig
 from mask2dit.evaluation.measures.base import Measure
 from mask2dit.evaluation.measures.consistency import ConsistencyMeasure
@@ -64,7 +66,9 @@ def build_measures(
     add("aesthetic", lambda: AestheticMeasure(quality, device), quality.clip, quality.aesthetic_head)
     for name, folder in (("subject_consistency", quality.dino), ("background_consistency", quality.background_clip)):
         add(name, lambda n=name, f=folder: FrameConsistencyMeasure(n, f, quality.num_frames, device), folder)
-    work = Path(config.output) / "vbench"
+    # A folder per part of the work, since each run of VBench empties its own.
+    index, count = parse_shard(resolve_shard(config))
+    work = Path(config.output) / ("vbench" if count == 1 else f"vbench.{index}-of-{count}")
     add("vbench", lambda: VBenchMeasure(config.vbench, work), config.vbench.command)
     add("judge", lambda: JudgeMeasure(config.judge), *([None] if config.judge.base_url is None else []))
     add("storyworld", StoryWorldMeasure, *([] if config.storyworld else [None]))
