@@ -18,6 +18,7 @@ VBENCH_DIMENSIONS = (
     "aesthetic_quality",
     "imaging_quality",
 )
+INSTALL = "pip install -e .[evaluation]"  # the remedy for a missing optional package
 LETTERS = "ABCDEFGHIJ"  # names of the runs in a user study
 
 
@@ -196,6 +197,11 @@ class EvaluationConfig(EngineConfig):
         check_choice("boundaries", self.boundaries, BOUNDARIES)
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} has to be at least 1, or null for all stories")
+
+    @property
+    def detects_boundaries(self) -> bool:
+        """True if the cuts of existing videos are taken as their scene boundaries."""
+        return self.videos is not None and self.boundaries == "detected"
 
 
 @dataclass(kw_only=True)

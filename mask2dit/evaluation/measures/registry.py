@@ -9,7 +9,7 @@ from mask2dit.config import parse_shard
 from mask2dit.device import choose_device
 from mask2dit.encoders.untrained import UNTRAINED, build_untrained_viclip
 from mask2dit.engine.config import resolve_shard
-from mask2dit.evaluation.config import EvaluationConfig
+from mask2dit.evaluation.config import INSTALL, EvaluationConfig
 from mask2dit.evaluation.measures.base import Measure
 from mask2dit.evaluation.measures.consistency import ConsistencyMeasure
 from mask2dit.evaluation.measures.cuts import CutMeasure
@@ -56,10 +56,10 @@ def build_measures(
         except FileNotFoundError as error:
             off[name] = str(error)
         except ModuleNotFoundError as error:
-            off[name] = f"{error}: pip install -e .[evaluation]"
+            off[name] = f"{error}: {INSTALL}"
 
     add("consistency", lambda: ConsistencyMeasure(viclip, device), viclip.weights)
-    if config.videos is not None and config.boundaries == "detected":
+    if config.detects_boundaries:
         off["cuts"] = "boundaries=detected takes the boundaries from the cuts themselves"
     else:
         add("cuts", lambda: CutMeasure(config.cuts))
