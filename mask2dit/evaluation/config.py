@@ -18,6 +18,7 @@ VBENCH_DIMENSIONS = (
     "aesthetic_quality",
     "imaging_quality",
 )
+INSTALL = "pip install -e .[evaluation]"  # the remedy for a missing optional package
 LETTERS = "ABCDEFGHIJ"  # names of the runs in a user study
 
 
@@ -65,17 +66,24 @@ class CutConfig:
     """Detector: content (PySceneDetect: hard cuts) or transnet (TransNet V2: also dissolves, whose middle counts, and cuts
     between like colours)."""
     threshold: float = 27.0
-    """Threshold of the detector content."""
+    """Threshold of the detector content, 0 to 255."""
     min_scene_frames: int = 5
     """Minimum number of frames between two cuts of the detector content."""
     transnet_threshold: float = 0.5
-    """Probability at which transitions of the detector transnet count."""
+    """Probability above which transitions of the detector transnet count, between 0 and 1."""
     tolerance: int = 2
     """Maximum distance in frames between a cut and the boundary that it matches."""
 
     def __post_init__(self):
         check_choice("cuts.detector", self.detector, CUT_DETECTORS)
-        check_between("cuts.transnet_threshold", self.transnet_threshold, 0, 1)
+        check_between("cuts.threshold", self.threshold, 0, 255)
+        # TransNet V2 finds no transition at either end: no probability is above 1, and above 0 every frame is in one.
+        if not 0 < self.transnet_threshold < 1:
+            raise ValueError(
+                f"cuts.transnet_threshold={self.transnet_threshold} has to be more than 0 and less than 1"
+            )
+        for name in ("min_scene_frames", "tolerance"):
+            check_at_least(f"cuts.{name}", getattr(self, name), 0)
 
 
 @dataclass(kw_only=True)
@@ -107,6 +115,9 @@ class QualityConfig:
     num_frames: int = 16
     """Frames measured per scene."""
 
+    def __post_init__(self):
+        check_at_least("quality.num_frames", self.num_frames, 2)  # consistency compares frames
+
 
 @dataclass(kw_only=True)
 class VBenchConfig:
@@ -119,6 +130,8 @@ class VBenchConfig:
     aesthetic_quality and imaging_quality."""
 
     def __post_init__(self):
+        if not self.dimensions:
+            raise ValueError("vbench.dimensions is empty: name at least one, such as imaging_quality")
         for dimension in self.dimensions:
             check_choice("vbench.dimensions", dimension, VBENCH_DIMENSIONS)
 
@@ -184,6 +197,11 @@ class EvaluationConfig(EngineConfig):
         check_choice("boundaries", self.boundaries, BOUNDARIES)
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} has to be at least 1, or null for all stories")
+
+    @property
+    def detects_boundaries(self) -> bool:
+        """True if the cuts of existing videos are taken as their scene boundaries."""
+        return self.videos is not None and self.boundaries == "detected"
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mask2dit.evaluation.measures.base import Column
-from mask2dit.evaluation.results import Results, StoryResult
+from mask2dit.evaluation.results import Results, StoryResult, shared_stories
 from mask2dit.files import write_text
 from mask2dit.reporting.bootstrap import Interval, paired_difference, rank_correlation
 from mask2dit.reporting.pages import render
@@ -130,8 +130,7 @@ def comparison_table(results: Results, other: Results) -> Table:
 
     Columns measured differently are left out. Untrained scores and fewer than `MIN_STORIES` stories get no verdict.
     """
-    texts = {story.name: story.prompts for story in other.stories}
-    same = {story.name for story in results.stories if texts.get(story.name) == story.prompts}
+    same = set(shared_stories([results, other]))
     rows = []
     for column in results.columns:
         if column in measured_differently(results, other):
@@ -163,8 +162,8 @@ def measured_differently(results: Results, other: Results) -> list[Column]:
 
 def _comparison_note(results: Results, other: Results) -> str:
     note = (
-        "Paired: only stories that both runs have, each compared with itself. Of twenty measures that do not differ, "
-        "about one seems to by chance."
+        "Paired: only stories that both runs have with the same prompts, each compared with itself. Of twenty measures "
+        "that do not differ, about one seems to by chance."
     )
     left_out = ", ".join(column.title for column in measured_differently(results, other))
     return f"{note} Measured in another way there, and left out: {left_out}." if left_out else note

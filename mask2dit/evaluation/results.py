@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,3 +107,9 @@ class Results:
             return cls(stories=stories, **summary)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}): {remedy}") from error
+
+
+def shared_stories(runs: Sequence[Results]) -> list[str]:
+    """The names of the stories that all runs have with the same prompts, in the first run's order."""
+    first, *others = [{story.name: story.prompts for story in run.stories} for run in runs]
+    return [name for name, prompts in first.items() if all(other.get(name) == prompts for other in others)]

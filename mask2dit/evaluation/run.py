@@ -21,13 +21,13 @@ from mask2dit.endpoint import UnusableEndpointError
 from mask2dit.engine.config import resolve_shard
 from mask2dit.engine.open import Engine, open_engine
 from mask2dit.engine.share import Workers
-from mask2dit.evaluation.config import EvaluationConfig
+from mask2dit.evaluation.config import INSTALL, EvaluationConfig
 from mask2dit.evaluation.frechet import frechet_distance_of_features, kernel_distance
 from mask2dit.evaluation.measures.base import Measure, Scores
 from mask2dit.evaluation.measures.registry import build_measure, build_measures
 from mask2dit.evaluation.report import write_report
 from mask2dit.evaluation.results import Fault, Results, StoryResult
-from mask2dit.evaluation.videos import Generator, StoryVideo, find_video
+from mask2dit.evaluation.videos import Generator, StoryVideo, detector_version, find_video
 from mask2dit.files import atomic_path, check_writable, write_text
 from mask2dit.hashing import digest, fingerprint
 from mask2dit.provenance import git_commit, versions
@@ -52,6 +52,13 @@ def evaluate(config: EvaluationConfig) -> int:
     """
     config = dataclasses.replace(config, shard=resolve_shard(config))
     stories = read_stories(config.stories)[: config.limit]
+    if config.detects_boundaries:
+        try:
+            detector_version(config.cuts)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"boundaries=detected with cuts.detector={config.cuts.detector}: {error}: {INSTALL}"
+            ) from error
     output = Path(config.output)
     for folder in ("videos", "scores", "features"):
         check_writable(output / folder)

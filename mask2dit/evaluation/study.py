@@ -40,19 +40,19 @@ def write_study(config: StudyConfig) -> Path:
     """Writes `index.html`, the videos and `key.json`.
 
     Raises:
-        FileNotFoundError, ValueError: if a run has no results, or the runs share no story.
+        FileNotFoundError, ValueError: if a run has no results, or the runs share no story with the same prompts.
     """
     # Imported here, since a tally does not need torch.
-    from mask2dit.evaluation.results import Results
+    from mask2dit.evaluation.results import Results, shared_stories
 
     runs = [Results.read(folder) for folder in config.runs]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ValueError(f"two runs have the same name, so that votes could not be told apart: {', '.join(names)}")
     videos = [{story.name: story for story in run.stories} for run in runs]
-    shared = sorted(set.intersection(*(set(stories) for stories in videos)))
+    shared = sorted(shared_stories(runs))
     if not shared:
-        raise ValueError(f"the runs {', '.join(names)} share no story")
+        raise ValueError(f"the runs {', '.join(names)} share no story with the same prompts")
     folder = Path(config.output)
     check_writable(folder / "videos")
     chance = random.Random(config.seed)
@@ -67,18 +67,19 @@ def write_study(config: StudyConfig) -> Path:
             clips.append(f"videos/{number:03d}{LETTERS[place].lower()}.mp4")
             shutil.copyfile(videos[run][story].video, folder / clips[-1])
             copies.append(fingerprint(folder / clips[-1]))
-        items.append({"name": story, "clips": clips, "prompts": videos[order[0]][story].prompts})
-    # The name also depends on the videos: the same stories from other runs are another study.
+        items.append({"name": story, "clips": clips, "prompts": videos[0][story].prompts})
+    # The name depends on all that is shown: the same stories from other runs are another study.
+    name = f"study-{digest([key, items, copies])}"
     page = render(
         "study.html",
         title="Study",
-        study=f"study-{digest([key, copies])}",
+        study=name,
         stories=items,
         questions=QUESTIONS,
         letters=LETTERS,
     )
     write_text(folder / "index.html", page)
-    write_text(folder / "key.json", json.dumps(key, indent=2) + "\n")
+    write_text(folder / "key.json", json.dumps({"study": name, "runs": key}, indent=2) + "\n")
     return folder / "index.html"
 
 
@@ -86,14 +87,20 @@ def tally(config: StudyConfig) -> Path:
     """Counts votes by run and writes `tally.md` and `tally.json`.
 
     Raises:
-        FileNotFoundError, ValueError: if the key or a file of answers is missing or does not fit.
+        FileNotFoundError, ValueError: if the key or a file of answers is missing or does not fit, or the answers belong to
+            another study.
     """
     folder = Path(config.output)
-    key = _read_json(folder / "key.json")
+    name, key = _read_of_study(folder / "key.json", "runs")
     runs = sorted({run for order in key.values() for run in order})
     votes = {question: dict.fromkeys(runs, 0) for question in QUESTIONS}
     for file in config.answers:
-        answers = _read_json(Path(file))
+        answered, answers = _read_of_study(Path(file), "answers")
+        if answered != name:
+            raise ValueError(
+                f"{file} holds answers to {answered}, but {folder / 'key.json'} is of {name}: name the folder of {answered} "
+                "as output, or write that study again from its runs, stories and seed"
+            )
         for answer, place in answers.items():
             story, _, question = answer.rpartition(" ")
             if story not in key or question not in QUESTIONS or place not in range(len(key[story])):
@@ -110,14 +117,16 @@ def tally(config: StudyConfig) -> Path:
     return folder / "tally.md"
 
 
-def _read_json(path: Path) -> dict:
+def _read_of_study(path: Path, part: str) -> tuple[str, dict]:
+    """The study that a file names, and the part of it that the file holds."""
     try:
         content = parse_json(read_text(path, "file of answers or their key"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} has to hold an object")
-    return content
+    name, held = (content.get(key) for key in ("study", part)) if isinstance(content, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(held, dict):
+        raise ValueError(f'{path} has to hold {{"study": NAME, "{part}": {{…}}}}, as the study or its page writes it')
+    return name, held
 
 
 if __name__ == "__main__":

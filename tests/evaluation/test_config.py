@@ -1,7 +1,13 @@
 import pytest
 
 from mask2dit.encoders.config import ViCLIPConfig
-from mask2dit.evaluation.config import EvaluationConfig, GenerationConfig
+from mask2dit.evaluation.config import (
+    CutConfig,
+    EvaluationConfig,
+    GenerationConfig,
+    QualityConfig,
+    VBenchConfig,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +24,14 @@ from mask2dit.evaluation.config import EvaluationConfig, GenerationConfig
             r"generation\.mode has to be one of fixed, extension, separate, merged",
         ),
         (lambda: GenerationConfig(initial_scenes=0), "initial_scenes=0"),
+        (lambda: QualityConfig(num_frames=1), r"quality\.num_frames=1 has to be at least 2"),
+        (lambda: CutConfig(threshold=-1), r"cuts\.threshold=-1"),
+        (lambda: CutConfig(threshold=256), r"cuts\.threshold=256"),
+        (lambda: CutConfig(transnet_threshold=0), r"cuts\.transnet_threshold=0"),
+        (lambda: CutConfig(transnet_threshold=1), r"cuts\.transnet_threshold=1"),
+        (lambda: CutConfig(tolerance=-1), r"cuts\.tolerance=-1"),
+        (lambda: CutConfig(min_scene_frames=-1), r"cuts\.min_scene_frames=-1"),
+        (lambda: VBenchConfig(dimensions=[]), r"vbench\.dimensions is empty"),
         (lambda: ViCLIPConfig(preprocessing="clip"), "one of published, vbench"),
     ],
 )

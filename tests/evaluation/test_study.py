@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,21 @@ def study(config, tmp_path):
     return make
 
 
+def read_key(config: StudyConfig) -> dict:
+    return json.loads((Path(config.output) / "key.json").read_text())
+
+
+def change_prompts(folder: str, *names: str) -> None:
+    """Gives these stories of an evaluated run other prompts."""
+    results = Results.read(folder)
+    stories = [replace(s, prompts=["another", *s.prompts[1:]]) if s.name in names else s for s in results.stories]
+    replace(results, stories=stories).write(folder)
+
+
 def test_the_page_gives_nothing_away_and_the_key_knows(study):
     page = write_study(study()).read_text()
     folder = Path(study().output)
-    key = json.loads((folder / "key.json").read_text())
+    key = read_key(study())["runs"]
     assert all(sorted(order) == ["one", "two"] for order in key.values()) and len(key) == 3
     assert {path.name for path in (folder / "videos").iterdir()} == {
         f"00{i}{place}.mp4" for i in range(3) for place in "ab"
@@ -57,14 +69,39 @@ def test_orders_are_shuffled_by_the_seed(study):
 
 def test_votes_are_counted_for_the_run_and_not_for_the_place(study, tmp_path):
     write_study(study())
-    key = json.loads((Path(study().output) / "key.json").read_text())
-    answers = {f"{story} {question}": order.index("two") for story, order in key.items() for question in QUESTIONS}
-    (tmp_path / "answers.json").write_text(json.dumps(answers))
+    key = read_key(study())
+    chosen = {story: order.index("two") for story, order in key["runs"].items()}
+    answers = {f"{story} {question}": place for story, place in chosen.items() for question in QUESTIONS}
+    (tmp_path / "answers.json").write_text(json.dumps({"study": key["study"], "answers": answers}))
     text = tally(study(answers=[str(tmp_path / "answers.json")])).read_text()
     assert "| overall | 0.0% (0) | 100.0% (3) |" in text
-    (tmp_path / "answers.json").write_text('{"elsewhere overall": 0}')
+    (tmp_path / "answers.json").write_text(json.dumps({"study": key["study"], "answers": {"elsewhere overall": 0}}))
     with pytest.raises(ValueError, match="to the study"):
         tally(study(answers=[str(tmp_path / "answers.json")]))
+
+
+def test_answers_to_another_study_of_the_same_stories_are_refused(study, tmp_path):
+    page = write_study(study()).read_text()
+    assert f'data-study="{read_key(study())["study"]}"' in page and "JSON.stringify({ study, answers }" in page
+    sent = read_key(study())
+    answers = {f"{story} overall": 0 for story in sent["runs"]}
+    (tmp_path / "answers.json").write_text(json.dumps({"study": sent["study"], "answers": answers}))
+    write_study(study(seed=1))
+    later = read_key(study())["study"]
+    with pytest.raises(ValueError, match=rf"answers to {sent['study']}, but .*key\.json is of {later}"):
+        tally(study(answers=[str(tmp_path / "answers.json")]))
+    (tmp_path / "answers.json").write_text(json.dumps(answers))
+    with pytest.raises(ValueError, match=r"answers\.json has to hold .*study"):
+        tally(study(answers=[str(tmp_path / "answers.json")]))
+
+
+def test_stories_whose_prompts_differ_between_runs_are_not_compared(study):
+    change_prompts(study().runs[1], "the-fox")
+    write_study(study())
+    assert sorted(read_key(study())["runs"]) == ["the-hare", "the-owl"]
+    change_prompts(study().runs[1], "the-owl", "the-hare")
+    with pytest.raises(ValueError, match="one, two share no story with the same prompts"):
+        write_study(study())
 
 
 def test_a_study_needs_two_runs_that_can_be_told_apart(study, tmp_path):

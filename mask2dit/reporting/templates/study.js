@@ -20,7 +20,7 @@ form.addEventListener("submit", event => {
   note.textContent = missing ? `${missing} questions are not answered yet` : "";
   if (missing) return;
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(answers, null, 2)], { type: "application/json" }));
+  link.href = URL.createObjectURL(new Blob([JSON.stringify({ study, answers }, null, 2)], { type: "application/json" }));
   link.download = `answers-${Date.now()}.json`;
   link.click();
 });

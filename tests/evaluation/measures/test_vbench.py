@@ -3,6 +3,7 @@ import sys
 import pytest
 
 from mask2dit.evaluation.config import VBenchConfig
+from mask2dit.evaluation.measures.registry import build_measure
 from mask2dit.evaluation.measures.vbench import VBenchMeasure
 
 PROGRAM = """#!{python}
@@ -43,6 +44,20 @@ def test_a_failure_says_what_the_program_said(program, tmp_path, story_video):
     measure = VBenchMeasure(VBenchConfig(command=program, dimensions=["motion_smoothness"]), tmp_path / "work")
     with pytest.raises(ValueError, match=r"VBench failed at motion_smoothness \(exit status 1\): no GPU"):
         measure.prepare([story_video])
+
+
+def test_parts_of_one_output_leave_each_others_files_alone(program, config, story_video):
+    def measure(part):
+        vbench = VBenchConfig(command=program, dimensions=["imaging_quality"])
+        return build_measure(config(shard=part, vbench=vbench), "vbench")
+
+    first = measure("0/2")
+    first.prepare([story_video])
+    files = sorted(first.folder.rglob("*.*"))
+    assert len(files) == 4  # three scenes and the result
+    for part in ("1/2", "0/1"):
+        measure(part).prepare([])
+    assert sorted(first.folder.rglob("*.*")) == files
 
 
 def test_dimensions_that_need_vbenchs_own_prompts_are_refused():
