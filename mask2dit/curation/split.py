@@ -92,7 +92,7 @@ def scenes(transitions: Iterable[Transition], reader: VideoReader, config: Split
         start, transition = before.stop, before.stop - before.start
         if config.force_cut_above is not None:
             limit, part = (
-                round(seconds * reader.fps) for seconds in (config.force_cut_above, config.force_cut_length)
+                max(1, round(seconds * reader.fps)) for seconds in (config.force_cut_above, config.force_cut_length)
             )
             while stop - start > limit:
                 found.append((start, start + part, transition))

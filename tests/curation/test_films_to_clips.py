@@ -150,6 +150,15 @@ def test_long_scenes_lose_parts_of_a_fixed_length_until_they_are_short():
     assert scenes([dissolve], reader, config) == [(0, 60, 0), (70, 120, 10), (120, 170, 0), (170, 200, 0)]
 
 
+def test_parts_shorter_than_a_frame_are_one_frame_long():
+    reader = ArrayReader(np.zeros((3, 2, 2, 3), np.uint8), fps=10)
+    assert scenes([], reader, SplitConfig(force_cut_above=0.02, force_cut_length=0.01)) == [
+        (0, 1, 0),
+        (1, 2, 0),
+        (2, 3, 0),
+    ]
+
+
 def test_the_frames_of_a_transition_belong_to_no_scene_and_improbable_ones_are_noted(probed, films, monkeypatch):
     def detect(reader):
         return [Transition(30, 40, 0.9), Transition(60, 64, 0.3)]
