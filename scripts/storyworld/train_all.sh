@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # Trains the small world's model from scratch: films, autoencoder, text encoder, cached latents, pre-training, fine-tuning in
-# three parts.
-# The result is models/storyworld. Started again, it continues where it stopped and reuses completed parts.
+# three parts. The result is models/storyworld. Started again, it continues where it stopped and reuses completed parts.
 #
-# On two cores with bfloat16 instructions, the autoencoder took 19 minutes and the transformer 251. Cores without them compute
-# bfloat16 far more slowly than float32: there, set precision: fp32 (and for the transformer optimizer: adamw) in
-# configs/storyworld, and dtype: float32 in cache.yaml.
+# On two cores with bfloat16 instructions, the autoencoder took 19 minutes, the transformer 322, and the films and latents of the
+# last part 20. Cores without them compute bfloat16 far more slowly than float32: there, set precision: fp32 (and for the
+# transformer optimizer: adamw) in configs/storyworld, and dtype: float32 in cache.yaml.
 #
 #   PYTHON     the interpreter (python)
 #   PROCESSES  training processes: GPUs, or cores without a GPU (2)
