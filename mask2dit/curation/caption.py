@@ -82,17 +82,7 @@ def caption(
         OSError: if `MAX_FAILURES` consecutive requests failed, or the first `MAX_REFUSALS` were refused.
     """
     groups = list(groups)
-    expected = estimate_tokens(groups, config)
-    price = _price(*expected, config)
-    logger.info(
-        "%d requests, about %d tokens in and %d out%s",
-        len(groups),
-        *expected,
-        "" if price is None else f", which cost about {price:.2f}",
-    )
-    if _is_too_much(price, config):
-        raise ValueError(f"the captions would cost about {price:.2f}, more than caption.max_cost={config.max_cost}")
-
+    _check_estimate(groups, config)
     failures = left = 0
     refused: list[tuple[Group, Dropped]] = []
     has_answered = False
@@ -149,6 +139,20 @@ def caption(
         )
     if left := left + len(refused):
         logger.warning("%d requests failed: run again to send them again", left)
+
+
+def _check_estimate(groups: list[Group], config: CaptionConfig) -> None:
+    """Logs the estimated tokens and cost. Raises `ValueError` if the cost exceeds `max_cost`."""
+    expected = estimate_tokens(groups, config)
+    price = _price(*expected, config)
+    logger.info(
+        "%d requests, about %d tokens in and %d out%s",
+        len(groups),
+        *expected,
+        "" if price is None else f", which cost about {price:.2f}",
+    )
+    if _is_too_much(price, config):
+        raise ValueError(f"the captions would cost about {price:.2f}, more than caption.max_cost={config.max_cost}")
 
 
 class _Used:

@@ -53,12 +53,7 @@ def evaluate(config: EvaluationConfig) -> int:
     config = dataclasses.replace(config, shard=resolve_shard(config))
     stories = read_stories(config.stories)[: config.limit]
     if config.detects_boundaries:
-        try:
-            detector_version(config.cuts)
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"boundaries=detected with cuts.detector={config.cuts.detector}: {error}: {INSTALL}"
-            ) from error
+        _check_detector(config)
     output = Path(config.output)
     for folder in ("videos", "scores", "features"):
         check_writable(output / folder)
@@ -122,6 +117,16 @@ def evaluate(config: EvaluationConfig) -> int:
     page = write_report(results, output, others)
     logger.info("%d of %d stories, %d faults. Wrote %s", len(videos), len(stories), len(faults), page)
     return 1 if faults else 0
+
+
+def _check_detector(config: EvaluationConfig) -> None:
+    """Raises `ValueError` if the package that detects boundaries is not installed."""
+    try:
+        detector_version(config.cuts)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"boundaries=detected with cuts.detector={config.cuts.detector}: {error}: {INSTALL}"
+        ) from error
 
 
 def _source(config: EvaluationConfig, stories: Sequence[Story]) -> tuple[Callable[[Story], StoryVideo], bool]:
