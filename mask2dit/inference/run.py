@@ -98,6 +98,7 @@ def _generate(config: InferenceConfig, device: torch.device, processes: Processe
         print(describe_needs(config, device))
         return None
     plan = plan_generation(config, device)
+    processes.wait()  # all have checked that the name is free, before the first one takes it
     for i, prompt in enumerate(plan.config.prompts):
         logger.info("Scene %d%s: %s", i + 1, f" ({plan.sources[i]})" if i in plan.sources else "", prompt)
     if plan.config.context_refresh > 1:

@@ -51,6 +51,11 @@ class Processes:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def wait(self) -> None:
+        """Waits until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
     def decode(
         self, pipe: Mask2DiTPipeline, scenes: Sequence[torch.Tensor], device: torch.device
     ) -> list[np.ndarray | None]:

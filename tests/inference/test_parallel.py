@@ -80,6 +80,25 @@ def test_processes_that_torchrun_starts_write_the_video_of_one(tmp_path, num_pro
 
 
 @pytest.mark.slow
+def test_a_process_that_checks_late_finds_the_name_of_the_run_free(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, pathlib, time\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import mask2dit.inference.run as run\n"
+        "    check = run.check_name\n"
+        "    def check_late(config):\n"
+        "        end = time.time() + 4\n"
+        "        while time.time() < end and not (pathlib.Path(config.save_path) / 'story').exists():\n"
+        "            time.sleep(0.05)\n"
+        "        check(config)\n"
+        "    run.check_name = check_late\n"
+    )
+    result = torchrun(2, tmp_path / "videos", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "videos/story.mp4").is_file()
+
+
+@pytest.mark.slow
 def test_a_killed_process_ends_all_with_one_sentence_and_leaves_no_half_written_file(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
