@@ -79,8 +79,8 @@ class FilmsConfig:
 
     # Stories with more actors
     cast_shares: list[float] = field(default_factory=lambda: list(CAST_SHARES))
-    """Probabilities of one, two and three actors in `sft.json`. Large casts end up rarer, since a story whose scenes do not
-    show all of its actors is drawn again."""
+    """Probabilities of one, two and three actors in `sft.json`. Larger casts end up less frequent, since a story whose scenes
+    do not show all of its actors is drawn again."""
 
     # Stories with incomplete captions
     unnamed_colours: float = 0.0
@@ -113,7 +113,7 @@ class FilmsConfig:
         if (
             len(self.cast_shares) != len(CAST_SHARES)
             or min(self.cast_shares) < 0
-            or abs(sum(self.cast_shares) - 1) > 1e-6
+            or abs(sum(self.cast_shares) - 1) > 1e-8  # as NumPy, which would refuse them at the first story
         ):
             raise ValueError(
                 f"cast_shares={self.cast_shares} have to be {len(CAST_SHARES)} probabilities that sum to 1"

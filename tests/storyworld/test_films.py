@@ -94,6 +94,11 @@ def test_films_whose_captions_leave_something_out_are_as_consistent_as_others(tm
     assert not any("<extra_id_0>" in scene["caption"] for scene in rows_of(tmp_path, "held_out.json")[0]["values"])
 
 
+def test_similarity_is_not_measured_without_thresholds(tmp_path):
+    make_films(FilmsConfig(output_dir=str(tmp_path), num_clips=0, num_stories=1, num_held_out=0, num_workers=1))
+    assert "similarity" not in rows_of(tmp_path, "sft.json")[0]
+
+
 def test_casts_are_as_large_as_asked_for_in_the_stories_alone():
     config = FilmsConfig(cast_shares=[0, 0, 1])
     assert {len(story_of(config, "stories", seed).actors) for seed in range(20)} == {3}
@@ -134,6 +139,7 @@ def test_clips_are_of_other_stories_than_the_films(films):
         ({"drifting_share": 2.0}, "drifting_share=2.0 has to be between 0 and 1"),
         ({"unnamed_colours": -1.0}, "unnamed_colours=-1.0 has to be between 0 and 1"),
         ({"cast_shares": [0.5, 0.5]}, "have to be 3 probabilities that sum to 1"),
+        ({"cast_shares": [0.3333333, 0.3333333, 0.3333333]}, "have to be 3 probabilities that sum to 1"),
         ({"cast_shares": [1.5, -0.5, 0.0]}, "have to be 3 probabilities that sum to 1"),
         ({"num_scenes": 1, "thresholds": [0.5]}, "thresholds are for the similarity of scenes"),
     ],
