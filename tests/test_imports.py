@@ -23,6 +23,7 @@ FLOORS = (
         "provenance",
         "randomness",
         "endpoint",
+        "optional",
         "texts",
     ),
     ("engine",),

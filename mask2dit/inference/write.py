@@ -76,6 +76,7 @@ def write_stories(config: WriteConfig) -> None:
     """
     from mask2dit.endpoint import Endpoint
     from mask2dit.files import check_writable
+    from mask2dit.optional import import_optional
     from mask2dit.stories import write_story
     from mask2dit.stories.writer import StoryRequest, ask_for_story
 
@@ -83,6 +84,7 @@ def write_stories(config: WriteConfig) -> None:
     if config.idea and output.exists():
         raise FileExistsError(f"{output} is there already: name another output, or remove it")
     check_writable(output.parent)
+    import_optional("openai", "evaluation")
     check = _window_check(config.text_model)
     endpoint = Endpoint(
         config.base_url, config.model, config.api_key_env, timeout=config.timeout, max_retries=config.max_retries

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mask2dit.endpoint import Endpoint
+from mask2dit.optional import import_optional
 from mask2dit.stories import Story, read_story
 from mask2dit.stories.writer import StoryRequest, ask_for_story
 from mask2dit.studio.config import StudioConfig
@@ -160,6 +161,7 @@ class Studio:
                 if fault:
                     raise ValueError(f"scene {number}: {fault}")
 
+        import_optional("openai", "evaluation")
         endpoint = Endpoint(
             config.writer_base_url,
             config.writer_model,

@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from mask2dit.optional import import_optional
 from mask2dit.studio.config import StudioConfig
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def studio(config: StudioConfig) -> None:
     """Serves the page until the process is stopped.
 
     Raises:
-        ModuleNotFoundError: if Gradio, an optional extra, is not installed.
+        ValueError: if Gradio, an optional extra, is not installed.
         OSError: if the port is taken or the folder of projects cannot be written in.
     """
     page, url = launch(config)
@@ -47,10 +48,7 @@ def launch(config: StudioConfig):
         atexit.register(shutil.rmtree, uploads, ignore_errors=True)
         os.environ["GRADIO_TEMP_DIR"] = uploads
     _check_port(config)
-    try:
-        import gradio  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError('the studio needs Gradio: pip install "mask2dit[studio]"') from error
+    import_optional("gradio", "studio")
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 

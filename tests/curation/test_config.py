@@ -2,7 +2,6 @@ import pytest
 
 from mask2dit.config import load_config
 from mask2dit.curation.config import CurationConfig
-from mask2dit.curation.optional import import_optional
 
 
 @pytest.mark.parametrize(
@@ -43,8 +42,3 @@ def test_what_a_captioner_lacks_is_named():
     assert load_config(CurationConfig, None, []).caption.missing == "caption.base_url and caption.model"
     assert load_config(CurationConfig, None, ["caption.backend=transformers"]).caption.missing == "caption.model"
     assert load_config(CurationConfig, None, ["caption.backend=stand_in"]).caption.missing is None
-
-
-def test_a_package_that_is_missing_comes_with_the_command_that_installs_it():
-    with pytest.raises(ValueError, match=r"'no_such_package' is missing: pip install 'mask2dit\[curation\]'"):
-        import_optional("no_such_package")
