@@ -100,10 +100,6 @@ class TrainConfig:
     timestep_shift: float = 1.0
     """Shift s of the drawn timesteps towards high noise, from the share u of the schedule to s u / (1 + (s - 1) u). 1: all
     timesteps equally often, as published; 3: half of the draws in the noisiest quarter."""
-    detail_weight: float = 0.0
-    """Weight of an additional loss on still details: the error's mean over a scene's frames, minus its moving average over
-    7 x 7 latent pixels. 0: none, as published; above 0: fine textures, which hardly affect the plain loss, are learned
-    sooner."""
     text_dropout: float = 0.0
     """Probability that all prompts of a sample are dropped, for classifier-free guidance (published: 0)."""
 
@@ -191,14 +187,7 @@ class TrainConfig:
             check_at_least(name, getattr(self, name), 1)
         for name in ("learning_rate", "max_grad_norm", "adam_epsilon", "timestep_shift"):
             check_positive(name, getattr(self, name))
-        for name in (
-            "warmup_steps",
-            "decay_steps",
-            "gradient_checkpointing",
-            "num_workers",
-            "weight_decay",
-            "detail_weight",
-        ):
+        for name in ("warmup_steps", "decay_steps", "gradient_checkpointing", "num_workers", "weight_decay"):
             check_at_least(name, getattr(self, name), 0)
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:

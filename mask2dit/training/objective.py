@@ -7,10 +7,8 @@ D text width.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 
-DETAIL_SIZE = 7  # latent pixels: what is smaller than about this counts as a detail
 SMALLEST_SIGMA = 0.5  # limits the weight 1/sigma² of a clean-latent prediction's error to 4 instead of 1,200
 
 
@@ -25,7 +23,6 @@ def diffusion_loss(
     scene_frames: Sequence[int] | None = None,
     reduction: str = "mean",
     context_timesteps: torch.Tensor | None = None,
-    detail_weight: float = 0.0,
 ) -> torch.Tensor:
     """The loss of Mask²DiT, L = E sum_i m_i ||v - v_theta(z_t, t, z_T)||² (arXiv 2503.19881), as a mean over elements.
 
@@ -48,16 +45,13 @@ def diffusion_loss(
         scene_frames: latent frames of each scene. None: equal lengths.
         reduction: "mean" over samples, or "none".
         context_timesteps: (B,) timesteps at which given scenes are noised and which they carry; 0: clean. None: all 0.
-        detail_weight: w >= 0 of an additional term for still details, w ||D(v - v_theta)||², where D takes the mean over a
-            scene's frames, minus its moving average over 7 x 7 latent pixels. 0: the published loss. Both terms have the same
-            minimum, the expected velocity.
 
     Returns:
         A scalar, or (B,) for "none"; float32.
 
     Raises:
-        ValueError: for shapes that do not fit, a sample without a generated scene, an unknown reduction, a scheduler with
-            noise prediction, or a `detail_weight` without a `scene_mask`.
+        ValueError: for shapes that do not fit, a sample without a generated scene, an unknown reduction, or a scheduler
+            with noise prediction.
     """
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction has to be mean or none, but is {reduction!r}")
@@ -68,12 +62,9 @@ def diffusion_loss(
     if latents.shape != noise.shape:
         raise ValueError(f"noise of the shape {tuple(noise.shape)} does not fit latents of {tuple(latents.shape)}")
     batch_size, num_frames = latents.shape[:2]
-    if detail_weight and scene_mask is None:
-        raise ValueError(f"detail_weight={detail_weight} needs to know the scenes: pass scene_mask")
     if context_timesteps is None:
         context_timesteps = torch.zeros_like(timesteps)
     if scene_mask is None:
-        lengths = None
         scene_timesteps = timesteps
         frame_mask = torch.ones(batch_size, num_frames, dtype=torch.bool, device=latents.device)
     else:
@@ -81,8 +72,8 @@ def diffusion_loss(
         if not scene_mask.any(dim=1).all():
             raise ValueError(f"scene_mask {scene_mask.tolist()} has a sample without a scene to generate")
         scene_timesteps = torch.where(scene_mask, timesteps[:, None], context_timesteps[:, None])
-        lengths = _lengths(scene_mask.shape[1], num_frames, scene_frames).to(latents.device)
-        frame_mask = scene_mask.repeat_interleave(lengths, dim=1)
+        lengths = _lengths(scene_mask.shape[1], num_frames, scene_frames)
+        frame_mask = scene_mask.repeat_interleave(lengths.to(latents.device), dim=1)
     is_generated = frame_mask[:, :, None, None, None]  # (B, S*F, 1, 1, 1)
 
     # In float32, since small factors of the schedule lose most of their digits in bfloat16.
@@ -104,10 +95,7 @@ def diffusion_loss(
         scene_frames=None if scene_frames is None else tuple(scene_frames),
         return_dict=False,
     )[0]
-    difference = prediction.float() - target
-    error = difference.square().mean(dim=(2, 3, 4))  # (B, S*F)
-    if detail_weight and lengths is not None:
-        error = error + detail_weight * _detail_error(difference, lengths)
+    error = (prediction.float() - target).square().mean(dim=(2, 3, 4))  # (B, S*F)
     loss = (error * frame_mask).sum(dim=1) / frame_mask.sum(dim=1) / sigma.square()  # (B,)
     return loss.mean() if reduction == "mean" else loss
 
@@ -123,15 +111,6 @@ def draw_timestep(num_train_timesteps: int, shift: float, generator: torch.Gener
     drawn = torch.randint(num_train_timesteps, (1,), generator=generator)
     share = (drawn + 0.5) / num_train_timesteps  # the middle of the timestep's interval, so that 1 shifts nothing
     return (shift * share / (1 + (shift - 1) * share) * num_train_timesteps).long()
-
-
-def _detail_error(difference: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """The mean square of each scene's still details in a difference (B, S*F, C, h, w), for each of its frames: (B, S*F)."""
-    scenes = difference.split(lengths.tolist(), dim=1)
-    still = torch.stack([scene.mean(dim=1) for scene in scenes], dim=1).flatten(0, 1)  # (B*S, C, h, w)
-    padded = F.pad(still, [DETAIL_SIZE // 2] * 4, mode="replicate")
-    details = still - F.avg_pool2d(padded, DETAIL_SIZE, stride=1)
-    return details.square().mean(dim=(1, 2, 3)).unflatten(0, (-1, len(scenes))).repeat_interleave(lengths, dim=1)
 
 
 def _lengths(num_scenes: int, num_frames: int, scene_frames: Sequence[int] | None) -> torch.Tensor:

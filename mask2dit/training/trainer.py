@@ -195,13 +195,7 @@ class Trainer:
             with self.accelerator.accumulate(self.transformer):
                 with self.accelerator.autocast():
                     inputs = self.inputs(batch, self.config.text_dropout)
-                    loss = diffusion_loss(
-                        self.transformer,
-                        self.pipe.scheduler,
-                        **inputs,
-                        reduction="none",
-                        detail_weight=self.config.detail_weight,
-                    )
+                    loss = diffusion_loss(self.transformer, self.pipe.scheduler, **inputs, reduction="none")
                 losses.append(self.accelerator.gather(loss.detach()))
                 self._require_finite("loss", losses[-1], names)
                 self.accelerator.backward(loss.mean())

@@ -509,7 +509,6 @@ def test_a_run_stores_what_it_was_made_with(config, run):
 DRAWN = ValidationConfig(every=1, stories=[["a", "b", "c"]])
 BAD = {
     "a shift of timesteps to nowhere": ({"timestep_shift": 0.0}, "timestep_shift=0.0"),
-    "a negative weight of details": ({"detail_weight": -1.0}, "detail_weight=-1.0"),
     "context noise out of range": ({"conditional_probability": 0.5, "context_noise": 1000}, "context_noise=1000"),
     "context noise without context": ({"conditional_probability": 0.0, "context_noise": 50}, "context_noise=50"),
     "no model": ({"model": "nowhere"}, "no model in '.*nowhere'"),

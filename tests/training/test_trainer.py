@@ -61,12 +61,3 @@ def test_a_step_is_saved_before_its_validation(config, run, monkeypatch):
     )
     run(config(max_steps=2, validation=VALIDATION, checkpoint_every=1000))
     assert saved == ["checkpoint-00000001", "checkpoint-00000002"]
-
-
-def test_a_weight_of_details_adds_to_the_loss_that_is_trained(config, run, metrics, tmp_path):
-    first_losses = []
-    for weight in (0.0, 5.0):
-        of_run = config(max_steps=1, detail_weight=weight, output_dir=str(tmp_path / str(weight)))
-        run(of_run)
-        first_losses.append(metrics(of_run)[0]["loss"])
-    assert first_losses[1] > 1.2 * first_losses[0]
