@@ -6,7 +6,7 @@
 - dense:    (a) one call of `scaled_dot_product_attention` with the (N, N) boolean mask, which is built beforehand.
 
 All paths take the same inputs, their results are checked against each other, and their runs are interleaved. Memory is
-the peak of one call above the memory held just before it, results included; on CPU from a fresh process per path.
+the peak of what torch allocates in one call, results included.
 
     python benchmarks/attention.py --dtype bfloat16 --backward
     python benchmarks/attention.py --device cuda --dtype bfloat16 --heads 48 --video 17550
@@ -19,13 +19,12 @@ With `--transformer`, a whole transformer runs forward and backward: plain (all 
 import argparse
 import gc
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from unittest import mock
 
@@ -34,6 +33,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from einops import rearrange, repeat
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from mask2dit.models import attention
 from mask2dit.models.attention import grouped_attention
@@ -227,49 +227,19 @@ def interleaved_times(case: Case, runs: int, device: str) -> dict[str, list[floa
     return times
 
 
-def peak_extra_memory(step: Step, device: str) -> int | None:
-    """Bytes that one run takes beyond those held before it; None on a CPU whose system does not report them.
-
-    A process's peak resident set (`ru_maxrss`) never falls, so an earlier, larger peak would hide the run's. Linux can
-    reset the peak to the current resident set (5 to clear_refs), after which VmHWM is the peak of the run alone.
-    """
+def peak_extra_memory(step: Step, device: str) -> int:
+    """Bytes that torch allocates in one run beyond those held before it, at their peak."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    status = Path("/proc/self/status")
-    before = _proc_field(status, "VmRSS")
-    step()
-    return _proc_field(status, "VmHWM") - before
-
-
-def peak_extra_memory_of_fresh_process(argv: list[str], case: str, path: str) -> int | None:
-    """`peak_extra_memory` in a new process, which has no freed memory left from other paths to reuse."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        # Every tensor of more than 64 KiB has its own mapping and returns to the system when it is freed. By default,
-        # glibc eventually keeps blocks of up to 32 MiB in its heap, where they look like memory in use.
-        "MALLOC_MMAP_THRESHOLD_": str(2**16),
-    }
-    command = [sys.executable, __file__, *argv, "--measure-memory", case, path]
-    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return json.loads(output.splitlines()[-1])
-
-
-def measure_memory(args: argparse.Namespace) -> int | None:
-    """Measures in the fresh process: first at a tiny size, for thread pools and lazy loading, then at full size."""
-    case, path = args.measure_memory
-    args.skip_dense = args.skip_dense or path != "dense"
-    tiny = argparse.Namespace(**{**vars(args), "text": 2, "video": 4})
-    build_cases(tiny)[case][path]()
-    return peak_extra_memory(build_cases(args)[case][path], args.device)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes), default=0)
 
 
 def _free_memory(device: str) -> int | None:
@@ -311,7 +281,7 @@ def _mask_bytes(args: argparse.Namespace) -> int:
     return (args.scenes * (args.text + args.video)) ** 2
 
 
-def report(case: str, times: dict[str, list[float]], memory: dict[str, int | None]) -> list[dict]:
+def report(case: str, times: dict[str, list[float]], memory: dict[str, int]) -> list[dict]:
     """Prints a case's table and returns its rows."""
     rows = []
     print(f"\n{case:<44}{'ms':>9}  {'(quartiles)':<20}{'grouped/it':>11}{'extra MiB':>12}{'grouped/it':>11}")
@@ -319,8 +289,7 @@ def report(case: str, times: dict[str, list[float]], memory: dict[str, int | Non
     for name, runs in times.items():
         low, _, high = statistics.quantiles(runs, n=4, method="inclusive") if len(runs) > 1 else (runs[0],) * 3
         time_ratio = medians["grouped"] / medians[name]
-        measured = memory["grouped"] is not None and memory[name]
-        memory_ratio = memory["grouped"] / memory[name] if measured else None
+        memory_ratio = memory["grouped"] / memory[name]
         rows.append(
             {
                 "case": case,
@@ -334,8 +303,7 @@ def report(case: str, times: dict[str, list[float]], memory: dict[str, int | Non
         )
         print(
             f"  {name:<42}{medians[name]:>9.1f}  {f'({low:.1f} .. {high:.1f})':<20}{f'{time_ratio:.2f}x':>11}"
-            f"{'-' if memory[name] is None else f'{memory[name] / MIB:.1f}':>12}"
-            f"{'-' if memory_ratio is None else f'{memory_ratio:.2f}x':>11}"
+            f"{memory[name] / MIB:>12.1f}{f'{memory_ratio:.2f}x':>11}"
         )
     return rows
 
@@ -367,7 +335,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--skip-dense", action="store_true", help="leave out the dense mask")
     parser.add_argument("--transformer", action="store_true", help="a whole transformer instead of attention alone")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write settings and all measurements here")
-    parser.add_argument("--measure-memory", nargs=2, help=argparse.SUPPRESS)  # for the fresh process: case and path
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU is available")
@@ -386,10 +353,6 @@ def _positive(text: str) -> int:
 def main(argv: list[str]) -> None:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    if args.measure_memory:
-        print(json.dumps(measure_memory(args)))
-        return
-
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads"
     layers = f", {args.layers} layers" if args.transformer else ""
     print(
@@ -408,16 +371,11 @@ def main(argv: list[str]) -> None:
     for name, case in build_cases(args).items():
         check_agreement(case, TOLERANCE[args.dtype])
         times = interleaved_times(case, args.runs, args.device)
-        if args.device == "cuda":  # the GPU's allocator counts exactly, in any process
-            memory = {path: peak_extra_memory(step, args.device) for path, step in case.items()}
-        else:
-            memory = {path: peak_extra_memory_of_fresh_process(argv, name, path) for path in case}
-            if None in memory.values():
-                print("memory is not measured: on CPU that takes Linux, and a /proc that can be written to")
+        memory = {path: peak_extra_memory(step, args.device) for path, step in case.items()}
         rows += report(name, times, memory)
 
     if args.json:
-        settings = {key: value for key, value in vars(args).items() if key not in ("json", "measure_memory")}
+        settings = {key: value for key, value in vars(args).items() if key != "json"}
         args.json.write_text(json.dumps({"settings": settings, "torch": torch.__version__, "rows": rows}, indent=2))
 
 

@@ -7,9 +7,8 @@ Two of three scenes are given. `k` is `context_refresh`: the given scenes are co
 - 5 fp8:    as 5, with keys and values kept in 8 bits.
 
 Time is that of sampling alone, without text encoder and VAE, as ratios of interleaved runs; on CPU it is CPU time, which
-other programs disturb less. FLOPs are counted by torch. Memory is the peak of one call above the memory held before it; on
-CPU from a fresh process per row. Distance is the RMS difference of the generated scene's latents from row 1; the last row
-gives that of another seed.
+other programs disturb less. FLOPs are counted by torch. Memory is the peak of what torch allocates in one call. Distance is
+the RMS difference of the generated scene's latents from row 1; the last row gives that of another seed.
 
     python benchmarks/extension.py
     python benchmarks/extension.py --device cuda --dtype bfloat16 --heads 48 --layers 8 --latents 13 60 90 --text 226
@@ -19,9 +18,7 @@ The first model has the shipped weights of the small world, and tells stories of
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -179,27 +176,16 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a - b).square().mean().sqrt().item()
 
 
-def memory_of_fresh_process(argv: list[str], model: str, row: str) -> int | None:
-    """The peak of a call in a new process, which has no freed memory left from other rows to reuse."""
-    # Each larger tensor returns to the system when it is freed, instead of staying in glibc's heap.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MALLOC_MMAP_THRESHOLD_": str(2**16)}
-    command = [sys.executable, __file__, *argv, "--measure-memory", model, row]
-    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return json.loads(output.splitlines()[-1])
-
-
-def measure(model: str, args: argparse.Namespace, argv: list[str]) -> list[dict]:
+def measure(model: str, args: argparse.Namespace) -> list[dict]:
     """Measures all rows of a model."""
     case = MODELS[model](args)
     case.pipe.set_progress_bar_config(disable=True)
     results = {row: sample(case, args, row) for row in ROWS}  # also warms up
     flops = {row: count_flops(partial(sample, case, args, row)) for row in ROWS}
     times = interleaved_times({row: partial(sample, case, args, row) for row in ROWS}, args.runs, args.device)
-    memory: dict[str, int | None] = dict.fromkeys(ROWS)
-    if args.device == "cuda":  # the GPU's allocator counts exactly, in any process
-        memory = {row: peak_extra_memory(partial(sample, case, args, row), args.device) for row in ROWS}
-    elif args.memory:
-        memory = {row: memory_of_fresh_process(argv, model, row) for row in ROWS}
+    # The peak is that of the first step, or of the second beside what the first kept.
+    short = argparse.Namespace(**{**vars(args), "steps": 2})
+    memory = {row: peak_extra_memory(partial(sample, case, short, row), args.device) for row in ROWS}
     rows = [
         {
             "model": model,
@@ -228,11 +214,11 @@ def report(rows: list[dict]) -> None:
         if "runs_ms" not in row:
             print(f"| {row['k']} | | | | | {row['distance']:.2g} |")
             continue
-        ratios, extra = row["time_ratios"], row["extra_bytes"]
+        ratios = row["time_ratios"]
         print(
             f"| {row['k']} | {row['flops_ratio']:.2f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} … "
             f"{max(ratios):.2f}) | {statistics.median(row['runs_ms']):.0f} | "
-            f"{'-' if extra is None else f'{extra / MIB:.0f}'} | {row['distance']:.2g} |"
+            f"{row['extra_bytes'] / MIB:.0f} | {row['distance']:.2g} |"
         )
 
 
@@ -253,9 +239,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="timed runs of each row (default: %(default)s)")
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out memory on a CPU")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write settings and all measurements here")
-    parser.add_argument("--measure-memory", nargs=2, help=argparse.SUPPRESS)  # for the fresh process: model and row
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU is available")
@@ -265,13 +249,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    if args.measure_memory:
-        model, row = args.measure_memory
-        args.steps = 2  # the peak is that of the first step, or of the second beside what the first kept
-        case = MODELS[model](args)
-        case.pipe.set_progress_bar_config(disable=True)
-        print(json.dumps(peak_extra_memory(partial(sample, case, args, row), args.device)))
-        return
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads"
     print(
         f"{args.steps} steps of DPM, {args.batch} stories, {args.dtype}, {where}, torch {torch.__version__}\n"
@@ -280,11 +257,11 @@ def main(argv: list[str]) -> None:
     )
     rows = []
     for model in args.models:
-        of_model = measure(model, args, argv)
+        of_model = measure(model, args)
         report(of_model)
         rows += of_model
     if args.json:
-        settings = {key: value for key, value in vars(args).items() if key not in ("json", "measure_memory")}
+        settings = {key: value for key, value in vars(args).items() if key != "json"}
         args.json.write_text(json.dumps({"settings": settings, "torch": torch.__version__, "rows": rows}, indent=2))
 
 

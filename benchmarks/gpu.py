@@ -127,7 +127,7 @@ def attention(args: argparse.Namespace) -> str:
 
 def extension(args: argparse.Namespace) -> str:
     """Extension with the context cache, by benchmarks/extension.py."""
-    tiny = ["--steps", "2", "--batch", "1", "--layers", "1", "--no-memory"]
+    tiny = ["--steps", "2", "--batch", "1", "--layers", "1"]
     full = ["--dtype", "bfloat16", "--batch", "1", "--heads", "48", "--text", "226", "--latents", "13", "60", "90"]
     sizes = tiny if args.tiny else full
     return _benchmark("extension.py", [*sizes, "--device", DEVICE.type, "--runs", str(args.runs)])

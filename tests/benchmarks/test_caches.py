@@ -18,7 +18,7 @@ def load(monkeypatch):
 def test_extension_prints_less_work_for_rarer_refreshes(load, capsys, tmp_path):
     path = tmp_path / "numbers.json"
     size = ["--heads", "1", "--layers", "2", "--latents", "1", "4", "4", "--text", "2", "--steps", "6", "--runs", "1"]
-    load("extension").main(["--models", "wide", *size, "--threads", "1", "--no-memory", "--json", str(path)])
+    load("extension").main(["--models", "wide", *size, "--threads", "1", "--json", str(path)])
     rows = {row["k"]: row for row in json.loads(path.read_text())["rows"]}
     assert capsys.readouterr().out.count("| another seed |") == 1
     assert rows["1"]["flops_ratio"] == 1 and rows["1"]["distance"] == 0
