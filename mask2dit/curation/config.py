@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from mask2dit.config import DTYPES, check_at_least, check_between, check_choice, check_positive
+from mask2dit.config import DTYPES, check_at_least, check_between, check_choice, check_finite, check_positive
 from mask2dit.encoders.config import ViCLIPConfig
 from mask2dit.engine.config import EngineConfig
 
@@ -55,6 +55,9 @@ class SplitConfig:
                 )
         check_between("split.transnet_threshold", self.transnet_threshold, 0, 1)
         check_between("split.doubt_above", self.doubt_above, 0, 1)
+        for name in ("content_threshold", "adaptive_threshold"):
+            check_positive(f"split.{name}", getattr(self, name))
+        check_between("split.fade_threshold", self.fade_threshold, 0, 255)
         if self.force_cut_above is not None and not 0 < self.force_cut_length <= self.force_cut_above:
             raise ValueError(
                 f"split.force_cut_length={self.force_cut_length} has to be between 0 and "
@@ -120,6 +123,16 @@ class FilterConfig:
     """Maximum share of frames with subtitles, 0 to 1."""
     min_aesthetic: float | None = None
     """Minimum LAION aesthetic score, about 1 to 10."""
+
+    def __post_init__(self):
+        for name in ("min_short_side", "min_motion", "max_shake"):
+            if getattr(self, name) is not None:
+                check_at_least(f"filter.{name}", getattr(self, name), 0)
+        for name in ("max_text", "max_subtitles"):
+            if getattr(self, name) is not None:
+                check_between(f"filter.{name}", getattr(self, name), 0, 1)
+        if self.min_aesthetic is not None:
+            check_finite("filter.min_aesthetic", self.min_aesthetic)
 
 
 @dataclass(kw_only=True)
@@ -235,10 +248,13 @@ class CaptionConfig:
 
     def __post_init__(self):
         check_choice("caption.backend", self.backend, BACKENDS)
-        for name in ("frames_per_scene", "longest_side", "max_words", "max_attempts", "concurrency"):
+        for name in ("frames_per_scene", "longest_side", "max_words", "max_attempts", "concurrency", "max_new_tokens"):
             check_at_least(f"caption.{name}", getattr(self, name), 1)
-        for name in ("max_retries", "temperature"):
+        for name in ("max_retries", "temperature", "tokens_per_image"):
             check_at_least(f"caption.{name}", getattr(self, name), 0)
+        for name in ("price_input", "price_output", "max_cost"):
+            if getattr(self, name) is not None:
+                check_at_least(f"caption.{name}", getattr(self, name), 0)
         # The configuration is written into the card, so it must not hold the key. Nor may the error message show it.
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             raise ValueError("caption.api_key_env has to be the name of an environment variable, not the key itself")
@@ -268,6 +284,9 @@ class VerifyConfig:
     flag_below: float = 0.15
     """Cosine of a caption and its clip below which the review page flags them. Flagged clips are kept unless a person
     drops them."""
+
+    def __post_init__(self):
+        check_between("verify.flag_below", self.flag_below, -1, 1)
 
 
 @dataclass(kw_only=True)

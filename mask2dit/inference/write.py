@@ -57,7 +57,8 @@ class WriteConfig:
                 raise ValueError(f"{name} has to be set, such as base_url=http://localhost:8000/v1 model=my-model")
         for name in ("num_stories", "scenes", "max_attempts"):
             check_at_least(name, getattr(self, name), 1)
-        check_at_least("max_retries", self.max_retries, 0)
+        for name in ("max_retries", "temperature"):
+            check_at_least(name, getattr(self, name), 0)
         check_positive("timeout", self.timeout)
         self.idea = " ".join(self.idea.split())
         if self.expand and not self.idea:
