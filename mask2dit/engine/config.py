@@ -69,10 +69,12 @@ class EngineConfig:
         if self.shard is not None:
             parse_shard(self.shard)
         if self.engine == "local":
-            self._check_local_resources()
+            self._check_local()
 
-    def _check_local_resources(self) -> None:
-        """Raises `ValueError` for resources that have no effect on this machine."""
+    def _check_local(self) -> None:
+        """Raises `ValueError` for settings that have no effect on this machine."""
+        if self.ray.address is not None:
+            raise ValueError(f"ray.address={self.ray.address} needs engine=ray")
         for stage, resources in self.resources.items():
             for name, value in asdict(resources).items():
                 if value is None:

@@ -134,6 +134,8 @@ class VBenchConfig:
             raise ValueError("vbench.dimensions is empty: name at least one, such as imaging_quality")
         for dimension in self.dimensions:
             check_choice("vbench.dimensions", dimension, VBENCH_DIMENSIONS)
+        if len(set(self.dimensions)) < len(self.dimensions):
+            raise ValueError(f"vbench.dimensions names one twice: {', '.join(self.dimensions)}")
 
 
 @dataclass(kw_only=True)

@@ -54,6 +54,7 @@ def test_resources_are_set_by_stage():
     [
         ("engine=spark", "engine has to be one of local, ray, but is 'spark'"),
         ("num_workers=0", "num_workers=0 has to be at least 1"),
+        ("ray.address=auto", "ray.address=auto needs engine=ray"),
         ("resources.embed.batch=0", "batch=0 has to be at least 1"),
         ("resources.embed.num_gpus=1.5", "num_gpus=1.5 has to be a whole number"),
         ("resources.embed.num_gpus=1", "resources.embed.num_gpus=1 .* set num_workers, or engine=ray"),

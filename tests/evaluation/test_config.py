@@ -32,6 +32,7 @@ from mask2dit.evaluation.config import (
         (lambda: CutConfig(tolerance=-1), r"cuts\.tolerance=-1"),
         (lambda: CutConfig(min_scene_frames=-1), r"cuts\.min_scene_frames=-1"),
         (lambda: VBenchConfig(dimensions=[]), r"vbench\.dimensions is empty"),
+        (lambda: VBenchConfig(dimensions=["imaging_quality"] * 2), r"vbench\.dimensions names one twice"),
         (lambda: ViCLIPConfig(preprocessing="clip"), "one of published, vbench"),
     ],
 )
