@@ -22,6 +22,7 @@ from mask2dit.texts import parse_json, read_text
 
 logger = logging.getLogger(__name__)
 
+KEY = "key.json"
 QUESTIONS = {
     "visual_consistency": "In which video do characters and places stay the same most from scene to scene?",
     "semantic_consistency": "Which video follows its texts best?",
@@ -41,6 +42,7 @@ def write_study(config: StudyConfig) -> Path:
 
     Raises:
         FileNotFoundError, ValueError: if a run has no results, or the runs share no story with the same prompts.
+        FileExistsError: if the folder holds another study.
     """
     # Imported here, since a tally does not need torch.
     from mask2dit.evaluation.results import Results, shared_stories
@@ -58,18 +60,23 @@ def write_study(config: StudyConfig) -> Path:
     chance = random.Random(config.seed)
     chosen = chance.sample(shared, min(config.num_stories, len(shared)))
 
-    key, items, copies = {}, [], []
+    key, items, sources = {}, [], {}
     for number, story in enumerate(chosen):
         order = chance.sample(range(len(runs)), len(runs))
         key[story] = [names[run] for run in order]
         clips = []
         for place, run in enumerate(order):
             clips.append(f"videos/{number:03d}{LETTERS[place].lower()}.mp4")
-            shutil.copyfile(videos[run][story].video, folder / clips[-1])
-            copies.append(fingerprint(folder / clips[-1]))
+            sources[clips[-1]] = videos[run][story].video
         items.append({"name": story, "clips": clips, "prompts": videos[0][story].prompts})
     # The name depends on all that is shown: the same stories from other runs are another study.
-    name = f"study-{digest([key, items, copies])}"
+    name = f"study-{digest([key, items, [fingerprint(source) for source in sources.values()]])}"
+    if (folder / KEY).exists() and (kept := _read_of_study(folder / KEY, "runs")[0]) != name:
+        raise FileExistsError(
+            f"{str(folder)!r} holds {kept}, whose answers are counted with its {KEY}: choose another output for this study"
+        )
+    for clip, source in sources.items():
+        shutil.copyfile(source, folder / clip)
     page = render(
         "study.html",
         title="Study",
@@ -79,7 +86,7 @@ def write_study(config: StudyConfig) -> Path:
         letters=LETTERS,
     )
     write_text(folder / "index.html", page)
-    write_text(folder / "key.json", json.dumps({"study": name, "runs": key}, indent=2) + "\n")
+    write_text(folder / KEY, json.dumps({"study": name, "runs": key}, indent=2) + "\n")
     return folder / "index.html"
 
 
@@ -91,14 +98,14 @@ def tally(config: StudyConfig) -> Path:
             another study.
     """
     folder = Path(config.output)
-    name, key = _read_of_study(folder / "key.json", "runs")
+    name, key = _read_of_study(folder / KEY, "runs")
     runs = sorted({run for order in key.values() for run in order})
     votes = {question: dict.fromkeys(runs, 0) for question in QUESTIONS}
     for file in config.answers:
         answered, answers = _read_of_study(Path(file), "answers")
         if answered != name:
             raise ValueError(
-                f"{file} holds answers to {answered}, but {folder / 'key.json'} is of {name}: name the folder of {answered} "
+                f"{file} holds answers to {answered}, but {folder / KEY} is of {name}: name the folder of {answered} "
                 "as output, or write that study again from its runs, stories and seed"
             )
         for answer, place in answers.items():

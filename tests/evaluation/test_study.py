@@ -45,25 +45,35 @@ def test_the_page_gives_nothing_away_and_the_key_knows(study):
     assert not any(f">{name}<" in page for name in ("one", "two"))
 
 
-def test_the_page_keeps_answers_in_the_browser_by_study(study):
-    def kept_under(**changes):
+def test_the_page_keeps_answers_in_the_browser_by_study(study, tmp_path):
+    def kept_under(output="study", **changes):
+        changes["output"] = str(tmp_path / output)
         page = write_study(study(**changes)).read_text()
         assert "localStorage.setItem(study" in page and "localStorage.getItem(study" in page
         return re.search(r'<form id="form" data-study="(.+?)"', page)[1]
 
     name = kept_under()
     assert kept_under() == name
-    assert kept_under(num_stories=2) != name
+    assert kept_under("fewer", num_stories=2) != name
     video = Path(Results.read(study().runs[0]).stories[0].video)
     video.write_bytes(video.read_bytes() + b"0")
-    assert kept_under() != name
+    assert kept_under("other video") != name
 
 
-def test_orders_are_shuffled_by_the_seed(study):
+def test_a_folder_with_another_study_is_refused_and_stays_as_it_was(study):
+    write_study(study())
+    files = {path: path.read_bytes() for path in Path(study().output).rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match=rf"holds {read_key(study())['study']}, .* choose another output"):
+        write_study(study(num_stories=2, runs=study().runs[::-1]))
+    assert {path: path.read_bytes() for path in Path(study().output).rglob("*") if path.is_file()} == files
+
+
+def test_orders_are_shuffled_by_the_seed(study, tmp_path):
     orders = []
     for seed in range(8):
-        write_study(study(seed=seed))
-        orders.append((Path(study().output) / "key.json").read_text())
+        of_seed = study(seed=seed, output=str(tmp_path / str(seed)))
+        write_study(of_seed)
+        orders.append(json.dumps(read_key(of_seed)["runs"], sort_keys=True))
     assert len(set(orders)) > 1
 
 
@@ -86,10 +96,11 @@ def test_answers_to_another_study_of_the_same_stories_are_refused(study, tmp_pat
     sent = read_key(study())
     answers = {f"{story} overall": 0 for story in sent["runs"]}
     (tmp_path / "answers.json").write_text(json.dumps({"study": sent["study"], "answers": answers}))
-    write_study(study(seed=1))
-    later = read_key(study())["study"]
+    other = study(seed=1, output=str(tmp_path / "other"), answers=[str(tmp_path / "answers.json")])
+    write_study(other)
+    later = read_key(other)["study"]
     with pytest.raises(ValueError, match=rf"answers to {sent['study']}, but .*key\.json is of {later}"):
-        tally(study(answers=[str(tmp_path / "answers.json")]))
+        tally(other)
     (tmp_path / "answers.json").write_text(json.dumps(answers))
     with pytest.raises(ValueError, match=r"answers\.json has to hold .*study"):
         tally(study(answers=[str(tmp_path / "answers.json")]))

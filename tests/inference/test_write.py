@@ -66,7 +66,7 @@ def test_what_never_becomes_valid_ends_with_the_last_fault(chat_server, tmp_path
 
 
 def test_an_endpoint_has_to_be_named_and_to_answer(chat_server, tmp_path):
-    with pytest.raises(ValueError, match="temperature=-1.0 has to be at least 0"):
+    with pytest.raises(ValueError, match=r"temperature=-1\.0 has to be at least 0"):
         config("http://127.0.0.1:9/v1", tmp_path, temperature=-1.0)
     with pytest.raises(ValueError, match="base_url has to be set"):
         WriteConfig()
