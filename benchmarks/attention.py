@@ -19,6 +19,7 @@ With `--transformer`, a whole transformer runs forward and backward: plain (all 
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import time
@@ -235,6 +236,7 @@ def peak_extra_memory(step: Step, device: str) -> int:
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise the profiler logs each start and stop
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
