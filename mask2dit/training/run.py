@@ -138,30 +138,16 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
         )
     if config.lora.rank and zero_stage(config) == 3:
         raise ValueError("lora.rank cannot be used with ZeRO stage 3, which splits the frozen weights: use stage 2")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.quantization is not None and not config.dry_run:
-        check_quantization(config.quantization, device)
     if config.compile and zero_stage(config) == 3:
         raise ValueError(
             "compile=true cannot be used with ZeRO stage 3, which gathers weights block by block: use stage 2"
         )
-    if config.attention_backend is not None:
-        check_attention_backend(config.attention_backend, device, is_training=True)
-    if config.precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("precision=fp16 needs a GPU: use bf16 or fp32")
     if config.optimizer != "adamw" and config.deepspeed:
         raise ValueError(
             f"optimizer={config.optimizer} cannot be used with deepspeed, which splits its state: use adamw"
         )
-    if config.deepspeed and not config.dry_run:
-        check_deepspeed()
-    if config.optimizer == "adamw8bit" and (find_spec("bitsandbytes") is None or not torch.cuda.is_available()):
-        raise ValueError("optimizer=adamw8bit needs a GPU and bitsandbytes (pip install bitsandbytes): use adamw")
-    for tracker in config.trackers:
-        if find_spec(tracker) is None:
-            raise ValueError(
-                f"trackers names {tracker}, which is not installed: pip install {tracker}, or leave it out"
-            )
+    if not config.dry_run:
+        _check_machine(config)
     skeleton = Mask2DiTPipeline.skeleton(config.model, configs_only=config.dry_run, variant=config.variant)
     skeleton.video_shape(config.data.height, config.data.width, config.data.num_frames, config.data.num_scenes)
     if "quantization_config" in Mask2DiTTransformer3DModel.load_config(Path(config.model) / "transformer"):
@@ -182,13 +168,37 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
         for timestep in config.validation.timesteps:
             check_between("a timestep of validation.timesteps", timestep, 0, last)
         skeleton.check_steps(config.validation.num_inference_steps)
-    check_writable(config.output_dir)
     return TrainingPlan(
         skeleton=skeleton,
         dataset=dataset,
         validation_dataset=validation_dataset,
-        checkpoint=find_checkpoint(config),
+        checkpoint=None if config.dry_run else find_checkpoint(config),
     )
+
+
+def _check_machine(config: TrainConfig) -> None:
+    """Checks what the machine of the run needs, and that of a dry run may lack.
+
+    Raises:
+        ValueError, PermissionError: if a check fails, with the remedy.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.quantization is not None:
+        check_quantization(config.quantization, device)
+    if config.attention_backend is not None:
+        check_attention_backend(config.attention_backend, device, is_training=True)
+    if config.precision == "fp16" and device.type == "cpu":
+        raise ValueError("precision=fp16 needs a GPU: use bf16 or fp32")
+    if config.deepspeed:
+        check_deepspeed()
+    if config.optimizer == "adamw8bit" and (find_spec("bitsandbytes") is None or device.type == "cpu"):
+        raise ValueError("optimizer=adamw8bit needs a GPU and bitsandbytes (pip install bitsandbytes): use adamw")
+    for tracker in config.trackers:
+        if find_spec(tracker) is None:
+            raise ValueError(
+                f"trackers names {tracker}, which is not installed: pip install {tracker}, or leave it out"
+            )
+    check_writable(config.output_dir)
 
 
 def load_pipeline(config: TrainConfig, skeleton: Mask2DiTPipeline) -> Mask2DiTPipeline:

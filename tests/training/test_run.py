@@ -569,14 +569,24 @@ def test_a_tracker_that_is_not_installed_is_refused(config, run, monkeypatch):
         run(config(trackers=["tensorboard"]))
 
 
-def test_deepspeed_that_is_not_installed_is_refused_except_in_a_dry_run(config, run, monkeypatch):
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"deepspeed": str(ROOT / "configs/deepspeed/zero2.json")}, "pip install deepspeed"),
+        ({"precision": "fp16"}, "precision=fp16 needs a GPU"),
+        ({"optimizer": "adamw8bit"}, "needs a GPU and bitsandbytes"),
+        ({"attention_backend": "flash"}, "attention_backend=flash needs a GPU"),
+        ({"output_dir": str(Path(__file__) / "run")}, "test_run.py"),
+    ],
+)
+def test_what_only_this_machine_lacks_is_refused_except_in_a_dry_run(config, run, monkeypatch, changes, message):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr("mask2dit.training.engine.find_spec", lambda name: None)
     monkeypatch.setattr("mask2dit.training.run.load_pipeline", lambda *args: pytest.fail("weights were read"))
-    split = config(deepspeed=str(ROOT / "configs/deepspeed/zero2.json"))
-    with pytest.raises(ValueError, match="pip install deepspeed"):
-        run(split)
-    assert run(replace(split, dry_run=True)) == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises((ValueError, OSError), match=message):
+        run(config(**changes))
+    assert run(config(**changes, dry_run=True)) == 0
 
 
 def test_lora_with_zero_stage_3_is_refused(config, run):
