@@ -52,10 +52,12 @@ def test_attention_table_has_ratios_of_time_and_memory(benchmark, capsys, tmp_pa
     assert set(rows) == {
         (case, path) for case in ("forward", "forward + backward") for path in ("grouped", "repeated", "dense")
     }
-    for (_, name), row in rows.items():
-        assert row["extra_bytes"] > 0
-        assert (row["grouped_memory_ratio"] == 1) == (name == "grouped")
+    for (case, name), row in rows.items():
+        ratio = rows[case, "grouped"]["extra_bytes"] / row["extra_bytes"]
+        assert row["grouped_memory_ratio"] == ratio
+        assert (ratio == 1) == (name == "grouped")
         assert len(row["runs_ms"]) == 2
+        assert re.search(rf"^  {name} .*\d+\.\d\dx .*{ratio:.2f}x$", output, re.MULTILINE)
     assert len(re.findall(r"^  (?:repeated|dense) .*\d+\.\d\dx .*\d+\.\d\dx$", output, re.MULTILINE)) == 4
 
 
