@@ -131,6 +131,7 @@ def pipeline(case: dict) -> float:
             use_dynamic_cfg=True,
             context_refresh=4,
             guidance_interval=case.get("guidance_interval"),
+            context_guidance=case.get("context_guidance", False),
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
         ).frames
@@ -216,6 +217,9 @@ CHECKS |= {f"pipeline, cfg={cfg}": (pipeline, {"cfg": cfg}) for cfg in (1, 2)}
 CHECKS |= {
     f"pipeline, cfg={cfg}, guidance interval": (pipeline, {"cfg": cfg, "guidance_interval": (500, 800)})
     for cfg in (1, 2)
+}
+CHECKS |= {
+    f"pipeline, cfg={cfg}, context guidance": (pipeline, {"cfg": cfg, "context_guidance": True}) for cfg in (1, 2)
 }
 CHECKS |= {f"context cache, {variant}": (context_cache, {"mask_variant": variant}) for variant in ("v2", "v3")}
 CHECKS |= {"exchanged bytes": (exchanged_bytes, {})}

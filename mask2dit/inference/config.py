@@ -110,6 +110,8 @@ class SamplingConfig:
     """Vary the guidance scale over the steps by the formula of diffusers' CogVideoX pipeline."""
     guidance_interval: Any = None
     """The lowest and the highest timestep that are guided, such as [100, 800]; other steps cost half. null: all."""
+    context_guidance: bool = False
+    """Compare with each scene alone in guidance where scenes are given, so that it strengthens consistency with them."""
     cache: str | None = None
     """Step cache: pyramid_attention, faster_cache, first_block, taylorseer, taylorseer_lite or mag_cache; null: none.
     docs/speed.md compares them."""

@@ -44,7 +44,12 @@ def describe_needs(config: InferenceConfig, device: torch.device) -> str:
     check_parallel(parallel.cfg, parallel.ulysses, heads, config.guidance_scale, config.memory)
     skeleton.check_steps(config.num_inference_steps)
     check_step_cache(
-        config.cache, config.cache_options, config.context_refresh, config.guidance_scale, config.guidance_interval
+        config.cache,
+        config.cache_options,
+        config.context_refresh,
+        config.guidance_scale,
+        config.guidance_interval,
+        config.context_guidance,
     )
     check_context_refresh(config.context_refresh, windows)
     footprint = predict(config, skeleton, shape, windows)
@@ -108,6 +113,7 @@ def predict(
         steps=_count_steps(config, skeleton),
         cfg=config.parallel.cfg,
         ulysses=config.parallel.ulysses,
+        context_guidance=config.context_guidance,
         vae_tiling=config.vae_tiling,
         quantization=config.quantization.components,
         context_cache=kept,

@@ -63,8 +63,8 @@ logger = logging.getLogger(__name__)
 
 STORY_OPTIONS = ("negative_prompt", "window", "context", "anchors", "noise_context", "height", "width", "num_frames",
                  "num_inference_steps", "guidance_scale", "use_dynamic_cfg", "context_refresh",
-                 "context_cache_device", "context_cache_dtype", "guidance_interval", "cache", "cache_options",
-                 "seed")  # fmt: skip
+                 "context_cache_device", "context_cache_dtype", "guidance_interval", "context_guidance", "cache",
+                 "cache_options", "seed")  # fmt: skip
 """Arguments of `generate_story` that are keys of the configuration."""
 
 
@@ -324,7 +324,12 @@ def plan_generation(
     check_prompts(config.model, config.prompts, config.window)
     skeleton.check_steps(config.num_inference_steps)
     check_step_cache(
-        config.cache, config.cache_options, config.context_refresh, config.guidance_scale, config.guidance_interval
+        config.cache,
+        config.cache_options,
+        config.context_refresh,
+        config.guidance_scale,
+        config.guidance_interval,
+        config.context_guidance,
     )
     heads = skeleton.transformer.config.num_attention_heads
     check_parallel(config.parallel.cfg, config.parallel.ulysses, heads, config.guidance_scale, config.memory)

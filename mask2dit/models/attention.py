@@ -25,6 +25,8 @@ from mask2dit.scenes import SceneLayout
 
 CPU_BACKENDS = ("native", "_native_math", "flex")
 
+ISOLATED = "v1"  # the mask variant in which no scene sees another
+
 ALL = None  # stands for all scenes in `Keys`
 
 Run = tuple[int, int]  # (first, last + 1) of consecutive blocks
@@ -125,6 +127,10 @@ class GivenTokens:
             tuple(0 if new or not sees_text else n for n, new in zip(self.layout.text_lengths, self.generated)),
             tuple(0 if new or not sees_video else n for n, new in zip(self.layout.video_lengths, self.generated)),
         )
+
+    def part(self, index: int, count: int) -> "GivenTokens":
+        """Returns filled tokens of one of `count` equal parts of the batch."""
+        return GivenTokens(self.layout, self.generated, self.key.chunk(count)[index], self.value.chunk(count)[index])
 
     def fill(self, key: torch.Tensor, value: torch.Tensor, variant: str) -> None:
         """Keeps copies of what generated scenes see in the keys and values (B, N, H, D) of all scenes."""
@@ -250,6 +256,7 @@ class Mask2DiTAttnProcessor:
         attention_mask: None = None,  # diffusers' `Attention` always passes one
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,  # (video tokens, D) each
         given: GivenTokens | None = None,  # filled here if empty; else it stands in for the given scenes
+        isolated_parts: tuple[bool, ...] = (False,),  # of the batch, as for the transformer
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if attention_mask is not None:
             raise ValueError("the mask follows from the layout and the variant: attention_mask cannot be given")
@@ -273,14 +280,18 @@ class Mask2DiTAttnProcessor:
             query[:, video] = apply_rotary_emb(query[:, video], image_rotary_emb, sequence_dim=1)
             key[:, video] = apply_rotary_emb(key[:, video], image_rotary_emb, sequence_dim=1)
 
-        inputs = (query, key, value, whole, self.variant, self._attention_backend)
-        if given is None:
-            output = grouped_attention(*inputs)
-        elif given.key is None:
+        filled = given if given is not None and given.key is not None else None
+        if given is not None and filled is None:
             given.fill(key, value, self.variant)
-            output = grouped_attention(*inputs)
-        else:
-            output = grouped_attention(*inputs, given=given)
+        count, outputs = len(isolated_parts), []
+        for i, isolated in enumerate(isolated_parts):
+            part = [tensor.chunk(count)[i] for tensor in (query, key, value)]
+            if isolated:
+                outputs.append(grouped_attention(*part, whole, ISOLATED, self._attention_backend))
+            else:
+                kept = filled and filled.part(i, count)
+                outputs.append(grouped_attention(*part, whole, self.variant, self._attention_backend, kept))
+        output = outputs[0] if count == 1 else torch.cat(outputs)
         if isinstance(layout, ShardedLayout):
             output = layout.heads_to_tokens(output)
         output = attn.to_out[0](output.flatten(2))

@@ -38,6 +38,7 @@ class Mask2DiTBlock(CogVideoXBlock):
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         given: GivenTokens | None = None,  # of the context cache, for the attention processor
+        isolated_parts: tuple[bool, ...] = (False,),  # of the batch, for the attention processor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         video, text = hidden_states, encoder_hidden_states
 
@@ -48,6 +49,7 @@ class Mask2DiTBlock(CogVideoXBlock):
             image_rotary_emb=image_rotary_emb,
             layout=layout,
             given=given,
+            isolated_parts=isolated_parts,
             **(attention_kwargs or {}),
         )
         video = _add_gated(video, attn_video, video_gate, layout.video_lengths)
@@ -307,6 +309,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
         context_cache: ContextCache | None = None,
+        isolated_parts: tuple[bool, ...] = (False,),
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predicts the velocity of every scene.
 
@@ -322,6 +325,8 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
             return_dict: False returns a tuple.
             context_cache: an empty one is filled, and all scenes are computed. With a filled one, generated scenes alone
                 are computed, and the velocity of given scenes is that of the call that filled it. None: no cache.
+            isolated_parts: for each of n equal parts of the batch, one after another, True if its scenes do not see each
+                other (mask v1), False for the model's own mask.
 
         Returns:
             `Transformer2DModelOutput` whose `sample` is (B, S*F, C, h, w).
@@ -333,6 +338,10 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
         _, num_frames, _, height, width = hidden_states.shape
         scene_frames = self._scene_frames(hidden_states, encoder_hidden_states, scene_frames)
         num_scenes = len(scene_frames)
+        if len(hidden_states) % len(isolated_parts):
+            raise ValueError(
+                f"isolated_parts {isolated_parts} do not divide a batch of {len(hidden_states)} into equal parts"
+            )
         layout = self.scene_layout(height, width, scene_frames)
         if image_rotary_emb is None:
             image_rotary_emb = self.rotary_embeddings(height, width, num_frames, hidden_states.device)
@@ -359,7 +368,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
                 and i % self.gradient_checkpointing_interval == 0
             ):
                 video, text = self._gradient_checkpointing_func(
-                    block, video, text, temb, layout, image_rotary_emb, attention_kwargs
+                    block, video, text, temb, layout, image_rotary_emb, attention_kwargs, None, isolated_parts
                 )
             else:
                 given = None if context_cache is None else context_cache.layer(i, whole, like=video)
@@ -371,6 +380,7 @@ class Mask2DiTTransformer3DModel(CogVideoXTransformer3DModel):
                     image_rotary_emb=image_rotary_emb,
                     attention_kwargs=attention_kwargs,
                     given=given,
+                    isolated_parts=isolated_parts,
                 )
                 if given is not None and not context_cache.is_filled:
                     context_cache.keep(given)

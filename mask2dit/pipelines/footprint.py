@@ -257,6 +257,7 @@ def predict_footprint(
     steps: Mapping[Step, int],
     cfg: int = 1,
     ulysses: int = 1,
+    context_guidance: bool = False,
     vae_tiling: bool = False,
     context_cache: int = 0,
     context_cache_on_gpu: bool = True,
@@ -274,6 +275,7 @@ def predict_footprint(
             of its steps are complete.
         cfg: number of processes over which the branches of guidance are divided; the footprint is that of one of them.
         ulysses: number of processes that share each step; likewise.
+        context_guidance: as for the pipeline.
         vae_tiling: True decodes in tiles.
         context_cache: bytes that the context cache keeps, see `mask2dit.pipelines.story.context_cache_size`.
         context_cache_on_gpu: False if it keeps them in main memory.
@@ -290,7 +292,7 @@ def predict_footprint(
         transformer.ulysses_group = PredictedGroup(ulysses)
     text_length = transformer.config.max_text_seq_length
     texts = [_embedding(text_encoder, len(window.scenes), text_length) for window in windows]
-    denoised = [_denoising(transformer, window, shape, steps, cfg) for window in windows]
+    denoised = [_denoising(transformer, window, shape, steps, cfg, context_guidance) for window in windows]
     of_scenes = _coding(vae, windows, shape)
     height, width = (size * skeleton.vae_scale_factor_spatial for size in shape.latent_size[1:])
     return Footprint(
@@ -322,29 +324,36 @@ def _embedding(text_encoder: nn.Module, num_texts: int, window: int) -> Cost:
 
 
 def _denoising(
-    transformer: Mask2DiTTransformer3DModel, window: Window, shape: VideoShape, steps: Mapping[Step, int], cfg: int
+    transformer: Mask2DiTTransformer3DModel,
+    window: Window,
+    shape: VideoShape,
+    steps: Mapping[Step, int],
+    cfg: int,
+    context_guidance: bool,
 ) -> Cost:
-    """All steps of a window. The operations of a step grow with its branches, so that one number of them is measured."""
+    """All steps of a window. Each kind of step is measured once."""
     frames = [shape.latent_frames[scene] for scene in window.scenes]
-    branches = {step: 2 // cfg if step.guided else 1 for step in steps}
-    most = max(branches.values())
-    complete = _step(transformer, frames, shape, most)
-    of_branch = {True: complete.flops // most, False: complete.flops // most}
-    if window.context and not all(step.complete for step in steps):
-        cache = ContextCache([scene in window.new for scene in window.scenes], refresh=2)
-        _step(transformer, frames, shape, 1, cache)  # fills it
-        of_branch[False] = _step(transformer, frames, shape, 1, cache).flops
-    return Cost(complete.peak, sum(n * branches[step] * of_branch[step.complete] for step, n in steps.items()))
+    isolates = context_guidance and bool(window.context)
+    costs: dict[Step, Cost] = {}
+    for step in steps:
+        parts = (isolates, False) if step.guided and cfg == 1 else (False,)
+        cache = None
+        if window.context and not step.complete:
+            cache = ContextCache([scene in window.new for scene in window.scenes], refresh=2)
+            _step(transformer, frames, shape, parts, cache)  # fills it
+        costs[step] = _step(transformer, frames, shape, parts, cache)
+    return Cost(max(cost.peak for cost in costs.values()), sum(n * costs[step].flops for step, n in steps.items()))
 
 
 def _step(
     transformer: Mask2DiTTransformer3DModel,
     scene_frames: Sequence[int],
     shape: VideoShape,
-    branches: int,
-    cache: ContextCache | None = None,
+    isolated_parts: tuple[bool, ...],
+    cache: ContextCache | None,
 ) -> Cost:
-    """One step, as `Mask2DiTPipeline` takes it."""
+    """One step with these branches, as `Mask2DiTPipeline` takes it."""
+    branches = len(isolated_parts)
     config = transformer.config
     text_length = len(scene_frames) * config.max_text_seq_length
 
@@ -361,6 +370,7 @@ def _step(
             scene_frames=tuple(scene_frames),
             return_dict=False,
             context_cache=cache,
+            isolated_parts=isolated_parts,
         )[0].float()
 
     return measure(step)

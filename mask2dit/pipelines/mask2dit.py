@@ -58,7 +58,7 @@ from mask2dit.models.parallel import gather_branches
 from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.memory import check_vae_tiles
 from mask2dit.pipelines.prompt_cache import PromptCache
-from mask2dit.pipelines.step_cache import restart_step_cache
+from mask2dit.pipelines.step_cache import check_branches_are_computed, restart_step_cache
 from mask2dit.video.reading import read_scene
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,8 @@ class DenoisingState:
     """Guidance scale before the variation by `use_dynamic_cfg`."""
     guidance_interval: tuple[float, float] | None = None
     """The lowest and the highest timestep that are guided. None: all."""
+    context_guidance: bool = False
+    """True if the branch of the negative prompts sees each scene alone."""
     denoised: torch.Tensor | None = None
     """Clean latents as the last step predicts them, (B, S*F, C, h, w), from schedulers that return them; otherwise the
     latents. Callbacks may read them."""
@@ -407,6 +409,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         context_cache_device: str = "model",
         context_cache_dtype: str = "auto",
         guidance_interval: tuple[float, float] | None = None,
+        context_guidance: bool = False,
     ) -> CogVideoXPipelineOutput | tuple:
         """Generates all scenes at once, or the missing scenes from given ones.
 
@@ -448,6 +451,9 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             context_cache_dtype: how keys and values are kept: "auto" (in the dtype that they are computed in) or "fp8".
             guidance_interval: the lowest and the highest timestep that are guided (Kynkäänniemi et al. 2024, arXiv
                 2404.07724). Other steps cost half, since they compute the prompts' branch alone. None: all.
+            context_guidance: True if, where scenes are given, the branch of the negative prompts sees each scene alone (mask
+                v1), so that guidance strengthens what the given scenes tell beside what the prompts say (history guidance,
+                arXiv 2502.06764). Without given scenes it has no effect.
 
         Returns:
             `CogVideoXPipelineOutput` whose `frames` hold all S scenes, given ones included: "np" (B, S*frames, H, W, 3) in
@@ -466,6 +472,8 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         check_between("eta", eta, 0, 1)
         check_context_cache(context_refresh, context_cache_device, context_cache_dtype)
         check_guidance_interval(guidance_interval)
+        if context_guidance:
+            check_branches_are_computed(self.transformer)
         guided = guidance_scale > 1.0
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         size = (height, width, num_frames)
@@ -482,6 +490,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         with_negatives = guided or (callback_on_step_end is not None and self.text_encoder is not None)
         state = self._prepare(plan, num_inference_steps, guidance_scale, with_negatives, noise_context, generator)
         state.guidance_interval = guidance_interval
+        state.context_guidance = context_guidance and not all(plan.generated)
         latents = self._denoise(
             plan,
             state,
@@ -664,9 +673,12 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             float32 (B, S*F, C, h, w); with guidance (2*B, S*F, C, h, w), of which the first half is for the negative prompts.
         """
         branches = [state.negative_prompt_embeds, state.prompt_embeds] if guided else [state.prompt_embeds]
+        isolates = guided and state.context_guidance
+        isolated_parts = (True, False) if isolates else (False,)
         divided = guided and self.guidance_group is not None
         if divided:
-            branches = [branches[self.guidance_group.rank()]]
+            rank = self.guidance_group.rank()
+            branches, isolated_parts = [branches[rank]], (isolates and rank == 0,)
         embeds = torch.cat(branches)
         if cache is not None and cache.start_step(step, guided) and self.transformer.is_cache_enabled:
             restart_step_cache(self.transformer)  # its tensors are those of other scenes
@@ -682,6 +694,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 attention_kwargs=attention_kwargs,
                 return_dict=False,
                 context_cache=cache,
+                isolated_parts=isolated_parts,
             )[0].float()
         return gather_branches(prediction, self.guidance_group) if divided else prediction
 

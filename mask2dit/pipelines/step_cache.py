@@ -80,6 +80,10 @@ def _magnitude(pipe, num_steps, threshold, max_skip_steps, retention_ratio, rati
     )
 
 
+REPLACED_BRANCH = (
+    "cache=faster_cache derives the unguided branch from the guided one, which sees more scenes with context_guidance: use "
+    "another cache, or context_guidance=false"
+)
 TAYLOR = {"interval": 3, "warmup": 3, "order": 1}
 PRESETS = {
     "pyramid_attention": _Preset(_pyramid_attention, {"skip_range": 2, "timesteps": (100, 800)}),
@@ -148,14 +152,25 @@ def restart_step_cache(transformer: ModelMixin) -> None:
     transformer._reset_stateful_cache()
 
 
+def check_branches_are_computed(transformer: ModelMixin) -> None:
+    """Raises `ValueError` if the transformer's step cache derives one branch of guidance from the other."""
+    if isinstance(transformer._cache_config, FasterCacheConfig):
+        raise ValueError(REPLACED_BRANCH)
+
+
 def check_step_cache(
     name: str | None,
     options: Mapping[str, Any] | None = None,
     context_refresh: int = 1,
     guidance_scale: float = 6.0,
     guidance_interval: tuple[float, float] | None = None,
+    context_guidance: bool = False,
 ) -> dict[str, Any]:
     """Returns all options of a step cache.
+
+    Args:
+        name, options: as for `step_cache`.
+        context_refresh, guidance_scale, guidance_interval, context_guidance: as for the pipeline.
 
     Raises:
         ValueError: for an unknown cache or option, a wrong interval, and settings that a cache cannot be combined with.
@@ -183,4 +198,6 @@ def check_step_cache(
             "cache=faster_cache replaces the unguided branch, so it needs guidance at every step: set guidance_scale above 1 "
             "and guidance_interval to null"
         )
+    if name == "faster_cache" and context_guidance:
+        raise ValueError(REPLACED_BRANCH)
     return {**preset.options, **(options or {})}

@@ -246,6 +246,7 @@ def generate_story(
     context_cache_device: str = "model",
     context_cache_dtype: str = "auto",
     guidance_interval: tuple[float, float] | None = None,
+    context_guidance: bool = False,
     cache: str | None = None,
     cache_options: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -268,7 +269,7 @@ def generate_story(
         noise_context, height, width, num_frames, num_inference_steps, guidance_scale, use_dynamic_cfg: as for the
             pipeline.
         context_refresh, context_cache_device, context_cache_dtype: as for the pipeline, in windows with context.
-        guidance_interval: as for the pipeline.
+        guidance_interval, context_guidance: as for the pipeline.
         cache, cache_options: a step cache, as for `mask2dit.pipelines.step_cache.step_cache`.
         seed: seed of the noise, combined with the number of a window's first new scene.
         seeds: seed of each scene's initial noise. None: derived from `seed`, for all scenes or for one.
@@ -290,7 +291,9 @@ def generate_story(
     check_scheduler(pipe.scheduler)
     check_finite("guidance_scale", guidance_scale)
     check_context_cache(context_refresh, context_cache_device, context_cache_dtype)
-    options = check_step_cache(cache, cache_options, context_refresh, guidance_scale, guidance_interval)
+    options = check_step_cache(
+        cache, cache_options, context_refresh, guidance_scale, guidance_interval, context_guidance
+    )
     num_scenes = len(prompts)
     height, width, num_frames = pipe.fill_size(height, width, num_frames)
     shape = pipe.video_shape(height, width, num_frames, num_scenes)
@@ -320,6 +323,7 @@ def generate_story(
         context_refresh=context_refresh,
         context_cache_device=context_cache_device,
         context_cache_dtype=context_cache_dtype,
+        context_guidance=context_guidance,
         seed=seed,
         seeds=seeds,
     )
@@ -343,6 +347,7 @@ class StoryPlan:
     """As for the pipeline, in windows with context."""
     context_cache_device: str
     context_cache_dtype: str
+    context_guidance: bool
     cache: str | None
     cache_options: Mapping[str, Any]
     seed: int
@@ -432,6 +437,8 @@ def _scenes(
             made_from = [model, plan.settings, texts, frames, context_keys, seeds, window.new]
             if plan.context_refresh > 1 and window.context:
                 made_from.append([plan.context_refresh, plan.context_cache_dtype])
+            if plan.context_guidance and window.context:
+                made_from.append("context_guidance")
             if plan.cache:
                 made_from.append([plan.cache, plan.cache_options])
             keys |= {scene: store.key(made_from, scene) if store else "" for scene in window.new}
@@ -488,6 +495,7 @@ def _generate_window(
                 context_refresh=plan.context_refresh if window.context else 1,
                 context_cache_device=plan.context_cache_device,
                 context_cache_dtype=plan.context_cache_dtype,
+                context_guidance=plan.context_guidance,
                 **plan.settings,
             ).frames
     finally:

@@ -117,6 +117,8 @@ class TrialConfig:
     """Weight of classifier-free guidance."""
     guidance_interval: Any = None
     """The lowest and the highest timestep that are guided, such as [100, 800]; null: all."""
+    context_guidance: bool = False
+    """Where scenes are given, guidance compares with each scene alone."""
     cache: str | None = None
     """Step cache: pyramid_attention, faster_cache, first_block, taylorseer, taylorseer_lite or mag_cache; null: none."""
     context_refresh: int = 1
@@ -230,6 +232,7 @@ def make_stories(
                 num_inference_steps=config.num_inference_steps,
                 guidance_scale=config.guidance_scale,
                 guidance_interval=config.guidance_interval,
+                context_guidance=config.context_guidance,
                 context_refresh=config.context_refresh if context else 1,
                 context_cache_dtype=config.context_cache_dtype,
                 generator=list(generators),

@@ -9,7 +9,7 @@ PATTERNS = [(False, False, True), (False, True, False), (True, False, True)]
 LENGTHS = {"equal": (3, 3, 3), "unequal": (2, 4, 3)}
 
 
-def two_calls(model, inputs, scene_frames, generated, cache=None):
+def two_calls(model, inputs, scene_frames, generated, cache=None, isolated_parts=(False,)):
     """The outputs of two calls, between which the generated scenes and their timesteps change, and generated frames."""
     latents, text, timesteps = inputs
     given = ~torch.tensor(generated)
@@ -17,7 +17,10 @@ def two_calls(model, inputs, scene_frames, generated, cache=None):
     for _ in range(2):
         timestep = timesteps.masked_fill(given, 0)
         with torch.no_grad():
-            outputs.append(model(latents, text, timestep, scene_frames=scene_frames, context_cache=cache).sample)
+            sample = model(
+                latents, text, timestep, None, scene_frames, context_cache=cache, isolated_parts=isolated_parts
+            ).sample
+            outputs.append(sample)
         frames = given.repeat_interleave(torch.tensor(scene_frames))
         latents = torch.where(frames[None, :, None, None, None], latents, latents + outputs[-1])
         timesteps = timesteps // 2
@@ -41,6 +44,16 @@ def test_generated_scenes_alone_equal_all_scenes_with_frozen_given_ones(
     assert torch.equal(first, expected_first)
     torch.testing.assert_close(second[:, new], expected_second[:, new], atol=1e-5, rtol=1e-5)
     assert torch.equal(second[:, ~new], first[:, ~new])
+
+
+@pytest.mark.parametrize("variant", ["v2", "v5"])
+def test_isolated_parts_of_a_batch_see_nothing_that_is_kept(make_transformer, random_inputs, variant):
+    model, isolated = make_transformer(mask_variant=variant), make_transformer(mask_variant="v1")
+    inputs, frames, generated = random_inputs(), (2, 4, 3), PATTERNS[1]
+    (_, found), new = two_calls(model, inputs, frames, generated, ContextCache(generated, 2), (True, False))
+    (_, alone), _ = two_calls(isolated, inputs, frames, generated)
+    (_, together), _ = two_calls(model, inputs, frames, generated, ContextCache(generated, 2))
+    torch.testing.assert_close(found[:, new], torch.stack([alone[0], together[1]])[:, new], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["auto", "fp8"])

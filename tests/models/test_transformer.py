@@ -64,7 +64,7 @@ def test_a_forward_and_its_gradients_equal_those_with_the_dense_mask(
         sample.square().sum().backward()
         return sample.detach(), [parameter.grad.clone() for parameter in transformer.parameters()]
 
-    def dense(query, key, value, layout, variant, backend=None):
+    def dense(query, key, value, layout, variant, backend, given):
         mask = dense_mask(layout, variant)
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
@@ -89,6 +89,30 @@ def test_a_prompt_reaches_other_scenes_only_through_their_video(make_transformer
         assert difference[:, 3:].abs().max() == 0  # after one layer, only the first scene's video has seen it
         difference = isolated(latents, text, timesteps).sample - isolated(latents, changed, timesteps).sample
         assert difference[:, 3:].abs().max() == 0
+
+
+def test_parts_of_a_batch_whose_scenes_are_isolated_equal_those_of_mask_v1(make_transformer, random_inputs):
+    inputs = random_inputs()
+    model, isolated = make_transformer(), make_transformer(mask_variant="v1")
+    with torch.no_grad():
+        expected = torch.cat([isolated(*inputs).sample, model(*inputs).sample])
+        twice = [torch.cat([tensor] * 2) for tensor in inputs]
+        torch.testing.assert_close(model(*twice, isolated_parts=(True, False)).sample, expected)
+        torch.testing.assert_close(model(*inputs, isolated_parts=(True,)).sample, isolated(*inputs).sample)
+        with pytest.raises(ValueError, match=r"isolated_parts .* batch of 2"):
+            model(*inputs, isolated_parts=(True, False, False))
+
+
+def test_isolated_scenes_are_recomputed_as_they_were_by_gradient_checkpointing(make_transformer, random_inputs):
+    gradients = []
+    for checkpoints in (False, True):
+        transformer = make_transformer().train()
+        if checkpoints:
+            transformer.enable_gradient_checkpointing()
+        transformer(*random_inputs(), isolated_parts=(True,)).sample.sum().backward()
+        gradients.append([parameter.grad for parameter in transformer.parameters()])
+    for expected, found in zip(*gradients):
+        torch.testing.assert_close(found, expected)
 
 
 def test_a_timestep_a_story_is_the_same_as_that_timestep_for_each_of_its_scenes(make_transformer, random_inputs):

@@ -127,11 +127,12 @@ def test_operations_are_those_that_training_counts_times_steps_and_guidance(smal
     assert guided.flops["vae"] == plain.flops["vae"] > 0
 
 
+@pytest.mark.parametrize("context_guidance", [False, True])
 @pytest.mark.parametrize(
     "context_refresh, guidance_interval", [(1, None), (3, None), (1, (200, 700)), (3, (200, 700))]
 )
-def test_operations_of_kept_context_and_of_a_guidance_interval_are_those_that_a_run_counts(
-    small_pipeline, small_model, context_refresh, guidance_interval
+def test_operations_of_kept_context_and_of_guidance_are_those_that_a_run_counts(
+    small_pipeline, small_model, context_refresh, guidance_interval, context_guidance
 ):
     settings = {"context_refresh": context_refresh, "guidance_interval": guidance_interval}
     small_pipeline.scheduler = select_sampler(small_pipeline.scheduler, "dpm")
@@ -150,10 +151,12 @@ def test_operations_of_kept_context_and_of_a_guidance_interval_are_those_that_a_
             num_inference_steps=8,
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
+            context_guidance=context_guidance,
             **settings,
         )
     steps = count_steps(small_pipeline.scheduler.timesteps.tolist(), True, **settings)
-    predicted = predict(small_pipeline, small_model, 3, given=(0, 2), size=(64, 64, (9, 17, 9)), steps=steps)
+    options = {"size": (64, 64, (9, 17, 9)), "steps": steps, "context_guidance": context_guidance}
+    predicted = predict(small_pipeline, small_model, 3, given=(0, 2), **options)
     assert predicted.flops["transformer"] == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 

@@ -274,6 +274,25 @@ def test_without_guidance_the_transformer_sees_each_story_once(make_pipeline, em
     assert sizes == [1, 1, 2, 2]
 
 
+def test_context_guidance_compares_with_each_scene_alone_where_scenes_are_given(make_pipeline, embeds):
+    pipe, isolated = make_pipeline(), make_pipeline(mask_variant="v1")
+    context = torch.randn(1, 3, 4, 8, 12, generator=torch.Generator().manual_seed(1))
+
+    def latents(pipe, guidance_scale, **options):
+        generator = torch.Generator().manual_seed(0)
+        arguments = {**embeds(), **FAST, "num_inference_steps": 1, "context_latents": context, **options}
+        return pipe(**arguments, guidance_scale=guidance_scale, generator=generator).frames
+
+    # A step is linear in the prediction, so that the branches can be computed one by one.
+    alone = latents(isolated, 1.0, prompt_embeds=embeds()["negative_prompt_embeds"])
+    together = latents(pipe, 1.0)
+    found = latents(pipe, 3.0, context_guidance=True)
+    torch.testing.assert_close(found, alone + 3 * (together - alone), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(latents(pipe, 3.0), found, atol=1e-3)
+    nothing_given = [latents(pipe, 3.0, context_latents=None, context_guidance=guided) for guided in (False, True)]
+    assert torch.equal(*nothing_given)
+
+
 def test_a_callback_sees_all_scenes_can_change_them_and_cannot_change_given_ones(make_pipeline, embeds):
     pipe = make_pipeline()
     context = random_context()

@@ -95,11 +95,26 @@ def test_the_presets_are_the_choices_of_configurations():
         (("mag_cache", None, 1, 6.0, (100, 800)), r"mag_cache.*guidance_interval=\(100, 800\)"),
         (("faster_cache", None, 1, 1.0), "guidance_scale above 1"),
         (("faster_cache", None, 1, 6.0, (100, 800)), "guidance_interval"),
+        (("faster_cache", None, 1, 6.0, None, True), "context_guidance"),
     ],
 )
 def test_what_does_not_work_is_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         check_step_cache(*arguments)
+
+
+def test_a_cache_that_replaces_the_unguided_branch_is_refused_where_that_sees_each_scene_alone(make_pipeline):
+    pipe = make_pipeline()
+    with step_cache(pipe, "faster_cache"), pytest.raises(ValueError, match="context_guidance"):
+        generate(pipe, context_guidance=True)
+
+
+@pytest.mark.parametrize("name", [name for name in CACHES if name != "faster_cache"])
+def test_other_caches_work_with_context_guidance(make_pipeline, name):
+    pipe = make_pipeline()
+    with step_cache(pipe, name, OPTIONS.get(name), STEPS):
+        cached = generate(pipe, context_guidance=True)
+    assert cached.isfinite().all() and not torch.equal(cached, generate(pipe))
 
 
 def test_a_callback_cannot_end_guidance_with_a_cache_that_counts_steps(make_pipeline):

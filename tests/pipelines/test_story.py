@@ -167,6 +167,7 @@ def test_an_interrupted_story_goes_on_where_it_stopped_with_the_same_result(smal
         ({"seed": 1}, 3),
         ({"num_inference_steps": 1}, 3),
         ({"negative_prompt": "blurry"}, 3),
+        ({"context_guidance": True}, 2),  # of the three windows, the first has no context
         ({"identity": "other weights"}, 3),
     ],
 )
