@@ -472,8 +472,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         check_between("eta", eta, 0, 1)
         check_context_cache(context_refresh, context_cache_device, context_cache_dtype)
         check_guidance_interval(guidance_interval)
-        if context_guidance:
-            check_branches_are_computed(self.transformer)
+        check_branches_are_computed(self.transformer, context_guidance)
         guided = guidance_scale > 1.0
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         size = (height, width, num_frames)
@@ -484,8 +483,7 @@ class Mask2DiTPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
         self._guidance_scale = guidance_scale
         self._attention_kwargs = attention_kwargs
-        self._current_timestep = None
-        self._interrupt = False
+        self._current_timestep, self._interrupt = None, False
         # A callback may enable guidance.
         with_negatives = guided or (callback_on_step_end is not None and self.text_encoder is not None)
         state = self._prepare(plan, num_inference_steps, guidance_scale, with_negatives, noise_context, generator)

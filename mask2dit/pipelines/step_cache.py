@@ -152,9 +152,10 @@ def restart_step_cache(transformer: ModelMixin) -> None:
     transformer._reset_stateful_cache()
 
 
-def check_branches_are_computed(transformer: ModelMixin) -> None:
-    """Raises `ValueError` if the transformer's step cache derives one branch of guidance from the other."""
-    if isinstance(transformer._cache_config, FasterCacheConfig):
+def check_branches_are_computed(transformer: ModelMixin, context_guidance: bool) -> None:
+    """Raises `ValueError` if the transformer's step cache derives one branch of guidance from the other, which
+    `context_guidance` makes differ."""
+    if context_guidance and isinstance(transformer._cache_config, FasterCacheConfig):
         raise ValueError(REPLACED_BRANCH)
 
 

@@ -291,12 +291,11 @@ def generate_story(
     check_scheduler(pipe.scheduler)
     check_finite("guidance_scale", guidance_scale)
     check_context_cache(context_refresh, context_cache_device, context_cache_dtype)
-    options = check_step_cache(
-        cache, cache_options, context_refresh, guidance_scale, guidance_interval, context_guidance
-    )
+    guidance = (guidance_scale, guidance_interval, context_guidance)
+    options = check_step_cache(cache, cache_options, context_refresh, *guidance)
     num_scenes = len(prompts)
-    height, width, num_frames = pipe.fill_size(height, width, num_frames)
-    shape = pipe.video_shape(height, width, num_frames, num_scenes)
+    size = pipe.fill_size(height, width, num_frames)
+    shape = pipe.video_shape(*size, num_scenes)
     scenes = _given_scenes(context_latents, given, shape, window)
     if negative_prompt is None or isinstance(negative_prompt, str):
         negative_prompt = [negative_prompt or ""] * num_scenes
@@ -304,10 +303,9 @@ def generate_story(
     for name, values in (("negative_prompt", negative_prompt), ("seeds", seeds)):
         if len(values) != num_scenes:
             raise ValueError(f"{name} has {len(values)} entries for {num_scenes} scenes")
-    rule = ContextRule(context, tuple(anchors))
-    windows = plan_windows(pipe, prompts, scenes, window, height, width, num_frames, rule)
+    windows = plan_windows(pipe, prompts, scenes, window, *size, ContextRule(context, tuple(anchors)))
     check_context_refresh(context_refresh, windows)
-    settings = {"height": height, "width": width, "num_inference_steps": num_inference_steps}
+    settings = {"height": size[0], "width": size[1], "num_inference_steps": num_inference_steps}
     settings |= {"guidance_scale": guidance_scale, "use_dynamic_cfg": use_dynamic_cfg, "noise_context": noise_context}
     if guidance_interval is not None:  # keys of scenes without it stay as they were
         settings["guidance_interval"] = list(guidance_interval)

@@ -88,9 +88,12 @@ TRIALS = (
     ("all scenes at once", "fixed"),
     ("the same with v1, scenes isolated", "fixed_v1"),
     ("third scene from two real ones", "extension"),
+    ("the same, with context guidance", "extension_context"),
     ("third scene without them", "no_context"),
     ("middle scene from its neighbours", "middle"),
+    ("the same, with context guidance", "middle_context"),
     ("scenes 3 to 8, one after another", "sliding"),
+    ("the same, with context guidance", "sliding_context"),
 )
 CONTEXT_TRIALS = (
     ("a return after two scenes, context: last", "return_last"),
@@ -237,6 +240,7 @@ def summarise(config: TrialConfig, stories: Sequence[dict]) -> dict:
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,
         "guidance_interval": config.guidance_interval,
+        "context_guidance": config.context_guidance,
         "stories": len(stories),
         "attributes": _interval([np.mean(list(chain(*story["kinds"].values()))) for story in stories]),
         "right": _interval([np.mean(story["right"]) for story in stories]),

@@ -302,7 +302,12 @@ def read_record(folder: Path) -> TrialConfig:
     path = folder / RECORD
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no trial (no {RECORD}): run mask2dit.storyworld.trial first")
-    return TrialConfig(**read_json(path, "remove this trial and make it again")["config"])
+    remedy = "remove this trial and make it again"
+    record = read_json(path, remedy)
+    try:
+        return TrialConfig(**record["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not the record of a trial of this version ({error}): {remedy}") from error
 
 
 def _record(config: TrialConfig, folder: Path) -> None:

@@ -7,9 +7,10 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 trial=("${PYTHON:-python}" -m mask2dit.storyworld.trial split=train stories=reporting)
 trials=outputs/storyworld/trials/contexts
+guidance=(context_guidance=true "guidance_interval=[250,1000]")
 
 for context in last anchor cast; do
-  "${trial[@]}" task=return context=$context output_dir=$trials/return_$context "$@"
-  "${trial[@]}" task=drift context=$context output_dir=$trials/drift_$context "$@"
+  "${trial[@]}" "${guidance[@]}" task=return context=$context output_dir=$trials/return_$context "$@"
+  "${trial[@]}" "${guidance[@]}" task=drift context=$context output_dir=$trials/drift_$context "$@"
 done
 "${trial[@]}" task=return_no_context output_dir=$trials/return_no_context "$@"

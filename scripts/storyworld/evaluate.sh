@@ -6,11 +6,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
+guidance=(context_guidance=true "guidance_interval=[250,1000]")
 
 for split in train held_out; do
   trial=("$python" -m mask2dit.storyworld.trial split=$split stories=reporting num_stories=200)
   for task in fixed extension no_context sliding middle; do
     "${trial[@]}" task=$task output_dir=outputs/storyworld/trials/$split/$task "$@"
+  done
+  for task in extension sliding middle; do
+    "${trial[@]}" "${guidance[@]}" task=$task output_dir=outputs/storyworld/trials/$split/${task}_context "$@"
   done
   "${trial[@]}" mask_variant=v1 output_dir=outputs/storyworld/trials/$split/fixed_v1 "$@"
 done

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from mask2dit.storyworld.render import render_scene
-from mask2dit.storyworld.trial import TASKS, TrialConfig, returning_actors, run_trial, story_of, story_seeds, windows
+from mask2dit.storyworld.trial import (
+    RECORD,
+    TASKS,
+    TrialConfig,
+    read_record,
+    returning_actors,
+    run_trial,
+    story_of,
+    story_seeds,
+    windows,
+)
 from mask2dit.storyworld.world import sample_story
 from mask2dit.video.reading import open_video
 
@@ -102,3 +112,26 @@ def test_a_folder_holds_one_trial(config):
 def test_an_unknown_choice_is_refused(name, possible):
     with pytest.raises(ValueError, match=rf"{name} has to be one of {possible}, but is 'unknown'"):
         TrialConfig(**{name: "unknown"})
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"config": {"removed_key": 1}}', '{"config": {"task": "unknown"}}'])
+def test_a_record_that_is_not_one_of_a_trial_is_named(tmp_path, content):
+    (tmp_path / RECORD).write_text(content)
+    with pytest.raises(ValueError, match=rf"{RECORD} is .*make it again"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize("task, differs", [("extension", True), ("fixed", False)])
+def test_context_guidance_changes_scenes_that_follow_given_ones_alone(config, tmp_path, task, differs):
+    videos = []
+    for name, context_guidance in (("plain", False), ("context", True)):
+        trial = config(
+            task=task,
+            num_stories=1,
+            guidance_scale=9.0,
+            context_guidance=context_guidance,
+            output_dir=str(tmp_path / name),
+        )
+        run_trial(trial)
+        videos.append(frames(trial, 0))
+    assert (not np.array_equal(*videos)) == differs
