@@ -15,7 +15,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 
-from mask2dit.config import check_cache, check_guidance_interval
+from mask2dit.config import check_cache, check_finite, check_guidance_interval
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,11 @@ def check_step_cache(
         context_refresh, guidance_scale, guidance_interval, context_guidance: as for the pipeline.
 
     Raises:
-        ValueError: for an unknown cache or option, a wrong interval, and settings that a cache cannot be combined with.
+        ValueError: for an unknown cache or option, guidance that is not finite, a wrong interval, and settings that a cache
+            cannot be combined with.
     """
     check_cache(name)
+    check_finite("guidance_scale", guidance_scale)
     check_guidance_interval(guidance_interval)
     if name is None:
         if options:

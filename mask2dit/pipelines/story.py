@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mask2dit.config import CONTEXTS, check_choice, check_context_cache, check_finite
+from mask2dit.config import CONTEXTS, check_choice, check_context_cache
 from mask2dit.files import atomic_path
 from mask2dit.hashing import digest
 from mask2dit.models.context_cache import context_cache_bytes
@@ -289,7 +289,6 @@ def generate_story(
         raise ValueError(f"prompts has to be a list with one text for every scene, but is {prompts!r}")
     pipe.check_steps(num_inference_steps)
     check_scheduler(pipe.scheduler)
-    check_finite("guidance_scale", guidance_scale)
     check_context_cache(context_refresh, context_cache_device, context_cache_dtype)
     guidance = (guidance_scale, guidance_interval, context_guidance)
     options = check_step_cache(cache, cache_options, context_refresh, *guidance)
