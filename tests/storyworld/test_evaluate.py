@@ -13,16 +13,18 @@ def test_both_splits_are_measured_on_stories_that_nothing_was_chosen_by(on_a_stu
     *trials, report = calls
     assert report == "-m mask2dit.storyworld.report"
     for split in ("train", "held_out"):
-        names = ["fixed", "extension", "no_context", "sliding", "middle"]
-        names += ["extension_context", "sliding_context", "middle_context", "fixed_v1"]
+        names = ["fixed", "no_context", "extension", "extension_context", "sliding", "sliding_context", "middle"]
+        names += ["middle_context", "fixed_v1"]
         outputs = [f"output_dir=outputs/storyworld/trials/{split}/{name}" for name in names]
         of_split = [call for call in trials if f"split={split} " in call]
         assert [next(part for part in call.split() if part.startswith("output_dir")) for call in of_split] == outputs
         assert all(
             "stories=reporting num_stories=200" in call and call.endswith("model=elsewhere") for call in of_split
         )
-        guided = ["context_guidance=true guidance_interval=[250,1000]" in call for call in of_split]
-        assert guided == [name.endswith("_context") and name != "no_context" for name in names]
+        with_interval = ["guidance_interval=[250,1000]" in call for call in of_split]
+        assert with_interval == [False, False] + [True] * 6 + [False]
+        with_context = ["context_guidance=true" in call for call in of_split]
+        assert with_context == [name.endswith("_context") and name != "no_context" for name in names]
 
 
 def test_samplers_are_chosen_by_other_stories_than_those_reported(on_a_stub):
