@@ -58,7 +58,13 @@ Case = dict[str, Step]  # path -> step
 
 
 def repeated_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: SceneLayout, variant: str, backend=None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: SceneLayout,
+    variant: str,
+    backend=None,
+    given: None = None,  # the attention processor always passes one
 ) -> torch.Tensor:
     """(b): folds scenes of equal length into the batch, each with its own copy of all video keys and values.
 
