@@ -24,6 +24,21 @@ SMALL_LATENTS = 2**16  # latents of a window, in one channel: about 4 million pi
 NAMES = {"text_encoder": "text encoder", "transformer": "transformer", "vae": "VAE"}
 
 
+def check_sampling(config: InferenceConfig, skeleton: Mask2DiTPipeline) -> None:
+    """Raises `ValueError` if the steps, the step cache, guidance and the processes do not go together or with the model."""
+    skeleton.check_steps(config.num_inference_steps)
+    check_step_cache(
+        config.cache,
+        config.cache_options,
+        config.context_refresh,
+        config.guidance_scale,
+        config.guidance_interval,
+        config.context_guidance,
+    )
+    parallel, heads = config.parallel, skeleton.transformer.config.num_attention_heads
+    check_parallel(parallel.cfg, parallel.ulysses, heads, config.guidance_scale, config.memory)
+
+
 def describe_needs(config: InferenceConfig, device: torch.device) -> str:
     """Describes the memory of every memory mode and the arithmetic of a run.
 
@@ -40,17 +55,7 @@ def describe_needs(config: InferenceConfig, device: torch.device) -> str:
     given = _given_scenes(config)
     rule = ContextRule(config.context, tuple(config.anchors))
     windows = plan_windows(skeleton, config.prompts, given, config.window, *size, rule)
-    parallel, heads = config.parallel, skeleton.transformer.config.num_attention_heads
-    check_parallel(parallel.cfg, parallel.ulysses, heads, config.guidance_scale, config.memory)
-    skeleton.check_steps(config.num_inference_steps)
-    check_step_cache(
-        config.cache,
-        config.cache_options,
-        config.context_refresh,
-        config.guidance_scale,
-        config.guidance_interval,
-        config.context_guidance,
-    )
+    check_sampling(config, skeleton)
     check_context_refresh(config.context_refresh, windows)
     footprint = predict(config, skeleton, shape, windows)
     name = origin(config.model).get("model", config.model)
@@ -72,7 +77,7 @@ def describe_needs(config: InferenceConfig, device: torch.device) -> str:
         lines.append(f"steps that compute given scenes: {complete} of {config.num_inference_steps}")
     if config.cache is not None:
         lines.append(f"not counted: what cache={config.cache} saves, and the memory of what it keeps")
-    if (num_processes := parallel.cfg * parallel.ulysses) > 1:
+    if (num_processes := config.parallel.cfg * config.parallel.ulysses) > 1:
         lines.append(f"{num_processes} processes; operations and memory are those of one of them")
     if footprint.context_cache:
         lines.append(

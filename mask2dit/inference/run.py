@@ -18,7 +18,14 @@ from mask2dit.device import choose_device
 from mask2dit.files import check_writable
 from mask2dit.hashing import fingerprint
 from mask2dit.inference.config import InferenceConfig, ParallelConfig
-from mask2dit.inference.dry_run import check_fits, describe_needs, fitting_modes, is_worth_predicting, predict
+from mask2dit.inference.dry_run import (
+    check_fits,
+    check_sampling,
+    describe_needs,
+    fitting_modes,
+    is_worth_predicting,
+    predict,
+)
 from mask2dit.inference.from_story import resolve_story, seed_of
 from mask2dit.inference.output import STORE, StoryFiles, check_name, claim_output, comparison_sheet
 from mask2dit.inference.sources import (
@@ -40,9 +47,8 @@ from mask2dit.models.transformer import Mask2DiTTransformer3DModel
 from mask2dit.pipelines.events import Event, Observer, PreviewMade, SceneFinished, ignore
 from mask2dit.pipelines.mask2dit import Mask2DiTPipeline, VideoShape
 from mask2dit.pipelines.memory import apply_memory_mode, check_memory_mode, enable_vae_tiling
-from mask2dit.pipelines.parallel import ALONE, Processes, SharedStore, check_parallel, local_device, start_processes
+from mask2dit.pipelines.parallel import ALONE, Processes, SharedStore, local_device, start_processes
 from mask2dit.pipelines.prompt_cache import PromptCache, text_settings
-from mask2dit.pipelines.step_cache import check_step_cache
 from mask2dit.pipelines.story import (
     ContextRule,
     SceneStore,
@@ -322,17 +328,7 @@ def plan_generation(
     if config.attention_backend is not None:
         check_attention_backend(config.attention_backend, device)
     check_prompts(config.model, config.prompts, config.window)
-    skeleton.check_steps(config.num_inference_steps)
-    check_step_cache(
-        config.cache,
-        config.cache_options,
-        config.context_refresh,
-        config.guidance_scale,
-        config.guidance_interval,
-        config.context_guidance,
-    )
-    heads = skeleton.transformer.config.num_attention_heads
-    check_parallel(config.parallel.cfg, config.parallel.ulysses, heads, config.guidance_scale, config.memory)
+    check_sampling(config, skeleton)
     if config.vae_tiling:
         enable_vae_tiling(skeleton.vae)
     config = local_lora(config)
