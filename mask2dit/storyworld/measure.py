@@ -1,8 +1,8 @@
-"""How far a video shows what its captions say, and stays itself from scene to scene: from its pixels alone. Needs only NumPy.
+"""Semantic accuracy and visual consistency of videos of the small world, from their pixels alone. Needs only NumPy.
 
-Semantic accuracy is the share of what captions name that is seen. Visual consistency is how far what they do not name agrees
-between scenes: 1 - d / d0 for each part of it, where d is the mean difference between two scenes and d0 that between the same
-scenes of unrelated stories. So 1 is identical and 0 is what chance gives.
+Semantic accuracy is the share of captioned attributes that a video shows. Visual consistency is the agreement of scenes in
+what captions do not name: 1 - d / d0 for each part, where d is the mean difference between two scenes, and d0 the mean
+difference between the same scenes of unrelated stories. So 1 is identical, and 0 is chance.
 """
 
 import hashlib
@@ -33,14 +33,14 @@ from mask2dit.storyworld.world import (
     parse_caption,
 )
 
-PERSISTENCE = 2 / 3  # the share of frames in which an actor has to be seen, with the look that its caption gives it
-MIN_TRAVEL = 1.6  # in units of 1/64 of the height: less is standing still
-MIN_JUMP = 4.0
-MAX_STRAY = (1.5, 0.1)  # root mean square off an even motion: at rest, and more for each unit of the way
-MAX_SETTING_ERROR = 0.1  # root mean square of a colour, beyond what tints explain
-EXTRA_TINT = 0.03  # that a setting may have beyond the tints of rendered stories
+PERSISTENCE = 2 / 3  # share of frames in which an actor has to be seen, with the attributes of its caption
+MIN_TRAVEL = 1.6  # smallest motion to the side, in units of 1/64 of the height; less is standing still
+MIN_JUMP = 4.0  # smallest height of a jump, in the same units
+MAX_STRAY = (1.5, 0.1)  # largest root mean square deviation from the motion's curve: at rest, and per unit of motion
+MAX_SETTING_ERROR = 0.1  # largest root mean square error of a colour after its tint is removed
+EXTRA_TINT = 0.03  # tolerance of a setting's tint beyond the tints of rendered stories
 
-# What visual consistency is made of: groups count equally, and so do the parts of each.
+# The parts of visual consistency by group. Groups have equal weight, and so have the parts of a group.
 IDENTITY_GROUPS = {
     "hue": ("hue",),
     "size": ("size",),
@@ -51,9 +51,9 @@ IDENTITY_GROUPS = {
 }
 OF_ACTORS = ("hue", "size")
 _RANGE_OF = {"hue": "hues", "size": "sizes"}
-# The mean difference between unrelated stories with the same captions. Each part is drawn evenly, and two even draws are a
-# third of the range apart on average; `python -m mask2dit.storyworld.validate` finds the same on rendered stories. In degrees
-# for hue and angle, natural logarithms of ratios for size and wavelength, and shares for the rest.
+# The mean difference between unrelated stories with the same captions. Each part is uniform, and two uniform draws differ by
+# a third of the range on average; `python -m mask2dit.storyworld.validate` finds the same on rendered stories. Units are
+# degrees for hue and angle, natural logarithms of ratios for size and wavelength, and shares for the rest.
 UNRELATED = {
     part: float(np.ptp(IDENTITY_RANGES[_RANGE_OF.get(part, part)])) / 3
     for parts in IDENTITY_GROUPS.values()
@@ -63,14 +63,14 @@ UNRELATED = {
 
 @dataclass(frozen=True, kw_only=True)
 class SceneMeasurement:
-    """What of a caption one scene shows, and what it shows besides."""
+    """The captioned attributes that a scene shows, and its identity."""
 
     right: dict[str, tuple[bool, ...]]
-    """Whether each thing that the caption names is seen: "cast" (as many actors as named) and "setting" once, "colour",
-    "shape" and "accessory" for each actor, "action" for each that acts alone, "joint" for a pair that acts together."""
+    """True for each captioned attribute that is seen: "cast" (the number of actors) and "setting" once, "colour", "shape" and
+    "accessory" per actor, "action" per actor that acts alone, "joint" for a pair that acts together."""
     identity: dict[str, float | dict[int, float | None] | None]
-    """What is seen of `UNRELATED`'s parts: hue and size for each actor's number, the others once. None: not found, as is
-    everything of an actor without its colour and of a background that is not the caption's."""
+    """The values of the parts of `UNRELATED`: hue and size by actor number, the others once. None if a part is not found, or
+    belongs to an actor without its captioned colour or to a background that is not the captioned one."""
 
     @property
     def all_right(self) -> bool:
@@ -78,47 +78,48 @@ class SceneMeasurement:
 
     @property
     def share_right(self) -> float:
-        """Of everything that the caption names."""
+        """Share of the captioned attributes that are right."""
         values = [value for of_kind in self.right.values() for value in of_kind]
         return sum(values) / len(values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Consistency:
-    """How far scenes agree in what no caption names: 1 identical, 0 as unrelated stories do. What is not found in a scene
-    agrees with no other, and counts as 0."""
+    """Agreement of scenes in what no caption names: 1 for identical scenes, 0 for those of unrelated stories. A part that is
+    not found in a scene counts as 0."""
 
     overall: float
-    """The mean over the groups of `IDENTITY_GROUPS`."""
+    """Mean over the groups of `IDENTITY_GROUPS`."""
     by_group: dict[str, float]
-    """Without those of actors where no two scenes share one."""
+    """Consistency of each group, without hue and size if no two scenes share an actor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoryMeasurement:
-    """What a whole video shows."""
+    """The measurements of a video of several scenes."""
 
     scenes: tuple[SceneMeasurement, ...]
     consistency: Consistency
-    """Over all pairs of scenes."""
+    """Mean over all pairs of scenes."""
     adjacent: Consistency
-    """Over neighbours."""
+    """Mean over neighbouring scenes."""
     first_to_last: Consistency
+    """Consistency of the first and the last scene."""
     drift: tuple[float, ...]
-    """Of each scene, the distance to the first: 1 - consistency with it, 0 for the first itself."""
+    """1 - consistency with the first scene, per scene; 0 for the first."""
     missing_cuts: tuple[int, ...]
-    """First frames of scenes at which no cut is seen."""
+    """First frames of scenes at which no cut is found."""
     extra_cuts: tuple[int, ...]
-    """Frames inside a scene at which one is."""
+    """Frames inside a scene at which a cut is found."""
 
     @property
     def cuts_right(self) -> bool:
-        """Whether cuts are seen where scenes begin and nowhere else."""
+        """True if cuts are found where scenes begin and nowhere else."""
         return not (self.missing_cuts or self.extra_cuts)
 
 
 def code_identity() -> str:
-    """Names the code that measures: what another version of it measured is measured again."""
+    """Returns a hash of the measuring code, since results of another version are measured again."""
     files = [__file__, world.__file__, render.__file__, observe.__file__]
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
 
@@ -130,11 +131,11 @@ def measure_story(
 
     Args:
         video: `uint8 (frames of all scenes, H, W, 3)`.
-        captions: one for each scene, at least two.
-        num_frames: frames of a scene, or of each; None: all scenes are equally long.
+        captions: one per scene, at least two.
+        num_frames: frames per scene: one number for all scenes, or one per scene. None: equal lengths.
 
     Raises:
-        ValueError: if the captions are not of this world, there are too few, or the frames do not divide into so many scenes.
+        ValueError: for captions outside this world, for fewer than two, or if the frames do not divide into so many scenes.
     """
     video = check_video(video)
     if len(captions) < 2:
@@ -162,11 +163,11 @@ def measure_scene(video: np.ndarray, description: Description) -> SceneMeasureme
     """Measures one scene.
 
     Args:
-        video: `uint8 (F, H, W, 3)`, H at least 32.
-        description: what its caption says, see `world.describe` and `world.parse_caption`.
+        video: `uint8 (F, H, W, 3)`, F at least 2, H at least 32.
+        description: the content of its caption, from `world.describe` or `world.parse_caption`.
 
     Raises:
-        ValueError: if `video` is none.
+        ValueError: for a video of another type or shape.
     """
     observation = observe_scene(video)
     tracks = _match(observation, description.actors)
@@ -181,7 +182,7 @@ def measure_scene(video: np.ndarray, description: Description) -> SceneMeasureme
     def note(kind: str, value: bool) -> None:
         is_right.setdefault(kind, []).append(value)
 
-    joint_action, joint_motions = None, []  # of the one pair that a scene may have
+    joint_action, joint_motions = None, []  # a scene has at most one pair
     for actor, track in zip(description.actors, tracks):
         for kind in ("colour", "shape", "accessory") if actor.colour else ("shape", "accessory"):
             seen = [body is not None and getattr(body, kind) == getattr(actor, kind) for body in track]
@@ -198,12 +199,12 @@ def measure_scene(video: np.ndarray, description: Description) -> SceneMeasureme
 
 
 def nearest_setting(background: Background) -> str | None:
-    """The setting whose colours, tinted as far as stories are, are nearest; None if none is near."""
+    """Returns the setting with the nearest colours, apart from its tint; None if none is near."""
     return nearest_palette(background.sky, background.ground)
 
 
 def nearest_palette(sky: np.ndarray, ground: np.ndarray) -> str | None:
-    """The setting whose colours are nearest to a mean colour of the sky and one of the ground; None if none is near."""
+    """Returns the setting with the nearest mean colours of sky and ground; None if none is near."""
     errors = {}
     for name, (above, at_horizon, its_ground) in PALETTES.items():
         sky_off = sky - (np.asarray(above) + at_horizon) / 2
@@ -217,14 +218,14 @@ def nearest_palette(sky: np.ndarray, ground: np.ndarray) -> str | None:
 def visual_consistency(
     scenes: Sequence[SceneMeasurement], pairs: Sequence[tuple[int, int]] | None = None
 ) -> Consistency:
-    """How far scenes agree in what no caption names.
+    """Computes the visual consistency of scenes.
 
     Args:
         scenes: at least two.
-        pairs: of scenes, counted from 0, over which to take the mean; None: all.
+        pairs: the pairs of scenes, counted from 0, whose mean is taken. None: all.
 
     Raises:
-        ValueError: if there are fewer than two scenes.
+        ValueError: for fewer than two scenes.
     """
     if len(scenes) < 2:
         raise ValueError(f"consistency is between scenes: at least 2 are needed, but there are {len(scenes)}")
@@ -239,13 +240,13 @@ def visual_consistency(
 
 
 def differences(a: SceneMeasurement, b: SceneMeasurement) -> dict[str, list[float]]:
-    """Between two scenes in each part of `UNRELATED`, in its units: a number for each actor that both captions name, or one.
-    What was not found in one of them differs as far as in unrelated stories."""
+    """Returns the differences between two scenes in each part of `UNRELATED`, in its units: one per actor that both captions
+    name, or one. A part that is not found in one of them differs as in unrelated stories."""
     return {part: _differences_in(part, a.identity, b.identity) for part in UNRELATED}
 
 
 def _differences_in(part: str, a: dict, b: dict) -> list[float]:
-    """Between two scenes' identities in one part: a number for each actor that both captions name, else one."""
+    """Returns the differences between two identities in one part: one per actor that both captions name, or one."""
     if part in OF_ACTORS:
         values = [(a[part][number], b[part][number]) for number in sorted(a[part].keys() & b[part].keys())]
     else:
@@ -256,7 +257,7 @@ def _differences_in(part: str, a: dict, b: dict) -> list[float]:
             result.append(UNRELATED[part])
         elif part == "hue":
             result.append(hue_distance(one, other))
-        elif part == "stripe_angle":  # the same again after half a turn
+        elif part == "stripe_angle":  # which has a period of 180 degrees
             result.append(abs((one - other + 90) % 180 - 90))
         else:
             result.append(abs(one - other))
@@ -279,12 +280,12 @@ def _scene_lengths(total: int, count: int, num_frames: int | Sequence[int] | Non
 
 # Actors through a scene
 
-Track = list[Body | None]  # of one described actor in each frame; None: not seen
+Track = list[Body | None]  # a described actor in each frame; None where it is not seen
 
 
 def _match(observation: Observation, actors: Sequence[DescribedActor]) -> list[Track]:
-    """Who is who: in each frame actors and bodies pair off from left to right, those that fit best by hue where some are
-    missing or too many."""
+    """Assigns bodies to described actors, from left to right in each frame. If their numbers differ, those are assigned whose
+    hues fit best."""
     tracks: list[Track] = [[] for _ in actors]
     for bodies in observation.bodies:
         size = min(len(bodies), len(actors))
@@ -301,18 +302,18 @@ def _match(observation: Observation, actors: Sequence[DescribedActor]) -> list[T
 
 
 def _hue_error(body: Body, actor: DescribedActor) -> float:
-    """Degrees off the colour that a caption names; any fits where it names none."""
+    """Distance of a body's hue from the captioned colour in degrees; 0 if the caption names none."""
     return hue_distance(body.hue, HUES[actor.colour]) if actor.colour else 0.0
 
 
 def _motion(track: Track) -> str | None:
-    """The one of `world.ACTIONS` that is seen; None if none is, or no actor of any look is there for long enough."""
+    """Recognizes one of `world.ACTIONS`; None if none fits, or the actor is recognized in too few frames."""
     seen = [(k, body) for k, body in enumerate(track) if body is not None and body.shape is not None]
     if len(seen) < PERSISTENCE * len(track):
         return None
     times = np.array([k for k, _ in seen]) / (len(track) - 1)
     places = np.array([(body.x, -body.floor) for _, body in seen])
-    # Even motion to the side, and a parabola upwards.
+    # Uniform motion to the side, and a parabola upwards
     terms = np.stack([np.ones_like(times), times - 0.5, 4 * times * (1 - times)], axis=1)
     factors, *_ = np.linalg.lstsq(terms, places, rcond=None)
     stray = np.sqrt(((places - terms @ factors) ** 2).sum(1).mean())
@@ -335,7 +336,7 @@ def _identity(observation: Observation, description: Description, tracks: Sequen
     for actor, track in zip(description.actors, tracks):
         bodies = [body for body in track if body is not None and actor.colour in (None, body.colour)]
         seen = len(bodies) >= PERSISTENCE * len(track)
-        # Hues are taken off the colour's own, where the circle has no seam.
+        # Hues relative to the colour's own do not wrap around.
         offsets = [(body.hue - HUES.get(actor.colour, 0.0) + 180) % 360 - 180 for body in bodies]
         found["hue"][actor.number] = float(np.median(offsets)) if seen else None
         found["size"][actor.number] = float(np.median([np.log(body.size) for body in bodies])) if seen else None
@@ -352,12 +353,12 @@ def _identity(observation: Observation, description: Description, tracks: Sequen
 
 
 def _tint(colour: np.ndarray) -> tuple[float, float]:
-    """Warmth and brightness of a colour or of the difference of two, (3,); see `world.Identity`."""
+    """Returns warmth and brightness of a colour, or of the difference of two, (3,); see `world.Identity`."""
     return float(colour[0] - colour[2]) / 2, float(colour.mean())
 
 
 def _untinted(difference: np.ndarray, place: str) -> np.ndarray:
-    """What remains of a colour's difference to a palette's without the tint that explains most of it."""
+    """Removes the tint that explains most of a colour's difference to a palette's."""
     warmth, brightness = _tint(difference)
     warmest, brightest = (IDENTITY_RANGES[f"{place}_{kind}"][1] + EXTRA_TINT for kind in ("warmth", "brightness"))
     warm = np.array([1.0, 0.0, -1.0])

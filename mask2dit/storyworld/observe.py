@@ -1,9 +1,9 @@
-"""What is seen in a scene, from its pixels alone: actors frame by frame, and the background. No caption is known here.
+"""Detection of actors and background in a scene from its pixels alone, without its caption. Needs only NumPy.
 
-Actors are saturated and everything else is pale; each keeps to its own part of the width. So they are the runs of columns
-with saturated pixels, and what they are is the nearest of the few drawings possible. Needs only NumPy.
+Actors are saturated and everything else is pale, and each actor stays in its own part of the width. So runs of columns with
+saturated pixels are actors. Shape and accessory are those of the drawing with the smallest error.
 
-Colours are in [0, 1]; positions and lengths in pixels, in (F, H, W) order, with pixel k from k to k + 1.
+Colours are in [0, 1]. Positions and lengths are in pixels, in (F, H, W) order; pixel k extends from k to k + 1.
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ import numpy as np
 from mask2dit.storyworld.render import DARK, WHITE, actor_layers
 from mask2dit.storyworld.world import ACCESSORIES, SHAPES, nearest_colour
 
-ACTOR_CHROMA = 0.42  # largest minus smallest channel: above it an actor's, below it a background's
-MIN_AREA = 20.0  # of an actor, in (height / 64)²; smaller specks are none
-CORE_CHROMA = 0.93  # of an actor's own: a pixel that has this much shows nothing else
-MAX_DRAWING_ERROR = 0.3  # of a body's area: more, and it is no drawing that we know
-REFINED_DRAWINGS = 3  # the best few are placed with more care
-HORIZONS = (0.4, 0.85)  # between which it is looked for, as shares of the height
-MIN_EDGE = 0.03  # root mean square between sky and ground at the horizon
-STRIPE_FREQUENCIES = (64 / 24, 64 / 5)  # per 64 units between which the ground's stripes are looked for
-LOWEST_ROWS = 0.95  # from here down nobody stands and no shadow falls, as a share of the height
-MIN_TEXTURE = 1e-5  # variance there of two frames together: less is plain, and shows no cut
-MIN_STRIPES = 0.3  # of the ground's variance that they have to explain
+ACTOR_CHROMA = 0.42  # largest minus smallest channel: pixels above it belong to actors, below it to the background
+MIN_AREA = 20.0  # smallest area of an actor in (height / 64)²; smaller specks are ignored
+CORE_CHROMA = 0.93  # share of an actor's own chroma from which a pixel shows the actor alone
+MAX_DRAWING_ERROR = 0.3  # largest error per area of a body with which a drawing is recognized
+REFINED_DRAWINGS = 3  # number of the best drawings whose position is refined
+HORIZONS = (0.4, 0.85)  # range of the horizon, as shares of the height
+MIN_EDGE = 0.03  # smallest root mean square difference between sky and ground at the horizon
+STRIPE_FREQUENCIES = (64 / 24, 64 / 5)  # range of the stripes' frequency, per 64 units
+LOWEST_ROWS = 0.95  # share of the height below which there are neither actors nor shadows
+MIN_TEXTURE = 1e-5  # smallest variance of two frames there with which a cut can be detected
+MIN_STRIPES = 0.3  # smallest share of the ground's variance that stripes explain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +34,15 @@ class Body:
 
     shape: str | None
     accessory: str | None
-    """None, as the shape: it looks like no drawing that there is."""
+    """None, as is the shape, if no drawing fits."""
     hue: float
     """Degrees, -180 to 180."""
     size: float
-    """As `render.actor_size` has it, in units of 1/64 of the height."""
+    """Size as of `render.actor_size`, in units of 1/64 of the height."""
     x: float
-    """Of its axis, in units of 1/64 of the height."""
+    """Position of its axis, in units of 1/64 of the height."""
     floor: float
-    """The lowest point of it, downwards from above, in the same units."""
+    """Position of its lowest point, downwards from the upper edge, in the same units."""
 
     @property
     def colour(self) -> str | None:
@@ -55,25 +55,25 @@ class Background:
     """The setting of a scene."""
 
     top: np.ndarray
-    """The sky's colour above, (3,)."""
+    """Colour of the sky at the upper edge, (3,)."""
     bottom: np.ndarray
-    """The sky's colour at the horizon, (3,)."""
+    """Colour of the sky at the horizon, (3,)."""
     ground: np.ndarray
-    """(3,)."""
+    """Colour of the ground, (3,)."""
     horizon: float
-    """As a share of the height from above."""
+    """Distance of the horizon from the upper edge, as a share of the height."""
     stripe_angle: float | None
-    """Degrees, -90 to 90, as in `world.Identity`. None, as the wavelength: there are no even stripes."""
+    """Degrees, -90 to 90, as in `world.Identity`. None, as is the wavelength, without even stripes."""
     stripe_wavelength: float | None
     """In units of 1/64 of the height."""
 
     @property
     def sky(self) -> np.ndarray:
-        """Its mean colour, (3,)."""
+        """Mean colour of the sky, (3,)."""
         return (self.top + self.bottom) / 2
 
     def rows(self, height: int) -> np.ndarray:
-        """The colour of each of so many rows, (height, 3)."""
+        """Returns the colour of each row, (height, 3)."""
         down = (np.arange(height)[:, None] + 0.5) / height
         sky = self.top + np.minimum(down / self.horizon, 1) * (self.bottom - self.top)
         share_of_ground = np.clip((down - self.horizon) * height + 0.5, 0, 1)
@@ -82,22 +82,22 @@ class Background:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """All that is seen in a scene."""
+    """Everything that is detected in a scene."""
 
     bodies: tuple[tuple[Body, ...], ...]
-    """Of each frame, from left to right."""
+    """Actors of each frame, from left to right."""
     background: Background | None
-    """None: there is no horizon."""
+    """None without a horizon."""
 
 
 def observe_scene(video: np.ndarray) -> Observation:
-    """What is seen in one scene.
+    """Detects the actors and the background of a scene.
 
     Args:
-        video: `uint8 (F, H, W, 3)`, H at least 32.
+        video: `uint8 (F, H, W, 3)`, F at least 2, H at least 32.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: for another type or shape.
     """
     frames = check_video(video).astype(np.float32) / 255
     unit = frames.shape[1] / 64
@@ -116,10 +116,10 @@ def observe_scene(video: np.ndarray) -> Observation:
 
 
 def check_video(video: np.ndarray) -> np.ndarray:
-    """`video`, if it is one.
+    """Returns a video as an array.
 
     Raises:
-        ValueError: if it is not `uint8 (F, H, W, 3)` with at least 2 frames and H at least 32.
+        ValueError: if it is not `uint8 (F, H, W, 3)` with F at least 2 and H at least 32.
     """
     video = np.asarray(video)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
@@ -133,17 +133,20 @@ def check_video(video: np.ndarray) -> np.ndarray:
 
 
 def find_cuts(video: np.ndarray) -> tuple[int, ...]:
-    """The frames, counted from 0, with which a new scene begins, the first frame left out.
+    """Finds the first frame of every scene but the first.
 
-    The ground's texture stays where it is within a scene and lies elsewhere after a cut. So a cut is where what changes at
-    the lower edge, which no actor reaches, has a mean square of more than half of the variance of both frames: where the
-    correlation is below 0.5.
+    The texture of the ground does not move within a scene, and is shifted after a cut. So a cut is where the correlation of
+    two frames at the lower edge, which actors do not reach, is below 0.5: where the mean square of their difference is more
+    than half of the sum of their variances.
 
     Args:
         video: `uint8 (F, H, W, 3)`.
 
+    Returns:
+        Indices of frames, counted from 0.
+
     Raises:
-        ValueError: if it is not.
+        ValueError: for another type or shape.
     """
     frames = check_video(video)
     lowest = frames[:, round(LOWEST_ROWS * frames.shape[1]) :].mean(-1) / 255
@@ -156,11 +159,11 @@ def find_cuts(video: np.ndarray) -> tuple[int, ...]:
 # Actors
 
 _DARK, _WHITE = np.array(DARK), np.array(WHITE)
-Box = tuple[int, int, int, int]  # left, right, top, bottom, the right and the bottom one past the last
+Box = tuple[int, int, int, int]  # left, right, top, bottom; right and bottom are exclusive
 
 
 def _find_boxes(saturated: np.ndarray, unit: float) -> list[Box]:
-    """Around each run of columns (H, W) with saturated pixels, but for specks."""
+    """Returns a box around each run of columns with saturated pixels (H, W), without specks."""
     columns = np.concatenate([[False], saturated.sum(0) >= max(2, 2 * unit), [False]])
     edges = np.flatnonzero(columns[1:] != columns[:-1])
     boxes = []
@@ -173,14 +176,14 @@ def _find_boxes(saturated: np.ndarray, unit: float) -> list[Box]:
 
 
 def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int, unit: float) -> Body:
-    """What kind of actor is in box `k`. `rows` is the background's colour in each row, (H, 3)."""
+    """Recognizes the actor in box `k`. `rows` is the background's colour in each row, (H, 3)."""
     height, width = frame.shape[:2]
     left, right, top, bottom = boxes[k]
     extent = max(right - left, bottom - top)
-    # With what it wears.
+    # The margins leave room for accessories.
     above, below, aside = 0.5 * extent + 2, 0.35 * extent + 2, max(2, round(2 * unit))
     first, last = max(0, int(top - above)), min(height, int(bottom + below) + 1)
-    # Half of the way to a neighbour at most.
+    # At most half of the way to a neighbour
     left_end = (boxes[k - 1][1] + left + 1) // 2 if k else 0
     right_end = (right + boxes[k + 1][0]) // 2 if k + 1 < len(boxes) else width
     columns = slice(max(left_end, left - aside), min(right_end, right + aside))
@@ -190,22 +193,22 @@ def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int,
     chroma = np.ptp(inside, axis=1)
     core = np.median(inside[chroma >= CORE_CHROMA * np.quantile(chroma, 0.95)], axis=0)
     x, y = np.arange(columns.start, columns.stop)[None, :] + 0.5, np.arange(first, last)[:, None] + 0.5
-    direction = core - core.mean()  # grey stripes, white and black have none of it
+    direction = core - core.mean()  # orthogonal to grey stripes, white and black
     contrast = np.maximum((core - background) @ direction, 1e-3)
 
     def share_of_colour(difference: np.ndarray) -> np.ndarray:
         return np.clip(difference @ direction / contrast, -0.2, 1.2)
 
     seen = pixels - background
-    near = _grow(share_of_colour(seen) > 0.5, 2)  # what lies further off may be a tree
+    near = _grow(share_of_colour(seen) > 0.5, 2)  # pixels further away may be a tree
 
     def moments(difference: np.ndarray) -> np.ndarray:
-        """The area of the actor's colour in what differs from the background, and the middle of it."""
+        """Returns area and centre of the actor's colour in a difference to the background."""
         share = share_of_colour(difference) * near
         area = max(float(share.sum()), 1.0)
         return np.array([area, float((share * x).sum()) / area, float((share * y).sum()) / area])
 
-    seen_moments, smooth = moments(seen), _smooth(seen)  # smoothed, so that the video's sharpness matters less
+    seen_moments, smooth = moments(seen), _smooth(seen)  # smoothed, so that the video's sharpness has less influence
 
     def draw(shape: str, accessory: str, size: float, axis: float, floor: float) -> np.ndarray:
         layers = actor_layers(shape, accessory, size, x - axis, floor - y)
@@ -225,14 +228,14 @@ def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int,
     best = (np.inf, None, None, None)
     for _, shape, accessory, place, drawing in tries[:REFINED_DRAWINGS]:
         for _ in range(2):
-            # What hides or borders the body disturbs its moments, in the drawing as in the video.
+            # Occlusion and neighbours affect the moments of the drawing and of the video alike.
             area, middle_x, middle_y = moments(drawing)
             place[1:] += seen_moments[1:] - [middle_x, middle_y]
             place[0] *= np.sqrt(seen_moments[0] / area)
             drawing = draw(shape, accessory, *place)
         best = min(best, (error_of(drawing), shape, accessory, place), key=lambda one: one[0])
     error, shape, accessory, (size, axis, floor) = best
-    known = error <= MAX_DRAWING_ERROR and size <= 2 * (right - left)  # else it is a strip of something wider
+    known = error <= MAX_DRAWING_ERROR and size <= 2 * (right - left)  # a larger one is a strip of something wider
     return Body(
         shape=shape if known else None,
         accessory=accessory if known else None,
@@ -244,14 +247,14 @@ def _observe_body(frame: np.ndarray, rows: np.ndarray, boxes: list[Box], k: int,
 
 
 def _grow(mask: np.ndarray, reach: int) -> np.ndarray:
-    """Every pixel within so many rows and columns of one in `mask` (H, W)."""
+    """Dilates a mask (H, W) by `reach` rows and columns."""
     padded = np.pad(mask, reach)
     tall = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=0).any(-1)
     return np.lib.stride_tricks.sliding_window_view(tall, 2 * reach + 1, axis=1).any(-1)
 
 
 def _smooth(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3), each pixel with its neighbours by (1, 2, 1) / 4 along both axes."""
+    """Convolves an image (H, W, 3) with (1, 2, 1) / 4 along both axes."""
     image = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     image = image[:-2] + 2 * image[1:-1] + image[2:]
     return (image[:, :-2] + 2 * image[:, 1:-1] + image[:, 2:]) / 16
@@ -259,7 +262,7 @@ def _smooth(image: np.ndarray) -> np.ndarray:
 
 @cache
 def _drawing_moments(shape: str, accessory: str) -> tuple[float, float]:
-    """Of a drawing of size 1: the area of its body that is seen, and how high above the floor its middle is."""
+    """Returns the visible area of the body in a drawing of size 1, and the height of its centre above the floor."""
     size = 100
     x, y = np.arange(-size, size)[None, :] + 0.5, np.arange(-size, 2 * size)[:, None] + 0.5
     body = actor_layers(shape, accessory, size, x, y)[0]
@@ -267,7 +270,7 @@ def _drawing_moments(shape: str, accessory: str) -> tuple[float, float]:
 
 
 def _hue(colour: np.ndarray) -> float:
-    """In degrees, -180 to 180, by the hexagon of HSV."""
+    """Computes the hue of HSV in degrees, -180 to 180."""
     red, green, blue = (float(channel) for channel in colour)
     high, spread = max(red, green, blue), max(red, green, blue) - min(red, green, blue)
     if not spread:
@@ -285,7 +288,7 @@ def _hue(colour: np.ndarray) -> float:
 
 
 def _free_of(boxes: list[Box], shape: tuple[int, int], unit: float) -> np.ndarray:
-    """(H, W), False where an actor or what it wears is."""
+    """Returns a mask (H, W) that is False where an actor or its accessory is."""
     free = np.ones(shape, dtype=bool)
     aside = max(2, round(2 * unit))
     for left, right, top, bottom in boxes:
@@ -296,14 +299,14 @@ def _free_of(boxes: list[Box], shape: tuple[int, int], unit: float) -> np.ndarra
 
 
 def _without_actors(frames: np.ndarray, boxes: list[list[Box]], unit: float) -> tuple[np.ndarray, np.ndarray]:
-    """The mean frame without actors, (H, W, 3), and in how many frames each of its pixels was free, (H, W)."""
+    """Returns the mean frame without actors, (H, W, 3), and the number of frames without an actor at each pixel, (H, W)."""
     free = np.stack([_free_of(of_frame, frames.shape[1:3], unit) for of_frame in boxes])
     seen = free.sum(0)
     return (frames * free[..., None]).sum(0) / np.maximum(seen, 1)[..., None], seen
 
 
 def _row_colours(still: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """The usual colour of each row, (H, 3); rows that were never seen take their neighbours'."""
+    """Returns the median colour of each row, (H, 3), interpolated where actors hide a row in all frames."""
     rows = np.full((len(still), 3), np.nan, dtype=np.float32)
     for row, (colours, free) in enumerate(zip(still, seen > 0)):
         if free.any():
@@ -318,8 +321,8 @@ def _row_colours(still: np.ndarray, seen: np.ndarray) -> np.ndarray:
 def _observe_background(still: np.ndarray, seen: np.ndarray, rows: np.ndarray, unit: float) -> Background | None:
     height = len(rows)
     centres = np.arange(height) + 0.5
-    # A sky that changes evenly downwards, and a ground of one colour: where do they meet?
-    gap = max(1, round(unit))  # rows that the edge itself may blur
+    # The horizon is the row with the best fit of a sky that is linear in y above it and a ground of one colour below it.
+    gap = max(1, round(unit))  # rows that the edge may blur
     best = (np.inf, 0)
     for edge in range(int(HORIZONS[0] * height), int(HORIZONS[1] * height)):
         above, ground = rows[: edge - gap], rows[edge + gap :].mean(0)
@@ -332,7 +335,7 @@ def _observe_background(still: np.ndarray, seen: np.ndarray, rows: np.ndarray, u
     step = ground - (at_zero + slope * edge)
     if np.sqrt((step**2).mean()) < MIN_EDGE:
         return None
-    # The share of ground in the rows around the edge, summed, which blur leaves as it is.
+    # The sum of the ground's shares in the rows around the edge, which blur does not change
     reach = max(3, round(3 * unit))
     near = slice(edge - reach, min(height, edge + reach))
     share = (rows[near] - (at_zero + slope * centres[near, None])) @ step / (step @ step)
@@ -350,7 +353,11 @@ def _observe_background(still: np.ndarray, seen: np.ndarray, rows: np.ndarray, u
 
 
 def _fit_line(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slope and value at zero of rows (N, 3) over x (N,), without those that lie far off, as where trees hide the sky."""
+    """Fits a line to rows (N, 3) over x (N,) without outliers, such as rows where trees hide the sky.
+
+    Returns:
+        Slope and value at zero, each (3,).
+    """
     slope, at_zero = np.polyfit(x, rows, 1)
     for _ in range(3):
         off = np.abs(rows - (at_zero + slope * x[:, None])).max(1)
@@ -362,8 +369,12 @@ def _fit_line(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _observe_stripes(
     ground: np.ndarray, weights: np.ndarray, unit: float
 ) -> tuple[float | None, float | None, np.ndarray | None]:
-    """The plane wave that explains most of (H, W, 3) with weights (H, W): its angle, its wavelength, and the colour half-way
-    between its crests and troughs. Three times None if it explains little."""
+    """Fits the plane wave that explains most of the ground, (H, W, 3), with weights (H, W).
+
+    Returns:
+        Its angle in degrees, its wavelength in units, and the colour half-way between its crests and troughs, (3,); three
+        times None if it explains less than `MIN_STRIPES`.
+    """
     nothing = None, None, None
     used = weights > 0
     if used.sum() < 100 * unit**2:
@@ -378,7 +389,7 @@ def _observe_stripes(
     x, y = np.arange(ground.shape[1]) / unit, np.arange(ground.shape[0]) / unit
     low, high = (frequency / 64 for frequency in STRIPE_FREQUENCIES)
 
-    # Where the spectrum is strongest; the stripes are grey.
+    # The peak of the grey spectrum, since stripes are grey
     grey = np.zeros(weights.shape)
     grey[used] = colours.mean(1) * weights[used]
     across, down = np.arange(0, high, 1 / 160), np.arange(-high, high, 1 / 160)  # cycles per unit
@@ -389,7 +400,7 @@ def _observe_stripes(
     peak = np.array([across[column], down[row]])
 
     def fit(frequency: np.ndarray) -> tuple[float, np.ndarray]:
-        """What a wave of this frequency and a constant leave unexplained, and that constant, by least squares."""
+        """Fits a wave of this frequency and a constant by least squares. Returns the squared error and the constant."""
         phase = 2 * np.pi * (frequency[0] * x[columns] + frequency[1] * y[rows])
         waves = np.stack([np.cos(phase), np.sin(phase), np.ones_like(phase)], axis=1) * root
         moments = waves.T @ (root * colours)

@@ -1,8 +1,8 @@
-"""Stories as pixels, each a function of the story alone. Needs only NumPy.
+"""Rendering of stories. Pixels depend on the story alone. Needs only NumPy.
 
-Lengths are in units of 1/64 of the height where nothing else is said. Edges are smooth: the share of a pixel that a shape
-covers is taken from the signed distance to its border. Actors are saturated and everything else is pale, which is what they
-are told apart by.
+Lengths are in units of 1/64 of the height unless stated otherwise. Edges are antialiased: the share of a pixel that a shape
+covers follows from the signed distance to its border. Actors are saturated and everything else is pale, so that measurements
+can separate them.
 """
 
 import numpy as np
@@ -11,20 +11,20 @@ from mask2dit.storyworld.world import JOINT_ACTIONS, Colour, Identity, Palette, 
 
 # Actors
 SATURATION, VALUE = 0.82, 0.92
-USUAL_SIZES = (22.0, 18.0, 13.5)  # in a cast of 1, 2 and 3: each has to find room for its motion
-FLOOR = 0.9  # on which they stand, as a share of the height from above
+USUAL_SIZES = (22.0, 18.0, 13.5)  # in a cast of 1, 2 and 3, with room for motion
+FLOOR = 0.9  # their floor, as a share of the height from the upper edge
 DARK, WHITE = (0.12, 0.11, 0.14), (0.98, 0.98, 0.98)
-MARGIN = 1.0  # that an actor keeps to the borders of its part of the width
-TRAVEL, JUMP = 20.0, 10.0  # how far one moves at most, and how high one jumps
+MARGIN = 1.0  # between an actor and the borders of its part of the width
+TRAVEL, JUMP = 20.0, 10.0  # largest motion to the side, and height of a jump
 
-# As shares of an actor's size, upwards from the lowest point of its body.
+# Shares of an actor's size, upwards from the lowest point of its body
 BODY_HEIGHTS = {"circle": 1.0, "square": 0.88, "triangle": 0.95}
 EYE_HEIGHTS = {"circle": 0.62, "square": 0.56, "triangle": 0.44}
 SCARF_HEIGHTS = {"circle": (0.22, 0.42), "square": (0.18, 0.38), "triangle": (0.14, 0.33)}
 BRIM_HEIGHTS = {"circle": 0.9, "square": 0.86, "triangle": 0.74}
 BOOT_HEIGHT, BOOTS_LIFT = 0.24, 0.18
 
-# Sky above, sky at the horizon, ground, before an identity tints them.
+# Upper sky, sky at the horizon and ground, before the tints of an identity
 PALETTES: dict[str, Palette] = {
     "desert": ((0.93, 0.86, 0.78), (0.95, 0.91, 0.85), (0.82, 0.72, 0.63)),
     "meadow": ((0.72, 0.82, 0.90), (0.82, 0.88, 0.92), (0.68, 0.79, 0.61)),
@@ -37,25 +37,25 @@ STRIPES = 0.05  # their amplitude, as a share of full intensity
 
 
 def render_story(story: Story, num_frames: int = 9, height: int = 64, width: int = 64) -> list[np.ndarray]:
-    """Every scene of a story; see `render_scene`."""
+    """Renders every scene of a story; see `render_scene`."""
     return [render_scene(story, k, num_frames, height, width) for k in range(len(story.scenes))]
 
 
 def render_scene(story: Story, k: int, num_frames: int = 9, height: int = 64, width: int = 64) -> np.ndarray:
-    """Scene `k`, counted from 0.
+    """Renders a scene of a story.
 
     Args:
-        story: what to draw.
-        k: which scene.
-        num_frames: over which the actions stretch.
-        height, width: of a frame in pixels, at least 32 high and at least as wide as high.
+        story: the story.
+        k: index of the scene, counted from 0.
+        num_frames: number of frames, over which actions extend.
+        height, width: size of a frame in pixels; height at least 32, width at least the height.
 
     Returns:
         `uint8 (num_frames, height, width, 3)`.
 
     Raises:
         IndexError: if the story has no such scene.
-        ValueError: if there are fewer than two frames, or they are too small or upright.
+        ValueError: for fewer than two frames, or an unsupported size.
     """
     if num_frames < 2:
         raise ValueError(f"a scene needs at least 2 frames for its actions, but num_frames is {num_frames}")
@@ -78,34 +78,35 @@ def render_scene(story: Story, k: int, num_frames: int = 9, height: int = 64, wi
 
 
 def actor_size(cast: int, log_ratio: float) -> float:
-    """The size of an actor in a cast of so many: a circle's diameter, a triangle's base, and somewhat more than a square's
-    side."""
+    """Returns the size of an actor in a cast of `cast`: the diameter of a circle, the base of a triangle, and 1/0.88 of a
+    square's side."""
     return USUAL_SIZES[cast - 1] * float(np.exp(log_ratio))
 
 
 def stripe_wavelength(log_ratio: float) -> float:
-    """From one of the ground's stripes to the next."""
+    """Returns the distance between neighbouring stripes of the ground."""
     return USUAL_WAVELENGTH * float(np.exp(log_ratio))
 
 
 def hsv_to_rgb(hue: float, saturation: float, value: float) -> Colour:
-    """`hue` in degrees, which may lie outside 0 to 360; the others, and the result, in [0, 1]."""
+    """Converts HSV to RGB. The hue is in degrees and may lie outside 0 to 360; the other values are in [0, 1]."""
     offsets = (np.array([5.0, 3.0, 1.0]) + hue / 60) % 6
     return tuple(value - value * saturation * np.clip(np.minimum(offsets, 4 - offsets), 0, 1))
 
 
 def actor_layers(shape: str, accessory: str, size: float, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
-    """How much of each pixel an actor's body, its dark parts (eyes, hat, boots) and its white ones (scarf) cover.
+    """Computes the shares of each pixel that an actor's body, its dark parts (eyes, hat, boots) and its white parts (scarf)
+    cover.
 
     Args:
-        shape, accessory: see `world.SHAPES` and `world.ACCESSORIES`.
-        size: in pixels.
-        x, y: where the pixels are, broadcast against each other: to the right of the actor's axis, and above its floor.
+        shape, accessory: of `world.SHAPES` and `world.ACCESSORIES`.
+        size: size in pixels.
+        x, y: pixel positions, broadcast against each other: to the right of the actor's axis, and above its floor.
 
     Returns:
-        Three arrays in [0, 1], which sum to at most 1.
+        Three arrays in [0, 1], whose sum is at most 1.
     """
-    y = y - BOOTS_LIFT * size if accessory == "boots" else y  # from here on above the body's lowest point
+    y = y - BOOTS_LIFT * size if accessory == "boots" else y  # now above the body's lowest point
     if shape == "circle":
         body = _cover(_disc(x, y - size / 2, size / 2))
     elif shape == "square":
@@ -143,14 +144,14 @@ def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) ->
 
 
 def _cover(distance: np.ndarray) -> np.ndarray:
-    """The share of a pixel that is covered, from the signed distance of its centre to the border in pixels."""
+    """Returns the covered share of a pixel, from the signed distance of its centre to the border in pixels."""
     return np.clip(0.5 - distance, 0, 1)
 
 
 def _path(scene: Scene, position: int, size: float, num_frames: int, unit: float, width: int):
-    """Where an actor is in each frame: its axis and its height above the floor, in pixels.
+    """Returns the position of an actor's axis and its height above the floor in each frame, in pixels.
 
-    Those present share the width evenly and each stays in its part, so that none hides another.
+    Actors divide the width evenly and stay in their parts, so that none hides another.
     """
     action, share = scene.actions[position], width / len(scene.present)
     if action in JOINT_ACTIONS:
@@ -167,7 +168,7 @@ def _path(scene: Scene, position: int, size: float, num_frames: int, unit: float
 
 
 def _window(frame: np.ndarray, left: float, right: float, top: float, bottom: float):
-    """The part of a frame between these lines, and where its pixels' centres are."""
+    """Returns the part of a frame between these lines, and the positions of its pixels' centres."""
     columns = slice(max(0, int(left)), min(frame.shape[1], int(right) + 1))
     rows = slice(max(0, int(top)), min(frame.shape[0], int(bottom) + 1))
     x = np.arange(columns.start, columns.stop) + 0.5
@@ -191,13 +192,13 @@ def _draw_actor(
 
 def _draw_shadow(frame: np.ndarray, axis: float, floor: float, size: float) -> None:
     target, x, y = _window(frame, axis - 0.6 * size, axis + 0.6 * size, floor - 0.1 * size - 1, floor + 0.1 * size + 1)
-    flat = 6.0  # how many times wider than high
+    flat = 6.0  # ratio of its width to its height
     shadow = _cover((np.hypot(x - axis, flat * (y - floor)) - 0.48 * size) / flat)
     target *= 1 - 0.2 * shadow[..., None]
 
 
 def _background(story: Story, scene: Scene, identity: Identity, height: int, width: int) -> np.ndarray:
-    """`float (height, width, 3)`: sky, decorations, and ground with its stripes."""
+    """Renders sky, decorations, and ground with its stripes, float (height, width, 3)."""
     unit, horizon = height / 64, identity.horizon * height
     x, y = np.arange(width)[None, :] + 0.5, np.arange(height)[:, None] + 0.5
     tints = tinted(story.palette or PALETTES[story.setting], identity)
@@ -214,7 +215,7 @@ def _background(story: Story, scene: Scene, identity: Identity, height: int, wid
 
 
 def tinted(palette: Palette, identity: Identity) -> list[np.ndarray]:
-    """A palette with an identity's tints."""
+    """Returns a palette with the tints of an identity."""
     warm = np.array([1.0, 0.0, -1.0])
     sky = identity.sky_brightness + identity.sky_warmth * warm
     ground = identity.ground_brightness + identity.ground_warmth * warm
@@ -224,11 +225,11 @@ def tinted(palette: Palette, identity: Identity) -> list[np.ndarray]:
 def _decorate(
     image: np.ndarray, setting: str | None, pan: float, horizon: float, unit: float, x: np.ndarray, y: np.ndarray
 ) -> None:
-    """Draws what stands at the horizon and in the sky of a setting with a name; the ground is drawn over it."""
+    """Draws the decorations of a named setting at the horizon and in the sky; the ground is drawn over them."""
     width = image.shape[1]
 
     def to_right_of(share: float) -> np.ndarray:
-        """Pixels to the right of a place, which comes in again on the left where it leaves on the right."""
+        """Returns the distance of each pixel to the right of a place, which wraps around at the borders."""
         return (x - share * width - pan + width / 2) % width - width / 2
 
     def disc(share: float, up: float, radius: float, colour: Colour, opacity: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""Stories: their vocabulary, how they are drawn at random, and captions written and read. Nothing here knows of pixels."""
+"""Stories of the small world: vocabulary, random sampling, and writing and parsing of captions. Independent of pixels."""
 
 import re
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-# What captions can say.
+# The vocabulary of captions
 SHAPES = ("circle", "square", "triangle")
 COLOURS = ("red", "yellow", "green", "blue", "purple")
 ACCESSORIES = {"none": "", "hat": "wearing a hat", "scarf": "wearing a scarf", "boots": "wearing boots"}
 ACTIONS = ("moves right", "moves left", "jumps", "stands still")
-# What two neighbours do together, and the motions of the left and of the right one.
+# Actions of two neighbours together, with the motions of the left and the right one
 JOINT_ACTIONS = {"move towards each other": ("moves right", "moves left"), "move apart": ("moves left", "moves right")}
-# A setting after an action that goes somewhere, and after one that does not.
+# The words of a setting after an action with motion to the side, and after others
 SETTINGS = {
     "desert": ("across the desert", "in the desert"),
     "meadow": ("across the meadow", "in the meadow"),
@@ -23,22 +23,22 @@ SETTINGS = {
     "beach": ("along the beach", "on the beach"),
 }
 MAX_ACTORS = 3
-# In place of a word, with the punctuation at it, that a caption leaves out: the mask of the text encoder's own training.
+# Replaces a word that a caption leaves out, with its punctuation: the mask token of the text encoder's training.
 UNNAMED = "<extra_id_0>"
 
-# What colours look like: hues in degrees, and how far off one still has its name. They are at least twice as far apart.
+# Hues of the colours in degrees, and the largest deviation of a hue with that name. Hues are at least twice as far apart.
 HUES = {"red": -4.0, "yellow": 54.0, "green": 130.0, "blue": 214.0, "purple": 284.0}
 MAX_HUE_ERROR = 29.0
 
 Colour = tuple[float, float, float]  # in [0, 1]
-Palette = tuple[Colour, Colour, Colour]  # sky above, sky at the horizon, ground, before an identity tints them
+Palette = tuple[Colour, Colour, Colour]  # upper sky, sky at the horizon and ground, before the tints of an identity
 
 SPLITS = ("train", "held_out")
-# Never together in a training story; a held-out story has at least one of them. Each word occurs in training with others.
+# Combinations that training stories never have; a held-out story has at least one. Each word occurs in training with others.
 HELD_OUT_LOOKS = frozenset({("circle", "purple"), ("square", "yellow"), ("triangle", "blue")})
 HELD_OUT_ACTIONS = frozenset({("moves left", "desert"), ("jumps", "snow"), ("moves right", "night")})
 
-# How often stories have 1, 2 and 3 actors; how often a scene shows them all, and two that do something together.
+# Probabilities of 1, 2 and 3 actors, of a scene with all actors, and of a joint action
 CAST_SHARES = (0.6, 0.3, 0.1)
 ALL_PRESENT_SHARE = 0.6
 JOINT_SHARE = 0.3
@@ -46,59 +46,61 @@ JOINT_SHARE = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Actor:
-    """What captions say of an actor, in every scene with the same words."""
+    """The captioned appearance of an actor, the same in every scene."""
 
     shape: str
     colour: str | None
-    """None: captions leave it out, and `hue` says what it looks like."""
+    """None if captions leave it out; `hue` then determines its appearance."""
     accessory: str
     """A key of `ACCESSORIES`."""
     hue: float | None = None
-    """Degrees; None for a colour with a name, which has its own in `HUES`."""
+    """Hue in degrees; None for a named colour, whose hue is in `HUES`."""
 
     @property
     def usual_hue(self) -> float:
-        """From which an identity's hue is off."""
+        """Hue in degrees to which the identity's deviation is added."""
         return HUES[self.colour] if self.hue is None else self.hue
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One scene of a story; its numbers may differ from scene to scene and are no identity."""
+    """A scene of a story. Its values are not part of the identity and differ between scenes."""
 
     present: tuple[int, ...]
-    """Indices of the actors that are seen, from left to right, which is always their order in the cast."""
+    """Indices of the visible actors, from left to right, in the order of the cast."""
     actions: tuple[str, ...]
-    """Of each of them: one of `ACTIONS`, or one of `JOINT_ACTIONS` for two neighbours."""
+    """Action of each of them: one of `ACTIONS`, or one of `JOINT_ACTIONS` for two neighbours."""
     starts: tuple[float, ...]
-    """Where in the room that its motion leaves an actor begins, 0 (left) to 1 (right)."""
+    """Start of each actor in the range that its motion leaves, 0 (left) to 1 (right)."""
     camera: float
-    """Where the camera stands along the horizon, 0 to 1, which is 0 again: decorations and ground texture shift with it."""
+    """Position of the camera along the horizon, 0 to 1, with period 1. Decorations and ground texture shift with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What stays the same through a story and no caption mentions."""
+    """Values that all scenes of a story share and no caption names."""
 
     hues: tuple[float, ...]
-    """Of each actor: degrees off the hue of its colour."""
+    """Deviation of each actor from the hue of its colour in degrees."""
     sizes: tuple[float, ...]
-    """Of each actor, as the logarithm of the ratio to the usual size."""
+    """Size of each actor, as the logarithm of the ratio to the usual size."""
     horizon: float
-    """Where it lies, as a share of the height from above."""
+    """Distance of the horizon from the upper edge, as a share of the height."""
     sky_warmth: float
-    """Added to red and taken from blue, as a share of full intensity."""
+    """Added to red and subtracted from blue, as a share of full intensity."""
     sky_brightness: float
-    """Added to all three."""
+    """Added to all three channels."""
     ground_warmth: float
+    """As of the sky."""
     ground_brightness: float
+    """As of the sky."""
     stripe_angle: float
-    """The ground's stripes: degrees between the direction in which they alternate and the horizon."""
+    """Angle between the wave vector of the ground's stripes and the horizon in degrees."""
     stripe_wavelength: float
-    """From stripe to stripe, as the logarithm of the ratio to the usual one."""
+    """Distance between stripes, as the logarithm of the ratio to the usual one."""
 
 
-# From where to where each of an identity's values is drawn, evenly.
+# Ranges of the values of an identity, which are uniform
 IDENTITY_RANGES = {
     "hues": (-14.0, 14.0),
     "sizes": (-0.18, 0.18),
@@ -118,41 +120,41 @@ class Story:
 
     actors: tuple[Actor, ...]
     setting: str | None
-    """None: captions leave it out, and `palette` says what it looks like."""
+    """None if captions leave it out; `palette` then determines its appearance."""
     scenes: tuple[Scene, ...]
     identities: tuple[Identity, ...]
-    """Of each scene: equal in all of them, but for a story that drifts."""
+    """Identity of each scene, equal in all of them unless the story drifts."""
     palette: Palette | None = None
-    """Of the background; None for a setting with a name, which has its own in `render.PALETTES`."""
+    """Colours of the background; None for a named setting, whose palette is in `render.PALETTES`."""
 
     def __post_init__(self):
         if len(self.identities) != len(self.scenes):
             raise ValueError(
-                f"a story needs an identity a scene, but has {len(self.identities)} for {len(self.scenes)}"
+                f"a story needs one identity per scene, but has {len(self.identities)} for {len(self.scenes)} scenes"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DescribedActor:
-    """All that a caption says of an actor."""
+    """An actor as a caption describes it."""
 
     number: int
-    """From 1, as in "Actor1"."""
+    """Number of the actor, counted from 1, as in "Actor1"."""
     shape: str
     colour: str | None
-    """None: it says nothing of it."""
+    """None if the caption leaves it out."""
     accessory: str
     action: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """All that a caption says."""
+    """The content of a caption."""
 
     actors: tuple[DescribedActor, ...]
-    """From left to right."""
+    """Actors from left to right."""
     setting: str | None
-    """None: it says nothing of it."""
+    """None if the caption leaves it out."""
 
 
 def sample_story(
@@ -163,18 +165,18 @@ def sample_story(
     unnamed: float = 0.0,
     cast_shares: Sequence[float] = CAST_SHARES,
 ) -> Story:
-    """A random story that depends on the arguments alone.
+    """Draws a random story, which depends on the arguments alone.
 
     Args:
-        seed: at least 0; the same seed gives unrelated stories in the two splits.
-        num_scenes: scenes of the story.
-        split: "train" stories have none of the combinations in `HELD_OUT_LOOKS` and `HELD_OUT_ACTIONS`, "held_out" ones at
-            least one.
-        drift: how far identity changes from scene to scene: 0 not at all, 1 as between unrelated stories.
-        unnamed: the share of actors whose colour captions leave out. It is any, but for those that would read as a
-            held-out look. Such training stories break the inference of an actor's shape from its colour.
-        cast_shares: probabilities of 1, 2 and 3 actors. A story whose scenes do not show all actors, or of the other split,
-            is drawn again.
+        seed: seed of the story, at least 0; the same seed gives unrelated stories in the two splits.
+        num_scenes: number of scenes.
+        split: "train" for stories without the combinations of `HELD_OUT_LOOKS` and `HELD_OUT_ACTIONS`, "held_out" for stories
+            with at least one of them.
+        drift: change of the identity from scene to scene, from 0 (none) to 1 (as between unrelated stories).
+        unnamed: probability that captions leave out the colour of an actor, which is then any that does not give a held-out
+            look. Such training stories break the inference of an actor's shape from its colour.
+        cast_shares: probabilities of 1, 2 and 3 actors. Stories whose scenes do not show all actors, and those of the other
+            split, are drawn again.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -206,14 +208,14 @@ def sample_story(
 
 
 def is_held_out(story: Story) -> bool:
-    """Whether a story has a combination that no training story has."""
+    """Returns True if a story has a combination that no training story has."""
     looks = {(actor.shape, actor.colour) for actor in story.actors}
     actions = {(action, story.setting) for scene in story.scenes for action in scene.actions}
     return bool(looks & HELD_OUT_LOOKS or actions & HELD_OUT_ACTIONS)
 
 
 def with_new_identity(story: Story, seed: int) -> Story:
-    """The same story as its captions tell it, with an unrelated identity: what visual consistency is measured against."""
+    """Returns a story with the same captions and an unrelated identity, the reference of visual consistency."""
     identity = _sample_identity(np.random.default_rng([seed, 2]), len(story.actors))
     return replace(story, identities=(identity,) * len(story.scenes))
 
@@ -232,18 +234,18 @@ def _sample_cast(rng: np.random.Generator, shares: Sequence[float]) -> tuple[Act
 
 
 def nearest_colour(hue: float) -> str | None:
-    """The colour whose name a hue has; None if it has none."""
+    """Returns the colour that a hue belongs to; None if it belongs to none."""
     nearest = min(HUES, key=lambda colour: hue_distance(hue, HUES[colour]))
     return nearest if hue_distance(hue, HUES[nearest]) <= MAX_HUE_ERROR else None
 
 
 def hue_distance(a: float, b: float) -> float:
-    """Degrees between two hues, 0 to 180."""
+    """Returns the distance between two hues in degrees, 0 to 180."""
     return abs((a - b + 180) % 360 - 180)
 
 
 def _leave_out_colours(rng: np.random.Generator, story: Story, share: float) -> tuple[Actor, ...]:
-    """The actors, this share of them with any hue that is not another's and never shows a held-out look."""
+    """Replaces the colours of a share of the actors by random hues, which are no other actor's and give no held-out look."""
     result = list(story.actors)
     for k, actor in enumerate(story.actors):
         if rng.random() >= share:
@@ -267,7 +269,7 @@ def _sample_scene(rng: np.random.Generator, num_actors: int, previous: Scene | N
     if len(actions) > 1 and rng.random() < JOINT_SHARE:
         left = rng.integers(len(actions) - 1)
         actions[left : left + 2] = [_choose(rng, JOINT_ACTIONS)] * 2
-    # A new place at each cut, at least a quarter away, so that every cut can be seen.
+    # The camera moves by at least a quarter at each cut, so that every cut can be detected.
     camera = rng.random() if previous is None else (previous.camera + rng.uniform(0.25, 0.75)) % 1
     starts = tuple(float(start) for start in rng.random(len(actions)))
     return Scene(present=tuple(int(k) for k in present), actions=tuple(actions), starts=starts, camera=float(camera))
@@ -296,11 +298,7 @@ def _blend(shared: Identity, own: Identity, share_of_own: float) -> Identity:
 
 
 def describe(story: Story, k: int) -> Description:
-    """What the caption of scene `k`, counted from 0, says.
-
-    Raises:
-        IndexError: if the story has no such scene.
-    """
+    """Returns the content of the caption of scene `k`, counted from 0. Raises `IndexError` if there is no such scene."""
     scene = story.scenes[k]
     actors = tuple(
         DescribedActor(
@@ -316,12 +314,12 @@ def describe(story: Story, k: int) -> Description:
 
 
 def caption(story: Story, k: int) -> str:
-    """The caption of scene `k`, counted from 0, such as "Actor1 (red circle, wearing a hat) jumps in the snow."."""
+    """Returns the caption of scene `k`, counted from 0, such as "Actor1 (red circle, wearing a hat) jumps in the snow."."""
     return write_caption(describe(story, k))
 
 
 def write_caption(description: Description) -> str:
-    """The sentence that says `description`; `parse_caption` reads it back unless it leaves something out."""
+    """Writes a description as a sentence, which `parse_caption` parses unless it leaves something out."""
     clauses, waiting = [], ""
     for actor in description.actors:
         colour = UNNAMED if actor.colour is None else f"({actor.colour}"
@@ -340,10 +338,10 @@ def write_caption(description: Description) -> str:
 
 
 def parse_caption(text: str) -> Description:
-    """What a caption says, if it is one that this world can show.
+    """Parses a caption of this world.
 
     Raises:
-        ValueError: if it is not; the message names what is wrong and what is possible.
+        ValueError: for a caption outside this world; the message names the error and what is possible.
     """
 
     def fail(message: str):
@@ -356,7 +354,7 @@ def parse_caption(text: str) -> Description:
         fail(f"it has to end with a setting, which is one of {_listed(phrases)}")
     sentence = sentence.removesuffix(f" {phrase}")
 
-    # ["", number, look, what follows, number, look, what follows, …]
+    # ["", number, look, rest, number, look, rest, …]
     parts = re.split(r"Actor(\d+) \(([^()]*)\)", sentence)
     mentions = list(zip(parts[1::3], parts[2::3], parts[3::3]))
     if parts[0] or not mentions:
