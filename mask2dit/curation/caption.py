@@ -28,8 +28,8 @@ from mask2dit.video.frames import middle_frames
 logger = logging.getLogger(__name__)
 
 # For the estimate: characters per token of English, and tokens per caption with its share of the actors.
-CHARACTERS_A_TOKEN = 4
-TOKENS_A_CAPTION = 160
+CHARACTERS_PER_TOKEN = 4
+TOKENS_PER_CAPTION = 160
 MAX_FAILURES = 5  # consecutive failed requests after which the run stops
 MAX_REFUSALS = 20  # refused requests before the first answer after which the run stops
 
@@ -217,8 +217,8 @@ def caption_group(
 def estimate_tokens(groups: Sequence[Group], config: CaptionConfig) -> tuple[int, int]:
     """Input and output tokens if every first answer is valid."""
     num_scenes = sum(len(group.clips) for group in groups)
-    text = sum(len(instructions(len(group.clips), config.max_words)) // CHARACTERS_A_TOKEN for group in groups)
-    return text + num_scenes * config.frames_per_scene * config.tokens_per_image, num_scenes * TOKENS_A_CAPTION
+    text = sum(len(instructions(len(group.clips), config.max_words)) // CHARACTERS_PER_TOKEN for group in groups)
+    return text + num_scenes * config.frames_per_scene * config.tokens_per_image, num_scenes * TOKENS_PER_CAPTION
 
 
 def _price(input_tokens: int, output_tokens: int, config: CaptionConfig) -> float | None:

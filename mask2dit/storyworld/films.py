@@ -33,7 +33,7 @@ from mask2dit.video.writing import write_clips
 
 logger = logging.getLogger(__name__)
 
-STORIES_A_CALL = 50  # stories that a process renders and writes together
+STORIES_PER_CALL = 50  # stories that a process renders and writes together
 # Limits of unnamed backgrounds, which the named ones meet too: largest minus smallest channel, and root mean square
 # difference between sky and ground at the horizon.
 MAX_BACKGROUND_CHROMA = 0.2
@@ -189,7 +189,7 @@ def leave_out_setting(story: Story, rng: np.random.Generator) -> Story:
 
 def _make(config: FilmsConfig, part: str, seeds: range) -> list[dict]:
     """Writes the films of stories and returns their rows in the form of `sft.json`."""
-    chunks = [seeds[start : start + STORIES_A_CALL] for start in range(0, len(seeds), STORIES_A_CALL)]
+    chunks = [seeds[start : start + STORIES_PER_CALL] for start in range(0, len(seeds), STORIES_PER_CALL)]
     rows = []
     with ProcessPoolExecutor(config.num_workers) as pool, tqdm(total=len(seeds), desc=part, disable=None) as progress:
         for some in pool.map(partial(_make_some, config, part), chunks):

@@ -51,9 +51,9 @@ IDENTITY_GROUPS = {
 }
 OF_ACTORS = ("hue", "size")
 _RANGE_OF = {"hue": "hues", "size": "sizes"}
-# The mean difference between unrelated stories with the same captions. Each part is uniform, and two uniform draws differ by
-# a third of the range on average; `python -m mask2dit.storyworld.validate` finds the same on rendered stories. Units are
-# degrees for hue and angle, natural logarithms of ratios for size and wavelength, and shares for the rest.
+# The mean difference between unrelated stories with the same captions. Each part is distributed uniformly, so that two draws
+# differ by a third of the range on average; `python -m mask2dit.storyworld.validate` finds the same on rendered stories.
+# Units are degrees for hue and angle, natural logarithms of ratios for size and wavelength, and shares for the rest.
 UNRELATED = {
     part: float(np.ptp(IDENTITY_RANGES[_RANGE_OF.get(part, part)])) / 3
     for parts in IDENTITY_GROUPS.values()

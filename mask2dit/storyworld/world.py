@@ -91,16 +91,16 @@ class Identity:
     sky_brightness: float
     """Added to all three channels."""
     ground_warmth: float
-    """As of the sky."""
+    """Same as `sky_warmth`, for the ground."""
     ground_brightness: float
-    """As of the sky."""
+    """Same as `sky_brightness`, for the ground."""
     stripe_angle: float
     """Angle between the wave vector of the ground's stripes and the horizon in degrees."""
     stripe_wavelength: float
     """Distance between stripes, as the logarithm of the ratio to the usual one."""
 
 
-# Ranges of the values of an identity, which are uniform
+# Ranges of the values of an identity, which are uniformly distributed
 IDENTITY_RANGES = {
     "hues": (-14.0, 14.0),
     "sizes": (-0.18, 0.18),
